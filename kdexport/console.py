@@ -1,0 +1,89 @@
+"""What long work shows: bars with rate and time left on a terminal, plain lines in a log.
+
+All of it goes to stderr; stdout belongs to results.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+LOG_SECONDS = 10.0
+
+
+@dataclass
+class Tracker:
+    """One piece of work under way; call it with what is done and, if unknown before, of how much."""
+
+    title: str
+    unit: str
+    total: float | None = None
+    _bar: Any = None
+    _task: Any = None
+    _started: float = field(default_factory=time.monotonic)
+    _printed: float = 0.0
+    _first: float | None = None
+
+    def __call__(self, done: float, total: float | None = None, note: str = "") -> None:
+        """Show that ``done`` of ``total`` units are done."""
+        if total is not None:
+            self.total = total
+        if self._first is None:
+            self._first = done if done < (self.total or done) else 0.0
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=self.total, note=note)
+            return
+        now = time.monotonic()
+        if now - self._printed >= LOG_SECONDS or done == self.total:
+            self._printed = now
+            print(f"{self.title}: {self._line(done, now)}{note and '  ' + note}", file=sys.stderr)
+
+    def _line(self, done: float, now: float) -> str:
+        rate = (done - (self._first or 0.0)) / max(now - self._started, 1e-6)
+        text = f"{done:.0f}/{self.total:.0f} {self.unit}" if self.total else f"{done:.0f} {self.unit}"
+        if rate > 0:
+            text += f"  {rate:.1f} {self.unit}/s"
+            if self.total and done < self.total:
+                text += f"  {_clock((self.total - done) / rate)} left"
+        return text
+
+
+@contextmanager
+def tracked(title: str, unit: str, total: float | None = None) -> Iterator[Tracker]:
+    """Show the progress of a piece of work while the block runs."""
+    if not sys.stderr.isatty():
+        yield Tracker(title, unit, total)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
+        TextColumn("[cyan]{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    with bar:
+        task = bar.add_task(title, total=total or 1, unit=unit, note="")
+        yield Tracker(title, unit, total, _bar=bar, _task=task)
+
+
+def say(text: str) -> None:
+    """One plain line to the person who watches."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+
+        Console(stderr=True, highlight=False).print(text)
+    else:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

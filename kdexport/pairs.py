@@ -1,0 +1,151 @@
+"""Pairs: a prompt and the copy that answers it, in a JSONL file that a person can read.
+
+Knows files and the forms that users keep their data in; nothing of tokenizers or models.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdexport.errors import InputError
+
+Message = dict[str, str]
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Chat messages and their completion; without messages, the completion is plain text."""
+
+    id: str
+    split: str
+    messages: tuple[Message, ...]
+    completion: str
+
+
+def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
+    """Write JSONL, beside and then in place."""
+    beside = path.with_suffix(path.suffix + ".partial")
+    with beside.open("w", encoding="utf-8") as file:
+        for pair in pairs:
+            row = {
+                "id": pair.id,
+                "split": pair.split,
+                "messages": list(pair.messages),
+                "completion": pair.completion,
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    beside.replace(path)
+
+
+def load_pairs(
+    path: Path, *, validation_fraction: float = 0.05, test_fraction: float = 0.05, seed: int = 0
+) -> list[Pair]:
+    """Read JSONL whose lines hold ``messages``, ``prompt`` + ``completion``, or ``text``.
+
+    A line may carry ``id`` and ``split``; where it has no split, one is drawn from a hash of its
+    prompt and the seed, so that equal prompts never stand in two splits. Raises InputError that
+    names the line.
+    """
+    pairs: list[Pair] = []
+    seen: dict[str, int] = {}
+    for number, row in read_jsonl(path):
+        where = f"{path}:{number}"
+        messages, completion = _contents(row, where)
+        name = str(row.get("id", f"line-{number}"))
+        if name in seen:
+            raise InputError(f"id {name!r} was used in line {seen[name]} already", where=where)
+        seen[name] = number
+        split = row.get("split")
+        if split is None:
+            key = json.dumps(messages) if messages else completion
+            split = draw_split(key, seed, validation_fraction, test_fraction)
+        if split not in SPLITS:
+            raise InputError(f"split is {split!r}", where=where, remedy="use " + ", ".join(SPLITS))
+        pairs.append(Pair(name, split, tuple(messages), completion))
+    if not pairs:
+        raise InputError("holds no line of data", where=str(path))
+    return pairs
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers and objects of a JSONL file; blank lines are passed over."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise InputError("there is no such file", where=str(path)) from None
+    except IsADirectoryError:
+        raise InputError("is a folder; a JSONL file is wanted", where=str(path)) from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise InputError(
+            "is not UTF-8", where=f"{path}:{line}", remedy="save the file as UTF-8"
+        ) from None
+    for number, line_text in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
+        if line_text.strip():
+            try:
+                row = json.loads(line_text)
+            except json.JSONDecodeError as error:
+                raise InputError(f"is not JSON ({error.msg})", where=f"{path}:{number}") from None
+            if not isinstance(row, dict):
+                raise InputError("is not a JSON object", where=f"{path}:{number}")
+            yield number, row
+
+
+def _contents(row: dict[str, Any], where: str) -> tuple[list[Message], str]:
+    """The prompt's messages and the completion of one line, whichever form it has."""
+    if "messages" in row:
+        messages = _messages(row["messages"], where)
+        if "completion" in row:
+            return messages, _text(row, "completion", where)
+        if messages[-1]["role"] != "assistant":
+            raise InputError("the last message must be the assistant's", where=where)
+        return messages[:-1], messages[-1]["content"]
+    if "prompt" in row or "completion" in row:
+        prompt = _text(row, "prompt", where)
+        return [{"role": "user", "content": prompt}], _text(row, "completion", where)
+    if "text" in row:
+        return [], _text(row, "text", where)
+    raise InputError(
+        "holds neither messages, nor prompt and completion, nor text",
+        where=where,
+        remedy="see docs/recipes.md for the forms of data",
+    )
+
+
+def _messages(value: Any, where: str) -> list[Message]:
+    good = isinstance(value, list) and value and all(
+        isinstance(m, dict)
+        and m.get("role") in ("system", "user", "assistant")
+        and isinstance(m.get("content"), str)
+        for m in value
+    )
+    if not good:
+        raise InputError(
+            "messages must be a list of {role: system|user|assistant, content: text}", where=where
+        )
+    return [{"role": m["role"], "content": m["content"]} for m in value]
+
+
+def _text(row: dict[str, Any], key: str, where: str) -> str:
+    value = row.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{key} is missing or empty", where=where)
+    return value
+
+
+def draw_split(key: str, seed: int, validation_fraction: float, test_fraction: float) -> str:
+    """A split by hash: the same key always falls into the same one."""
+    digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
+    position = int.from_bytes(digest[:8], "big") / 2**64
+    if position < test_fraction:
+        return "test"
+    return "validation" if position < test_fraction + validation_fraction else "train"
+
+
+def by_split(pairs: Sequence[Pair], split: str, at_most: int | None = None) -> list[Pair]:
+    """The pairs of one split, the first ``at_most`` of them."""
+    return [pair for pair in pairs if pair.split == split][:at_most]

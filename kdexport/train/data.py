@@ -1,0 +1,117 @@
+"""Pairs of texts become batches of token ids whose target tokens are marked.
+
+Knows tokenizers and nothing of models. The order of batches is a function of (seed, epoch) alone,
+so that a resumed run sees the batches that an unbroken one would have seen.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from kdexport.pairs import Pair
+
+BATCHES_PER_BUCKET = 16
+Render = Callable[[list[dict[str, str]]], str]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One example as token ids.
+
+    ``ids``: int64 [n]. ``first_target``: the index from which on tokens are targets (>= 1: the
+    first token has nothing before it to be predicted from).
+    """
+
+    example_id: str
+    ids: np.ndarray
+    first_target: int
+
+    @property
+    def n_targets(self) -> int:
+        """How many of its tokens count in the loss."""
+        return len(self.ids) - self.first_target
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded examples.
+
+    ``ids``: int64 [B, L]. ``targets``: bool [B, L - 1]; position p marks that the logits at p are
+    to predict the token at p + 1. A right pad never reaches a token before it through causal
+    attention, so no attention mask is needed.
+    """
+
+    ids: torch.Tensor
+    targets: torch.Tensor
+    examples: tuple[Encoded, ...]
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """The target tokens, int64 [N], row by row."""
+        return self.ids[:, 1:][self.targets]
+
+    @property
+    def n_targets(self) -> int:
+        """How many tokens count in the loss."""
+        return sum(example.n_targets for example in self.examples)
+
+
+def encode_pairs(
+    pairs: Sequence[Pair], tokenizer: Tokenizer, render: Render, eos_id: int | None, max_length: int
+) -> tuple[list[Encoded], int]:
+    """Tokenize pairs; return them with the number left out for being over ``max_length`` tokens.
+
+    ``render`` turns chat messages into the text that the model reads. Prompt and completion are
+    tokenized apart, as they are when the model writes. A pair without a prompt is plain text: all
+    its tokens but the first are targets.
+    """
+    encoded: list[Encoded] = []
+    for pair in pairs:
+        prompt = render(list(pair.messages)) if pair.messages else ""
+        head = tokenizer.encode(prompt, add_special_tokens=False).ids
+        tail = tokenizer.encode(pair.completion, add_special_tokens=False).ids
+        ids = [*head, *tail] if eos_id is None else [*head, *tail, eos_id]
+        first = max(len(head), 1)
+        if first < len(ids) <= max_length:
+            encoded.append(Encoded(pair.id, np.asarray(ids, dtype=np.int64), first))
+    return encoded, len(pairs) - len(encoded)
+
+
+def collate(examples: Sequence[Encoded]) -> Batch:
+    """Right-pad examples (with token 0, which no loss sees) into one batch."""
+    length = max(len(example.ids) for example in examples)
+    ids = torch.zeros(len(examples), length, dtype=torch.long)
+    targets = torch.zeros(len(examples), length - 1, dtype=torch.bool)
+    for row, example in enumerate(examples):
+        ids[row, : len(example.ids)] = torch.from_numpy(example.ids)
+        targets[row, example.first_target - 1 : len(example.ids) - 1] = True
+    return Batch(ids, targets, tuple(examples))
+
+
+def token_batches(
+    examples: Sequence[Encoded], batch_size: int, *, seed: int, epoch: int, start: int = 0
+) -> Iterator[Batch]:
+    """One epoch of shuffled batches of similar length, from the batch number ``start`` on.
+
+    Examples are shuffled, sorted by length inside groups of some batches (little padding), and the
+    batches are shuffled again.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(examples))
+    bucket = batch_size * BATCHES_PER_BUCKET
+    batches: list[np.ndarray] = []
+    for begin in range(0, len(order), bucket):
+        group = sorted(order[begin : begin + bucket], key=lambda i: len(examples[i].ids))
+        batches += [np.asarray(group[i : i + batch_size]) for i in range(0, len(group), batch_size)]
+    for number in rng.permutation(len(batches))[start:]:
+        yield collate([examples[i] for i in batches[number]])
+
+
+def ordered_batches(examples: Sequence[Encoded], batch_size: int) -> Iterator[Batch]:
+    """All examples once, by length: for measuring and for asking the teacher."""
+    by_length = sorted(examples, key=lambda example: len(example.ids))
+    for begin in range(0, len(by_length), batch_size):
+        yield collate(by_length[begin : begin + batch_size])

@@ -1,0 +1,60 @@
+"""Losses between a teacher's targets and a student's logits, one value per target token.
+
+A loss knows neither batches nor models: it sees N tokens. Summing, and dividing by the number of
+target tokens of the whole accumulated batch, is the trainer's business.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F  # noqa: N812 (the field's name for it)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """A teacher's distributions over the student's vocabulary for N target tokens.
+
+    ``logprobs``: float [N, k]. ``ids``: int64 [N, k], the tokens these belong to, or None when
+    k is the whole vocabulary in order. ``tail``: float [N], log of the mass outside of the k
+    tokens, or None when nothing is outside. All at the temperature they were asked for.
+    """
+
+    logprobs: torch.Tensor
+    ids: torch.Tensor | None = None
+    tail: torch.Tensor | None = None
+
+    def top1(self) -> torch.Tensor:
+        """The teacher's most likely token, int64 [N]."""
+        best = self.logprobs.argmax(-1)
+        return best if self.ids is None else self.ids.gather(1, best[:, None])[:, 0]
+
+
+def log_remainder(logprobs: torch.Tensor) -> torch.Tensor:
+    """log(1 - sum(exp(logprobs))), float [N] from [N, k]: the mass that the k tokens leave."""
+    covered = torch.logsumexp(logprobs, -1).clamp(max=-1e-7)
+    return torch.log(-torch.expm1(covered))
+
+
+def forward_kl(logits: torch.Tensor, targets: Targets, temperature: float) -> torch.Tensor:
+    """KL(teacher || student) in nats per token: float [N] from student logits [N, V].
+
+    Hinton et al. 2015, section 2 (soft targets at a temperature; the caller multiplies by T²).
+    With top-k targets the tail counts as one event, which makes the value a lower bound of the
+    exact one and keeps the student from putting mass there.
+    """
+    student = F.log_softmax(logits.float() / temperature, dim=-1)
+    if targets.ids is None:
+        return F.kl_div(student, targets.logprobs, log_target=True, reduction="none").sum(-1)
+    student = student.gather(1, targets.ids)
+    value = F.kl_div(student, targets.logprobs, log_target=True, reduction="none").sum(-1)
+    if targets.tail is None:
+        return value
+    tail_of_student = log_remainder(student)
+    return value + targets.tail.exp() * (targets.tail - tail_of_student)
+
+
+Loss = Callable[[torch.Tensor, Targets, float], torch.Tensor]
+LOSSES: Mapping[str, Loss] = {
+    "forward_kl": forward_kl,
+}

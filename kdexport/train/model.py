@@ -1,0 +1,112 @@
+"""Load, save and read a causal language model of any family through transformers' common surface.
+
+Knows no family by name: the parts are found through the methods that every model has.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdexport.errors import InputError
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' own progress bars and advice: the command line shows ours."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> Any:
+    """A causal language model from a Hugging Face folder, in evaluation mode, safetensors only."""
+    from transformers import AutoModelForCausalLM
+
+    with quiet_transformers():
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, use_safetensors=True
+            )
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise InputError(f"cannot be loaded ({first})", where=str(folder)) from error
+        except Exception as error:  # safetensors raises its own, unrelated kind
+            if type(error).__name__ != "SafetensorError":
+                raise
+            raise InputError(
+                f"model.safetensors is corrupt or truncated ({error})", where=str(folder)
+            ) from error
+    return model.eval()
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The fast tokenizer of a Hugging Face folder."""
+    from transformers import AutoTokenizer
+
+    with quiet_transformers():
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path, facts: dict[str, Any]) -> None:
+    """Write a Hugging Face folder (safetensors) and, as kdexport.json, what is ours to know."""
+    with quiet_transformers():
+        model.save_pretrained(folder, safe_serialization=True)
+        tokenizer.save_pretrained(folder)
+    (folder / "kdexport.json").write_text(json.dumps(facts, indent=1), "utf-8")
+
+
+def load_facts(folder: Path) -> dict[str, Any]:
+    """What ``save_model`` noted beside a model; empty for a folder from elsewhere."""
+    path = folder / "kdexport.json"
+    if not path.exists():
+        return {}
+    facts: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return facts
+
+
+def target_logits(model: Any, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Logits at the marked positions only: float [N, V] from ids [B, L], bool [B, L - 1].
+
+    The vocabulary head is the dearest product of a small model; prompts do not need it.
+    """
+    ids = ids.to(model.device)
+    if not _head_is_plain(model):
+        return model(input_ids=ids, use_cache=False).logits[:, :-1][targets]
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    return model.get_output_embeddings()(hidden[:, :-1][targets.to(hidden.device)])
+
+
+def _head_is_plain(model: Any) -> bool:
+    """Whether logits are the output embedding of the last hidden state and nothing more.
+
+    Checked once for each model by computing both; soft caps and logit scales fail it.
+    """
+    known = getattr(model, "_kdexport_plain_head", None)
+    if known is not None:
+        return bool(known)
+    head = model.get_output_embeddings()
+    plain = head is not None and model.base_model is not model
+    if plain:
+        was_training = model.training
+        model.eval()
+        with torch.no_grad():
+            probe = torch.arange(4, device=model.device)[None]
+            whole = model(input_ids=probe, use_cache=False).logits
+            parts = head(model.base_model(input_ids=probe, use_cache=False).last_hidden_state)
+            plain = torch.allclose(whole, parts, rtol=1e-4, atol=1e-4)
+        model.train(was_training)
+    model._kdexport_plain_head = plain
+    return bool(plain)

@@ -1,0 +1,75 @@
+"""The quality reference: a teacher's targets on held-out text, for measuring where torch is absent."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdexport.train.data import Encoded, ordered_batches
+from kdexport.train.teacher import live_targets
+
+
+def write_reference(
+    path: Path,
+    teacher: Any,
+    examples: Sequence[Encoded],
+    kept_ids: Sequence[int] | None,
+    *,
+    vocab_size: int,
+    top_k: int,
+    batch_size: int,
+    meta: dict[str, Any],
+) -> None:
+    """Write an .npz (no pickles) that ``kdexport.runtime.quality`` reads.
+
+    N tokens, T texts, M target tokens, k kept probabilities: ``ids`` int32 [N] in the student's
+    vocabulary, ``offsets`` int64 [T + 1], ``target`` int64 [M] (flat index of each target token),
+    ``topk_ids`` int32 [M, k], ``topk_logprobs`` float32 [M, k], ``tail_logprob`` float32 [M],
+    ``kept_ids`` int32 [V], ``kept_mass`` float32 [M], ``meta`` UTF-8 JSON as uint8.
+    """
+    ask = live_targets(teacher, kept_ids, 1.0, min(top_k, vocab_size - 1))
+    mass_of = _kept_mass(teacher, kept_ids)
+    columns: dict[str, list[np.ndarray]] = {}
+    offset = 0
+    offsets = [0]
+    for batch in ordered_batches(examples, batch_size):
+        targets = ask(batch)
+        if targets.ids is None or targets.tail is None:
+            raise ValueError("a reference needs top-k targets")
+        for example in batch.examples:
+            columns.setdefault("ids", []).append(example.ids.astype(np.int32))
+            where = np.arange(example.first_target, len(example.ids), dtype=np.int64) + offset
+            columns.setdefault("target", []).append(where)
+            offset += len(example.ids)
+            offsets.append(offset)
+        columns.setdefault("topk_ids", []).append(targets.ids.int().cpu().numpy())
+        columns.setdefault("topk_logprobs", []).append(targets.logprobs.float().cpu().numpy())
+        columns.setdefault("tail_logprob", []).append(targets.tail.float().cpu().numpy())
+        columns.setdefault("kept_mass", []).append(mass_of(batch))
+    arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
+    arrays["offsets"] = np.asarray(offsets, dtype=np.int64)
+    kept = range(vocab_size) if kept_ids is None else kept_ids
+    arrays["kept_ids"] = np.asarray(kept, dtype=np.int32)
+    arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
+    beside = path.with_name(f".{path.name}.partial.npz")
+    np.savez_compressed(beside, **arrays)  # type: ignore[arg-type]
+    beside.replace(path)
+
+
+def _kept_mass(teacher: Any, kept_ids: Sequence[int] | None) -> Any:
+    """The share of the teacher's probability that falls on the student's vocabulary."""
+    from kdexport.train.model import target_logits
+
+    @torch.no_grad()
+    def mass(batch: Any) -> np.ndarray:
+        if kept_ids is None:
+            return np.ones(batch.n_targets, dtype=np.float32)
+        kept = torch.as_tensor(kept_ids)
+        logits = target_logits(teacher, kept[batch.ids], batch.targets).float()
+        share = torch.logsumexp(logits[:, kept], -1) - torch.logsumexp(logits, -1)
+        return share.exp().cpu().numpy().astype(np.float32)
+
+    return mass

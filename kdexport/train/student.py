@@ -1,0 +1,256 @@
+"""Make a student: a teacher with fewer layers and a smaller vocabulary, or a fresh smaller model.
+
+Families are not named here. Sizes are read and set through optimum's NormalizedConfig, layers are
+the one list of modules that is as long as the configuration says.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from kdexport.errors import InputError
+
+SIZES = ("n_layers", "hidden_size", "n_heads", "n_kv_heads", "intermediate_size", "vocab_size")
+
+
+@dataclass(frozen=True)
+class StudentSpec:
+    """The student's sizes; None keeps the teacher's."""
+
+    n_layers: int | None = None
+    hidden_size: int | None = None
+    n_heads: int | None = None
+    n_kv_heads: int | None = None
+    intermediate_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Student:
+    """A new student and how it came about. ``kept_layers``: the teacher's layers in it, or None."""
+
+    model: Any
+    kept_layers: list[int] | None
+    influence: list[float] | None
+
+
+def prune(
+    teacher: Any, spec: StudentSpec, kept_ids: Sequence[int] | None, texts: Sequence[torch.Tensor]
+) -> Student:
+    """Keep the layers that change their input most, and the embedding rows of ``kept_ids``.
+
+    ``texts``: the teacher's token ids, int64 [1, L] each; block influence is measured on them.
+    First and last layer always stay.
+    """
+    layers = _layers(teacher)
+    n_layers = len(layers) if spec.n_layers is None else spec.n_layers
+    if not 2 <= n_layers <= len(layers):
+        raise InputError(
+            f"{n_layers} layers asked of a teacher that has {len(layers)}",
+            where="student.n_layers",
+            remedy=f"use 2 to {len(layers)}",
+        )
+    influence = block_influence(teacher, texts)
+    inner = sorted(range(1, len(layers) - 1), key=lambda i: -influence[i])[: n_layers - 2]
+    kept_layers = [0, *sorted(inner), len(layers) - 1]
+    config = resized_config(teacher.config, StudentSpec(n_layers=n_layers), kept_ids)
+    _select_per_layer(config, kept_layers, len(layers))
+    student = _new_model(config)
+    state = _state_of_kept(teacher, kept_layers, kept_ids)
+    missing, unexpected = student.load_state_dict(state, strict=False)
+    tied = {name for name in missing if "rotary" not in name} - _tied_names(student)
+    if tied or unexpected:
+        raise InputError(
+            f"this family cannot be pruned by layer (left over: {[*tied, *unexpected][:3]})",
+            where="student.init",
+        )
+    student.tie_weights()
+    return Student(student, kept_layers, influence)
+
+
+def from_scratch(
+    teacher: Any, spec: StudentSpec, kept_ids: Sequence[int] | None, texts: Sequence[torch.Tensor]
+) -> Student:
+    """A randomly initialised model of the teacher's family with other sizes."""
+    config = resized_config(teacher.config, spec, kept_ids)
+    return Student(_new_model(config), None, None)
+
+
+@torch.no_grad()
+def block_influence(model: Any, texts: Sequence[torch.Tensor]) -> list[float]:
+    """1 - the mean cosine between each layer's input and output (Men et al. 2024, section 3.1)."""
+    layers = _layers(model)
+    total = torch.zeros(len(layers), dtype=torch.float64)
+    n_tokens = 0
+
+    def watch(number: int) -> Callable[..., None]:
+        def hook(_module: Any, args: Any, kwargs: Any, output: Any) -> None:
+            before = args[0] if args else kwargs["hidden_states"]
+            after = output[0] if isinstance(output, tuple) else output
+            total[number] += (1 - F.cosine_similarity(before, after, dim=-1)).sum().double()
+
+        return hook
+
+    handles = [
+        layer.register_forward_hook(watch(i), with_kwargs=True) for i, layer in enumerate(layers)
+    ]
+    try:
+        for ids in texts:
+            model.base_model(input_ids=ids.to(model.device), use_cache=False)
+            n_tokens += ids.numel()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [float(value) for value in total / max(n_tokens, 1)]
+
+
+def resized_config(config: Any, spec: StudentSpec, kept_ids: Sequence[int] | None) -> Any:
+    """A copy of a model's configuration with other sizes, whatever its family calls them."""
+    new = copy.deepcopy(config)
+    names = _normalized_names(config)
+    wanted = {
+        names["n_layers"]: spec.n_layers,
+        names["hidden_size"]: spec.hidden_size,
+        names["n_heads"]: spec.n_heads,
+        names["n_kv_heads"]: spec.n_kv_heads,
+        names["intermediate_size"]: spec.intermediate_size,
+    }
+    for name, value in wanted.items():
+        if value is None:
+            continue
+        if name is None or not hasattr(new, name):
+            raise InputError(f"a {config.model_type} model has no such size", where="student")
+        setattr(new, name, value)
+    if spec.hidden_size or spec.n_heads:
+        _settle_heads(new, names)
+    if kept_ids is not None:
+        _renumber_special_tokens(new, kept_ids)
+        setattr(new, names["vocab_size"] or "vocab_size", len(kept_ids))
+    return new
+
+
+def _normalized_names(config: Any) -> dict[str, str | None]:
+    """What this family calls its sizes, by optimum's NormalizedConfig."""
+    from optimum.utils import NormalizedConfigManager
+
+    try:
+        normal = NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
+    except KeyError:
+        raise InputError(
+            f"{config.model_type} models are not known to optimum's NormalizedConfig",
+            where="teacher.source",
+        ) from None
+    intermediate = "n_inner" if hasattr(config, "n_inner") else "intermediate_size"
+    kv_heads = "num_key_value_heads" if hasattr(config, "num_key_value_heads") else None
+    return {
+        "n_layers": normal.NUM_LAYERS,
+        "hidden_size": normal.HIDDEN_SIZE,
+        "n_heads": normal.NUM_ATTENTION_HEADS,
+        "n_kv_heads": kv_heads,
+        "intermediate_size": intermediate if hasattr(config, intermediate) else None,
+        "vocab_size": normal.VOCAB_SIZE,
+    }
+
+
+def _settle_heads(config: Any, names: Mapping[str, str | None]) -> None:
+    """Head size follows width and heads, which must divide."""
+    width = getattr(config, names["hidden_size"] or "")
+    n_heads = getattr(config, names["n_heads"] or "")
+    if width % n_heads:
+        raise InputError(
+            f"hidden_size {width} is not a multiple of n_heads {n_heads}", where="student"
+        )
+    if getattr(config, "head_dim", None) is not None:
+        config.head_dim = width // n_heads
+
+
+def _renumber_special_tokens(config: Any, kept_ids: Sequence[int]) -> None:
+    """Give bos, eos, pad and their like the trimmed vocabulary's ids."""
+    new_id = {old: new for new, old in enumerate(kept_ids)}
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = getattr(config, name, None)
+        if isinstance(value, list):
+            setattr(config, name, [new_id[i] for i in value if i in new_id])
+        elif value is not None:
+            setattr(config, name, new_id.get(value))
+
+
+def _select_per_layer(config: Any, kept_layers: Sequence[int], n_before: int) -> None:
+    """Lists in the configuration with one entry a layer (layer_types, …) follow the layers."""
+    for name, value in list(vars(config).items()):
+        if isinstance(value, list) and len(value) == n_before and name != "eos_token_id":
+            setattr(config, name, [value[i] for i in kept_layers])
+
+
+def _new_model(config: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+def _layers(model: Any) -> torch.nn.ModuleList:
+    """The list of decoder layers."""
+    n_layers = model.config.num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == n_layers:
+            return module
+    raise InputError("no list of decoder layers in this model", where="teacher.source")
+
+
+def _state_of_kept(
+    teacher: Any, kept_layers: Sequence[int], kept_ids: Sequence[int] | None
+) -> dict[str, torch.Tensor]:
+    """The teacher's tensors that the student takes over, under the student's names."""
+    layers = _layers(teacher)
+    prefix = next(name for name, module in teacher.named_modules() if module is layers) + "."
+    new_number = {old: new for new, old in enumerate(kept_layers)}
+    rows = None if kept_ids is None else torch.as_tensor(kept_ids)
+    vocabulary_wide = {
+        id(module.weight)
+        for module in (teacher.get_input_embeddings(), teacher.get_output_embeddings())
+        if module is not None
+    }
+    tied = _tied_names(teacher)
+    state: dict[str, torch.Tensor] = {}
+    for name, tensor in [*teacher.named_parameters(remove_duplicate=False), *_saved_buffers(teacher)]:
+        if name in tied:
+            continue
+        if name.startswith(prefix):
+            number, rest = name.removeprefix(prefix).split(".", 1)
+            if int(number) not in new_number:
+                continue
+            name = f"{prefix}{new_number[int(number)]}.{rest}"
+        if rows is not None and id(tensor) in vocabulary_wide:
+            tensor = tensor[rows]
+        state[name] = tensor.detach().clone()
+    return state
+
+
+def _saved_buffers(model: Any) -> list[tuple[str, torch.Tensor]]:
+    saved = model.state_dict().keys()
+    return [(name, buffer) for name, buffer in model.named_buffers() if name in saved]
+
+
+def _tied_names(model: Any) -> set[str]:
+    """Names of output weights that are the input embedding itself."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight is not embedding.weight:
+        return set()
+    return {
+        name
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if parameter is head.weight
+    } - {name for name, parameter in model.named_parameters() if parameter is head.weight}
+
+
+Init = Callable[
+    [Any, StudentSpec, Sequence[int] | None, Sequence[torch.Tensor]],
+    Student,
+]
+INITS: Mapping[str, Init] = {
+    "prune": prune,
+    "scratch": from_scratch,
+}

@@ -1,0 +1,218 @@
+"""The training loop: L = L_task + λ·T²·KL(teacher ‖ student) over target tokens.
+
+Knows batches, a function that gives targets, and a student; not where any of them come from.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from kdexport.train.checkpoint import load_checkpoint, save_checkpoint
+from kdexport.train.data import Batch, Encoded, ordered_batches, token_batches
+from kdexport.train.losses import LOSSES, Loss, forward_kl
+from kdexport.train.model import target_logits
+from kdexport.train.schedule import Budget, learning_rate
+from kdexport.train.teacher import TargetFn
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train. ``kd_weight`` is λ; a weight of 0 trains on the texts alone."""
+
+    budget: Budget
+    loss: str = "forward_kl"
+    kd_weight: float = 1.0
+    temperature: float = 1.0
+    lr: float = 5e-4
+    batch_size: int = 8
+    accumulate: int = 1
+    warmup_fraction: float = 0.05
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip_norm: float = 1.0
+    seed: int = 0
+    checkpoint_seconds: float = 60.0
+    evaluate_steps: int = 100
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Fidelity on held-out pairs: nats per token, share of equal top tokens, exp(cross-entropy)."""
+
+    kl: float
+    top1: float
+    perplexity: float
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of the log; ``evaluation`` only where one was made."""
+
+    step: int
+    tokens: int
+    elapsed_s: float
+    progress: float
+    loss: float
+    lr: float
+    evaluation: Evaluation | None = None
+
+
+@dataclass
+class Position:
+    """Where a run is; all of it goes into the checkpoint."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    tokens: int = 0
+    elapsed_s: float = 0.0
+    best_kl: float = field(default=float("inf"))
+
+
+def distill(
+    student: Any,
+    examples: Sequence[Encoded],
+    held_out: Sequence[Encoded],
+    targets: TargetFn,
+    held_out_targets: TargetFn,
+    settings: TrainSettings,
+    *,
+    checkpoint: Path,
+    fingerprint: str,
+    keep_best: Callable[[Any], None],
+    report: Callable[[Event], None],
+) -> Position:
+    """Train ``student`` in place until the budget is used, from the checkpoint where there is one.
+
+    ``targets`` are at the training temperature, ``held_out_targets`` at 1.
+    ``keep_best`` is called with the student whenever the KL on ``held_out`` is the lowest yet,
+    ``report`` after every step.
+    """
+    optimizer = make_optimizer(student, settings)
+    at = Position()
+    saved = load_checkpoint(checkpoint, student, optimizer, fingerprint)
+    if saved:
+        at = Position(**saved["position"])
+    started = time.monotonic() - at.elapsed_s
+    last_saved = time.monotonic()
+    batches = _endless(examples, settings, at)
+    progress = settings.budget.progress(at.step, at.elapsed_s)
+    student.train()
+    while progress < 1.0:
+        lr = learning_rate(progress, settings.lr, settings.warmup_fraction)
+        group = [next(batches) for _ in range(settings.accumulate)]
+        loss = train_step(student, optimizer, group, targets, settings, lr)
+        at.step += 1
+        at.tokens += sum(batch.n_targets for batch in group)
+        at.elapsed_s = time.monotonic() - started
+        progress = settings.budget.progress(at.step, at.elapsed_s)
+        evaluation = None
+        if at.step % settings.evaluate_steps == 0 or progress >= 1.0:
+            evaluation = evaluate(student, held_out, held_out_targets, settings.batch_size)
+            if evaluation.kl < at.best_kl:
+                at.best_kl = evaluation.kl
+                keep_best(student)
+        report(Event(at.step, at.tokens, at.elapsed_s, progress, loss, lr, evaluation))
+        if progress >= 1.0 or time.monotonic() - last_saved > settings.checkpoint_seconds:
+            state = {"fingerprint": fingerprint, "position": vars(at)}
+            save_checkpoint(checkpoint, student, optimizer, state)
+            last_saved = time.monotonic()
+    student.eval()
+    return at
+
+
+def train_step(
+    student: Any,
+    optimizer: torch.optim.Optimizer,
+    group: Sequence[Batch],
+    targets: TargetFn,
+    settings: TrainSettings,
+    lr: float,
+) -> float:
+    """One update from an accumulated group of batches; returns the mean loss per target token.
+
+    Sums are divided by the target tokens of the whole group, so that how the group is cut into
+    batches changes nothing.
+    """
+    for parameters in optimizer.param_groups:
+        parameters["lr"] = lr
+    n_tokens = sum(batch.n_targets for batch in group)
+    total = 0.0
+    for batch in group:
+        loss = token_losses(student, batch, targets, settings).sum() / n_tokens
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach())
+    torch.nn.utils.clip_grad_norm_(student.parameters(), settings.clip_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return total
+
+
+def token_losses(
+    student: Any, batch: Batch, targets: TargetFn, settings: TrainSettings
+) -> torch.Tensor:
+    """L_task + λ·T²·L_KD of every target token, float [N]."""
+    logits = target_logits(student, batch.ids, batch.targets).float()
+    loss = F.cross_entropy(logits, batch.labels.to(logits.device), reduction="none")
+    if settings.kd_weight:
+        divergence: Loss = LOSSES[settings.loss]
+        distance = divergence(logits, targets(batch), settings.temperature)
+        loss = loss + settings.kd_weight * settings.temperature**2 * distance
+    return loss
+
+
+@torch.no_grad()
+def evaluate(
+    student: Any, held_out: Sequence[Encoded], targets: TargetFn, batch_size: int
+) -> Evaluation:
+    """KL to the teacher, top-1 agreement and perplexity, each over all target tokens at once."""
+    was_training = student.training
+    student.eval()
+    kl = agree = nats = 0.0
+    n_tokens = 0
+    for batch in ordered_batches(held_out, batch_size):
+        logits = target_logits(student, batch.ids, batch.targets).float()
+        asked = targets(batch)
+        kl += float(forward_kl(logits, asked, 1.0).sum())
+        agree += float((logits.argmax(-1) == asked.top1()).sum())
+        nats += float(F.cross_entropy(logits, batch.labels.to(logits.device), reduction="sum"))
+        n_tokens += batch.n_targets
+    student.train(was_training)
+    n_tokens = max(n_tokens, 1)
+    perplexity = float(torch.tensor(nats / n_tokens, dtype=torch.float64).exp())
+    return Evaluation(kl / n_tokens, agree / n_tokens, perplexity)
+
+
+def make_optimizer(student: Any, settings: TrainSettings) -> torch.optim.Optimizer:
+    """AdamW; weight decay on matrices only (Loshchilov & Hutter 2019)."""
+    matrices = [p for p in student.parameters() if p.requires_grad and p.ndim >= 2]
+    others = [p for p in student.parameters() if p.requires_grad and p.ndim < 2]
+    return torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=settings.lr,
+        betas=settings.betas,
+        fused=True,
+    )
+
+
+def _endless(
+    examples: Sequence[Encoded], settings: TrainSettings, at: Position
+) -> Iterator[Batch]:
+    """Batches epoch after epoch, from where ``at`` stands; ``at`` follows."""
+    while True:
+        start = at.batch
+        for batch in token_batches(
+            examples, settings.batch_size, seed=settings.seed, epoch=at.epoch, start=start
+        ):
+            at.batch += 1
+            yield batch
+        at.epoch += 1
+        at.batch = 0

@@ -1,0 +1,121 @@
+"""Trim a BPE tokenizer to the tokens that a corpus needs; any text still encodes and decodes exactly.
+
+Knows the layout of ``tokenizer.json`` and nothing of models.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tokenizers import Tokenizer
+from tokenizers.pre_tokenizers import ByteLevel
+
+from kdexport.errors import InputError
+
+Json = dict[str, Any]
+
+
+def trim_tokenizer(
+    tokenizer: Tokenizer, texts: Iterable[str], size: int
+) -> tuple[Tokenizer, list[int]]:
+    """Keep special tokens, every byte, and the tokens most used in ``texts``, ``size`` in all.
+
+    A kept token keeps the tokens it is merged from, so that the remaining merges still build it.
+    Where the texts need fewer than ``size`` tokens, the rest is filled in the order of ids, which
+    in a BPE vocabulary is the order of frequency in the tokenizer's own training text.
+
+    Returns the new tokenizer and ``kept_ids``: position = new id, value = old id, ascending.
+    Raises InputError for a tokenizer that is no BPE, and where ``size`` is below what any text needs.
+    """
+    spec: Json = json.loads(tokenizer.to_str())
+    model: Json = spec["model"]
+    if model.get("type") != "BPE":
+        raise InputError(
+            f"the vocabulary of a {model.get('type')} tokenizer cannot be trimmed",
+            where="student.vocab_size",
+            remedy="set it to null to keep the teacher's vocabulary",
+        )
+    vocab: dict[str, int] = model["vocab"]
+    parents = _parents(model["merges"])
+    special = {t["content"]: t["id"] for t in spec["added_tokens"]}
+    kept = _alphabet(vocab) | special.keys()
+    if model.get("unk_token"):
+        kept.add(model["unk_token"])
+    if len(kept) > size:
+        raise InputError(
+            f"{size} is too small: bytes and special tokens alone are {len(kept)}",
+            where="student.vocab_size",
+        )
+    for token in _by_use(tokenizer, texts, vocab):
+        if len(kept) >= size:
+            break
+        family = _closure(token, parents) - kept
+        if len(kept) + len(family) <= size:
+            kept |= family
+
+    all_ids = {**vocab, **special}
+    kept_ids = sorted({all_ids[token] for token in kept})
+    return Tokenizer.from_str(json.dumps(_rewrite(spec, kept_ids))), kept_ids
+
+
+def _parents(merges: Sequence[str | list[str]]) -> dict[str, list[tuple[str, str]]]:
+    """Map each token to the pairs that merge into it."""
+    parents: dict[str, list[tuple[str, str]]] = {}
+    for merge in merges:
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        parents.setdefault(left + right, []).append((left, right))
+    return parents
+
+
+def _alphabet(vocab: dict[str, int]) -> set[str]:
+    """The tokens that spell any byte string: single byte-level characters, or <0x00> to <0xFF>."""
+    fallback = {f"<0x{byte:02X}>" for byte in range(256)}
+    return {t for t in (*ByteLevel.alphabet(), *fallback) if t in vocab}
+
+
+def _by_use(tokenizer: Tokenizer, texts: Iterable[str], vocab: dict[str, int]) -> list[str]:
+    """All tokens, those most used in ``texts`` first, then by id."""
+    counts: Counter[int] = Counter()
+    for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False):
+        counts.update(encoding.ids)
+    return sorted(vocab, key=lambda token: (-counts[vocab[token]], vocab[token]))
+
+
+def _closure(token: str, parents: dict[str, list[tuple[str, str]]]) -> set[str]:
+    """The token and all that it is merged from, down to single characters."""
+    found: set[str] = set()
+    waiting = [token]
+    while waiting:
+        current = waiting.pop()
+        if current not in found:
+            found.add(current)
+            waiting.extend(part for pair in parents.get(current, []) for part in pair)
+    return found
+
+
+def _rewrite(spec: Json, kept_ids: list[int]) -> Json:
+    """The tokenizer's specification with only ``kept_ids``, renumbered from 0."""
+    new_id = {old: new for new, old in enumerate(kept_ids)}
+    model = spec["model"]
+    vocab = {t: new_id[i] for t, i in model["vocab"].items() if i in new_id}
+
+    def alive(merge: str | list[str]) -> bool:
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        return left in vocab and right in vocab and left + right in vocab
+
+    model["vocab"] = vocab
+    model["merges"] = [merge for merge in model["merges"] if alive(merge)]
+    spec["added_tokens"] = [t | {"id": new_id[t["id"]]} for t in spec["added_tokens"]]
+    _renumber_template(spec.get("post_processor"), new_id)
+    return spec
+
+
+def _renumber_template(node: Any, new_id: dict[int, int]) -> None:
+    """Renumber the ids that a TemplateProcessing inserts (it may stand in a Sequence)."""
+    if not isinstance(node, dict):
+        return
+    for processor in node.get("processors", []):
+        _renumber_template(processor, new_id)
+    for entry in (node.get("special_tokens") or {}).values():
+        entry["ids"] = [new_id[i] for i in entry["ids"]]
