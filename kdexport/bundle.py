@@ -1,0 +1,240 @@
+"""A bundle: one folder with graphs, weights, tokenizer and a manifest that vouches for every byte.
+
+Knows files and hashes; nothing of models, and it opens no graph.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from kdexport.errors import InputError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Graphs(_Facts):
+    """File names; equal when one graph serves both. ``decode`` runs one token of one text."""
+
+    prefill: str
+    decode: str
+
+
+class ModelFacts(_Facts):
+    """Sizes that the runtime needs; ``max_length`` in tokens, prompt and continuation together."""
+
+    family: str
+    n_parameters: int
+    n_layers: int
+    n_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+    max_length: int
+
+
+class TextFacts(_Facts):
+    """Special tokens. ``add_bos``: the model wants the token before every text."""
+
+    bos_token_id: int | None = None
+    eos_token_ids: list[int] = []
+    add_bos: bool = False
+    bos_token: str | None = None
+    eos_token: str | None = None
+
+
+class Parent(_Facts):
+    """The bundle that this one was made from."""
+
+    name: str
+    manifest_sha256: str
+
+
+class Parity(_Facts):
+    """How far the graph was from what it was made from, when it was made; KL in nats."""
+
+    max_abs_logit_diff: float
+    max_kl: float
+    n_tokens: int
+
+
+class FileFacts(_Facts):
+    """What the manifest vouches for."""
+
+    sha256: str
+    bytes: int
+
+
+class Manifest(_Facts):
+    """All facts of a bundle. Nothing is read from paths or file names."""
+
+    format_version: int = FORMAT_VERSION
+    name: str
+    scheme: str
+    created: str = ""
+    graphs: Graphs
+    weights: str = "weights.bin"
+    model: ModelFacts
+    text: TextFacts
+    versions: dict[str, str] = {}
+    recipe_fingerprint: str | None = None
+    teacher: str | None = None
+    parent: Parent | None = None
+    parity: Parity | None = None
+    licence: str | None = None
+    requires_cpu: list[str] = []
+    files: dict[str, FileFacts] = {}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: where it is and what its manifest says."""
+
+    path: Path
+    manifest: Manifest
+    manifest_sha256: str
+
+    def file(self, name: str) -> Path:
+        """The path of one of its files."""
+        return self.path / name
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all files that the manifest lists."""
+        return sum(facts.bytes for facts in self.manifest.files.values())
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Read the manifest and check that all files are there with their sizes (not their hashes)."""
+    manifest_path = path / MANIFEST
+    if not path.is_dir():
+        raise InputError("there is no such bundle", where=str(path))
+    if not manifest_path.is_file():
+        raise InputError(f"is no bundle: {MANIFEST} is missing", where=str(path))
+    content = manifest_path.read_bytes()
+    manifest = _parse(content, manifest_path)
+    listed = {manifest.graphs.prefill, manifest.graphs.decode, manifest.weights, "tokenizer.json"}
+    for name in sorted(listed - manifest.files.keys()):
+        raise InputError(f"the manifest does not list {name}", where=str(manifest_path))
+    for name, facts in manifest.files.items():
+        problem = _file_problem(path, name, facts)
+        if problem:
+            raise InputError(problem, where=str(path), remedy="copy or export the bundle again")
+    return Bundle(path, manifest, hashlib.sha256(content).hexdigest())
+
+
+def _parse(content: bytes, where: Path) -> Manifest:
+    try:
+        fields = json.loads(content.decode("utf-8"))
+        version = fields["format_version"] if isinstance(fields, dict) else None
+    except (ValueError, KeyError):
+        raise InputError("is no manifest of a bundle", where=str(where)) from None
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise InputError(
+            f"format version {version} is newer than {FORMAT_VERSION}, the newest known here",
+            where=str(where),
+            remedy="upgrade kdexport",
+        )
+    try:
+        return Manifest.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{field}: {first['msg']}", where=str(where)) from None
+
+
+def _file_problem(folder: Path, name: str, facts: FileFacts) -> str | None:
+    """Why a listed file cannot be used, apart from its hash."""
+    if name in ("", ".", "..") or Path(name).name != name or "\\" in name:
+        return f"{name!r} is no plain file name"
+    file = folder / name
+    if file.is_symlink() or not file.is_file():
+        return f"{name} is missing or no plain file"
+    size = file.stat().st_size
+    return None if size == facts.bytes else f"{name} has {size} bytes in place of {facts.bytes}"
+
+
+def verify_bundle(path: Path) -> list[str]:
+    """Every changed, missing or unexpected file, one line each; empty when the bundle is whole."""
+    if not (path / MANIFEST).is_file():
+        raise InputError(f"is no bundle: {MANIFEST} is missing", where=str(path))
+    manifest = _parse((path / MANIFEST).read_bytes(), path / MANIFEST)
+    problems = []
+    for name, facts in manifest.files.items():
+        problem = _file_problem(path, name, facts)
+        if problem is None and _sha256(path / name) != facts.sha256:
+            problem = f"{name} has changed: its sha256 differs"
+        if problem:
+            problems.append(problem)
+    known = {MANIFEST, *manifest.files}
+    problems += [f"{p.name} is not listed" for p in sorted(path.iterdir()) if p.name not in known]
+    return problems
+
+
+def check_files(bundle: Bundle, names: set[str]) -> None:
+    """Raise InputError unless the named files are, byte for byte, what the manifest vouches for."""
+    for name in sorted(names):
+        if _sha256(bundle.file(name)) != bundle.manifest.files[name].sha256:
+            raise InputError(
+                f"{name} has changed: its sha256 differs",
+                where=str(bundle.path),
+                remedy="copy or export the bundle again",
+            )
+
+
+@contextlib.contextmanager
+def staged_bundle(target: Path) -> Iterator[Path]:
+    """A folder beside ``target`` to write into; `commit_bundle` swaps it in.
+
+    What was not committed is removed, and an older bundle at ``target`` is untouched.
+    """
+    staging = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def commit_bundle(staging: Path, target: Path, manifest: Manifest) -> Bundle:
+    """Hash all files, write the manifest, flush to disk and rename into place."""
+    if target.exists() and not (target / MANIFEST).exists() and any(target.iterdir()):
+        raise InputError(
+            "is a folder with other things in it", where=str(target), remedy="name another folder"
+        )
+    files = {}
+    for file in sorted(staging.iterdir()):
+        files[file.name] = FileFacts(sha256=_sha256(file), bytes=file.stat().st_size)
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    whole = manifest.model_copy(update={"files": files, "created": created})
+    with (staging / MANIFEST).open("w", encoding="utf-8") as handle:
+        handle.write(whole.model_dump_json(indent=2) + "\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    staging.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+    return open_bundle(target)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

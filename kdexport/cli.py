@@ -1,0 +1,295 @@
+"""The command line: parse, one call, print. Everything heavy is imported inside the commands."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdexport import __version__
+from kdexport.errors import InputError, KdexportError
+
+EXISTING = click.Path(path_type=Path)
+RECIPE_HELP = "RECIPE is a YAML file; see recipes/quickstart.yaml for one with comments."
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a value of the recipe, as in --set train.lr=3e-4. May be repeated.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a machine.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "-V", "--version", prog_name="kdexport")
+@click.option("-v", "--verbose", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def cli(context: click.Context, verbose: bool) -> None:
+    """From a big language model to a small, fast, verified one that writes marketing copy.
+
+    \b
+    kdexport run recipes/quickstart.yaml      all of it, resumable
+    kdexport generate exported/quickstart-int8 --prompt "An SMS for a bakery's spring sale"
+
+    Shell completion: eval "$(_KDEXPORT_COMPLETE=bash_source kdexport)" (or zsh_source, fish_source).
+    """
+    context.obj = {"verbose": verbose}
+
+
+@cli.command(epilog=RECIPE_HELP)
+@click.argument("recipe", type=EXISTING)
+@set_option
+@click.option("--dry-run", is_flag=True, help="Print the stages, their sizes and times; do nothing.")
+@json_option
+def run(recipe: Path, overrides: Sequence[str], dry_run: bool, as_json: bool) -> None:
+    """Do everything: teacher, data, student, distillation, export, int8, bench and report.
+
+    A second call skips what is whole, and goes on where a killed one was.
+    """
+    from kdexport import pipeline
+
+    opened = pipeline.open_run(_recipe(recipe, overrides))
+    if dry_run:
+        from kdexport.plan import plan_rows, render_plan
+
+        rows = plan_rows(opened)
+        _print_json(rows) if as_json else _print_rich(render_plan(rows))
+        return
+    pipeline.run_stages(opened)
+    _show_report(opened.folder / "bench.json", as_json)
+    if not as_json:
+        click.echo(f"Report:  {opened.folder / 'report.html'}", err=True)
+        click.echo(f"Bundle:  {opened.quantized_bundle}", err=True)
+
+
+@cli.command(epilog=RECIPE_HELP)
+@click.argument("recipe", type=EXISTING)
+@set_option
+@json_option
+def distill(recipe: Path, overrides: Sequence[str], as_json: bool) -> None:
+    """Train the student:  L = L_task + λ·T²·KL(teacher ‖ student).
+
+    Ends with a Hugging Face folder in runs/NAME/student. Missing data is written by the teacher
+    first.
+    """
+    from kdexport import pipeline
+
+    opened = pipeline.open_run(_recipe(recipe, overrides))
+    pipeline.run_stages(opened, until="distill")
+    if as_json:
+        _print_json({"student": str(opened.student), "reference": str(opened.reference)})
+    else:
+        click.echo(opened.student)
+
+
+@cli.command()
+@click.argument("checkpoint", type=EXISTING)
+@click.option("-o", "--out", type=EXISTING, help="The bundle's folder [default: exported/NAME].")
+@click.option("--quantize", is_flag=True, help="Write an int8 bundle too, as NAME-int8.")
+@click.option("--scheme", default="int8", show_default=True, help="The scheme of --quantize.")
+@json_option
+def export(
+    checkpoint: Path, out: Path | None, quantize: bool, scheme: str, as_json: bool
+) -> None:
+    """Turn a model into an ONNX bundle that runs without torch.
+
+    CHECKPOINT is a run folder (runs/NAME) or a Hugging Face folder. The graph must compute what
+    the model computes, or nothing is written.
+    """
+    from kdexport.stages import export_checkpoint
+
+    bundles = export_checkpoint(checkpoint, out, scheme if quantize else None)
+    if as_json:
+        _print_json([str(bundle.path) for bundle in bundles])
+    else:
+        for bundle in bundles:
+            click.echo(f"{bundle.path}  {bundle.n_bytes / 1e6:.1f} MB")
+
+
+@cli.command()
+@click.argument("bundles", type=EXISTING, nargs=-1, required=True)
+@click.option("--teacher", metavar="SOURCE", help="Also measure this model in PyTorch.")
+@click.option("--threads", type=click.IntRange(1), help="Threads [default: physical cores].")
+@click.option("--prompt-tokens", type=click.IntRange(1), default=128, show_default=True)
+@click.option("--new-tokens", type=click.IntRange(2), default=64, show_default=True)
+@click.option("--runs", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--out", type=EXISTING, help="Also write bench.json and report.html to this folder.")
+@json_option
+def bench(
+    bundles: Sequence[Path],
+    teacher: str | None,
+    threads: int | None,
+    prompt_tokens: int,
+    new_tokens: int,
+    runs: int,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure latency, memory and, where a bundle has a reference, quality.
+
+    Each bundle runs in a process of its own and they take turns. Timed is what `generate` does:
+    tokenizing, sampling and detokenizing included.
+    """
+    from kdexport.arms import bench_bundles
+    from kdexport.report import BenchSettings, write_report
+
+    settings = BenchSettings(
+        n_threads=threads or _physical_cores(),
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        n_runs=runs,
+    )
+    report = bench_bundles(list(bundles), teacher, settings)
+    if out:
+        write_report(report, out)
+    _print_report(report, as_json)
+
+
+@cli.command()
+@click.argument("bundle", type=EXISTING)
+@click.option("-p", "--prompt", help="What to write about, in plain words ('-' reads stdin).")
+@click.option("--brief", "brief_path", type=EXISTING, help="A JSONL file of briefs.")
+@click.option("--raw", is_flag=True, help="Give --prompt to the model as it is, without a chat.")
+@click.option("-n", "--max-new-tokens", type=click.IntRange(1), default=96, show_default=True)
+@click.option("-t", "--temperature", type=click.FloatRange(0), default=0.0, show_default=True)
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
+@click.option("--top-k", type=click.IntRange(0), default=0, help="0: all tokens.", show_default=True)
+@click.option("--repetition-penalty", type=click.FloatRange(0, min_open=True), default=1.0)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="Threads [default: physical cores].")
+@json_option
+def generate(bundle: Path, prompt: str | None, brief_path: Path | None, **options: Any) -> None:
+    """Write copy with a bundle, streaming. Needs no torch."""
+    from kdexport.writing import write_briefs, write_prompt
+
+    if (prompt is None) == (brief_path is None):
+        raise InputError("give either --prompt or --brief", where="kdexport generate")
+    if prompt == "-":
+        prompt = sys.stdin.read()
+    if prompt is not None:
+        write_prompt(bundle, prompt, click.echo, **options)
+    elif brief_path is not None:
+        write_briefs(bundle, brief_path, click.echo, **options)
+
+
+@cli.command()
+@click.argument("bundle", type=EXISTING)
+@json_option
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Show what a bundle is: model, scheme, sizes, parents, versions."""
+    from kdexport.bundle import open_bundle
+
+    opened = open_bundle(bundle)
+    if as_json:
+        click.echo(opened.manifest.model_dump_json(indent=2))
+    else:
+        from kdexport.describe import describe_bundle
+
+        _print_rich(describe_bundle(opened))
+
+
+@cli.command()
+@click.argument("bundle", type=EXISTING)
+@json_option
+def verify(bundle: Path, as_json: bool) -> None:
+    """Check every byte of a bundle against its manifest; exit code 1 when something differs."""
+    from kdexport.bundle import verify_bundle
+
+    problems = verify_bundle(bundle)
+    if as_json:
+        _print_json({"bundle": str(bundle), "whole": not problems, "problems": problems})
+    else:
+        click.echo("\n".join(problems) if problems else f"{bundle}: whole")
+    if problems:
+        raise SystemExit(1)
+
+
+@cli.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Say what this machine has and which parts of kdexport can run on it."""
+    from kdexport.describe import describe_machine, machine_rows
+
+    rows = machine_rows()
+    _print_json(rows) if as_json else _print_rich(describe_machine(rows))
+
+
+def main() -> None:
+    """Entry point: errors of ours become one line and an exit code, without a traceback."""
+    verbose = False
+    signal.signal(signal.SIGTERM, _interrupted)
+    try:
+        verbose = any(flag in sys.argv[1:2] for flag in ("-v", "--verbose"))
+        cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        _fail("interrupted; run the same command again to go on", 130)
+    except KeyboardInterrupt:
+        _fail("interrupted; run the same command again to go on", 130)
+    except click.ClickException as error:
+        error.show()
+        raise SystemExit(error.exit_code) from None
+    except click.exceptions.Exit as done:
+        raise SystemExit(done.exit_code) from None
+    except KdexportError as error:
+        if verbose:
+            raise
+        _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+
+
+def _interrupted(_number: int, _frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(text: str, code: int) -> None:
+    click.echo(f"kdexport: {text}", err=True)
+    raise SystemExit(code)
+
+
+def _recipe(path: Path, overrides: Sequence[str]) -> Any:
+    from kdexport.recipe import load_recipe
+
+    return load_recipe(path, overrides)
+
+
+def _show_report(path: Path, as_json: bool) -> None:
+    from kdexport.report import load_report
+
+    _print_report(load_report(path), as_json)
+
+
+def _print_report(report: Any, as_json: bool) -> None:
+    if as_json:
+        click.echo(report.model_dump_json(indent=2))
+        return
+    from kdexport.report import summary
+    from kdexport.report_table import render_table
+
+    _print_rich(render_table(report))
+    click.echo(summary(report))
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _print_rich(renderable: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    console.print(renderable)
+
+
+def _physical_cores() -> int:
+    from kdexport.machine import physical_cores
+
+    return physical_cores()

@@ -1,0 +1,121 @@
+"""An ONNX graph under work: its nodes, and its weights as numpy arrays beside it.
+
+Passes change drafts; `save_drafts` writes graphs that share one weight file.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+Array = np.ndarray[Any, Any]
+INLINE_BYTES = 1024  # smaller tensors stay in the graph's own file
+ALIGNMENT = 4096  # of each tensor in the weight file, so that it can be mapped into memory
+IR_VERSION = 10
+
+
+@dataclass
+class Draft:
+    """Nodes in topological order, typed inputs and outputs, and named constant arrays."""
+
+    graph: onnx.GraphProto
+    opsets: list[onnx.OperatorSetIdProto]
+    weights: dict[str, Array]
+
+    def readers(self, value: str) -> list[onnx.NodeProto]:
+        """The nodes that read a value."""
+        return [node for node in self.graph.node if value in node.input]
+
+    def writer(self, value: str) -> onnx.NodeProto | None:
+        """The node that makes a value; None for inputs and constants."""
+        return next((node for node in self.graph.node if value in node.output), None)
+
+    def replace(self, old: onnx.NodeProto, new: Sequence[onnx.NodeProto]) -> None:
+        """Put nodes where one was."""
+        nodes: list[onnx.NodeProto] = []
+        for node in self.graph.node:
+            nodes.extend(new if node is old else [node])
+        self.set_nodes(nodes)
+
+    def set_nodes(self, nodes: Sequence[onnx.NodeProto]) -> None:
+        """Take these nodes as the graph's, in this order."""
+        copies = []
+        for node in nodes:
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            copies.append(copy)
+        del self.graph.node[:]
+        self.graph.node.extend(copies)
+
+    def products(self) -> Iterator[onnx.NodeProto]:
+        """MatMuls of an activation and a constant matrix."""
+        for node in self.graph.node:
+            if node.op_type == "MatMul" and node.input[1] in self.weights:
+                if self.weights[node.input[1]].ndim == 2:
+                    yield node
+
+    def remove_unused(self) -> None:
+        """Drop nodes and weights that no output depends on."""
+        needed = {output.name for output in self.graph.output}
+        kept: list[onnx.NodeProto] = []
+        for node in reversed(self.graph.node):
+            if needed.intersection(node.output):
+                needed.update(node.input)
+                kept.append(node)
+        self.set_nodes(kept[::-1])
+        self.weights = {name: w for name, w in self.weights.items() if name in needed}
+
+    def copy(self) -> "Draft":
+        """A draft whose nodes can be changed apart; the arrays are shared."""
+        graph = onnx.GraphProto()
+        graph.CopyFrom(self.graph)
+        return Draft(graph, list(self.opsets), dict(self.weights))
+
+
+def load_draft(path: Path) -> Draft:
+    """Read an ONNX file and the weights it refers to."""
+    model = onnx.load(path)
+    weights = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    del model.graph.initializer[:]
+    del model.graph.value_info[:]
+    return Draft(model.graph, list(model.opset_import), weights)
+
+
+def save_drafts(drafts: Mapping[str, Draft], folder: Path, weights_name: str) -> None:
+    """Write each draft as ``folder/NAME``; arrays of one name are stored once, in one file."""
+    offsets: dict[str, tuple[int, int]] = {}
+    with (folder / weights_name).open("wb") as file:
+        for draft in drafts.values():
+            for name, array in draft.weights.items():
+                if name not in offsets and array.nbytes >= INLINE_BYTES:
+                    file.write(b"\0" * (-file.tell() % ALIGNMENT))
+                    offsets[name] = (file.tell(), array.nbytes)
+                    file.write(np.ascontiguousarray(array).tobytes())
+    for file_name, draft in drafts.items():
+        graph = onnx.GraphProto()
+        graph.CopyFrom(draft.graph)
+        for name, array in draft.weights.items():
+            graph.initializer.append(_tensor(name, array, offsets.get(name), weights_name))
+        model = onnx.helper.make_model(graph, opset_imports=draft.opsets, ir_version=IR_VERSION)
+        (folder / file_name).write_bytes(model.SerializeToString())
+
+
+def _tensor(
+    name: str, array: Array, place: tuple[int, int] | None, weights_name: str
+) -> onnx.TensorProto:
+    if place is None:
+        return numpy_helper.from_array(array, name)
+    tensor = onnx.TensorProto(
+        name=name,
+        dims=array.shape,
+        data_type=onnx.helper.np_dtype_to_tensor_dtype(array.dtype),
+        data_location=onnx.TensorProto.EXTERNAL,
+    )
+    offset, length = place
+    for key, value in (("location", weights_name), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor

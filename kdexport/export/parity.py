@@ -1,0 +1,152 @@
+"""Does the graph compute what the model computes? Asked before a bundle is committed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdexport.bundle import Bundle, Graphs, Parity
+from kdexport.errors import ParityError
+from kdexport.runtime.session import Session, open_graphs, open_session
+from kdexport.runtime.text import TextCodec
+
+Array = np.ndarray[Any, Any]
+MAX_LOGIT_DIFF = 2e-2  # absolute, of logits in the tens; float32 in another order of summing
+MAX_KL = 1e-5  # nats
+MAX_KL_QUANTIZED = 1.0  # nats: a broken graph is far above, a rough one below; the bench judges
+N_IDS = 24
+TRICKY = (
+    "Hello world",
+    "  two spaces, a\ttab and\n\na blank line ",
+    "naïve café – “quoted” — 20 % off… €5",
+    "你好,世界 🎉👩‍👩‍👧 مرحبا",
+    "x1234567890 <|im_end|> </s> def f(x): return x**2",
+    "",
+)
+
+
+def check_parity(checkpoint: Path, session: Session, codec: TextCodec) -> Parity:
+    """Torch against the graph: prefill, a token at a time, and rows of unequal length.
+
+    In torch the batch is padded on the left, with mask and positions; compared are the logits of
+    real tokens. Raises ParityError beyond tolerance.
+    """
+    import torch
+
+    from kdexport.train.model import load_model
+
+    model = load_model(checkpoint)
+    ids = _some_ids(session)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(ids)[None]).logits[0].numpy()
+    pairs = [
+        ("prefill", expected, session.score(ids.tolist()).copy()),
+        ("decode", expected, token_by_token(session, ids)),
+        ("batch", *_batches(model, session, ids)),
+    ]
+    parity = _compare(pairs, MAX_LOGIT_DIFF, MAX_KL)
+    check_text(checkpoint, codec)
+    return parity
+
+
+def check_quantized(parent: Bundle, staging: Path, graphs: Graphs) -> Parity:
+    """A quantized bundle, still being written, against the float32 one that it is made from."""
+    whole = open_session(parent)
+    session = Session(parent.manifest, open_graphs(staging, graphs, None), graphs)
+    ids = _some_ids(whole)
+    expected = whole.score(ids.tolist()).copy()
+    pairs = [
+        ("prefill", expected, session.score(ids.tolist()).copy()),
+        ("decode", expected, token_by_token(session, ids)),
+    ]
+    return _compare(pairs, np.inf, MAX_KL_QUANTIZED)
+
+
+def check_text(checkpoint: Path, codec: TextCodec) -> None:
+    """Tokenizer and chat template against transformers' on strings that are easy to get wrong."""
+    from kdexport.train.model import load_tokenizer
+
+    theirs = load_tokenizer(checkpoint)
+    for text in TRICKY:
+        expected = theirs(text, add_special_tokens=False).input_ids
+        if codec.tokenizer.encode(text, add_special_tokens=False).ids != expected:
+            raise ParityError(f"the tokenizer cuts {text!r} otherwise than transformers does")
+    if theirs.chat_template:
+        messages = [{"role": "user", "content": text} for text in TRICKY[:2]]
+        for chat in ([messages[0]], [{"role": "system", "content": "s"}, *messages[:1]]):
+            rendered = theirs.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            if codec.render_chat(chat) != rendered:
+                raise ParityError("the chat template renders otherwise than transformers does")
+
+
+def _some_ids(session: Session) -> Array:
+    """Token ids all over the vocabulary, the same for every model of its size; int64 [N_IDS]."""
+    rng = np.random.default_rng(0)
+    n = min(N_IDS, session.manifest.model.max_length - 1)
+    return rng.integers(0, session.vocab_size, n, dtype=np.int64)
+
+
+def token_by_token(session: Session, ids: Array) -> Array:
+    """Logits after each token when they are read one at a time, float32 [S, V]."""
+    cache = session.new_cache(1, 4)  # small, so that growing is part of what is checked
+    return np.stack([session.run(ids[None, i : i + 1], cache)[0].copy() for i in range(len(ids))])
+
+
+def _batches(model: Any, session: Session, ids: Array) -> tuple[Array, Array]:
+    """Last logits and those of one further token, of three rows of unequal length."""
+    import torch
+
+    rows = [ids[:5], ids[:11], ids[:8]]
+    lengths = np.asarray([len(row) for row in rows], dtype=np.int32)
+    longest = int(lengths.max())
+    left = torch.zeros(len(rows), longest, dtype=torch.long)
+    right = np.zeros((len(rows), longest), dtype=np.int64)
+    mask = torch.zeros_like(left)
+    for number, row in enumerate(rows):
+        left[number, longest - len(row) :] = torch.from_numpy(row)
+        mask[number, longest - len(row) :] = 1
+        right[number, : len(row)] = row
+    following = ids[-len(rows) :]
+    with torch.no_grad():
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        out = model(input_ids=left, attention_mask=mask, position_ids=positions, use_cache=True)
+        after = model(
+            input_ids=torch.from_numpy(following)[:, None],
+            attention_mask=torch.cat([mask, torch.ones(len(rows), 1, dtype=torch.long)], 1),
+            position_ids=torch.from_numpy(lengths.astype(np.int64))[:, None],
+            past_key_values=out.past_key_values,
+        )
+    expected = torch.cat([out.logits[:, -1], after.logits[:, -1]]).numpy()
+    cache = session.new_cache(len(rows), longest + 1)
+    first = session.run(right, cache, lengths=lengths).copy()
+    second = session.run(following[:, None], cache).copy()
+    return expected, np.concatenate([first, second])
+
+
+def _compare(pairs: Sequence[tuple[str, Array, Array]], max_diff: float, max_kl: float) -> Parity:
+    worst_diff = worst_kl = 0.0
+    n_tokens = 0
+    for name, expected, found in pairs:
+        diff = float(np.abs(expected - found).max())
+        kl = float(mean_kl(expected, found))
+        if not (diff <= max_diff and kl <= max_kl):
+            raise ParityError(
+                f"parity of {name}: max |Δlogit| {diff:.3g} (allowed {max_diff:g}), "
+                f"KL {kl:.3g} nats (allowed {max_kl:g}); nothing was written"
+            )
+        worst_diff, worst_kl = max(worst_diff, diff), max(worst_kl, kl)
+        n_tokens += len(expected)
+    return Parity(max_abs_logit_diff=worst_diff, max_kl=max(worst_kl, 0.0), n_tokens=n_tokens)
+
+
+def mean_kl(expected: Array, found: Array) -> float:
+    """KL(expected ‖ found) of softmaxed logits [N, V], nats a row, in float64."""
+    p, q = (log_softmax(x.astype(np.float64)) for x in (expected, found))
+    return float((np.exp(p) * (p - q)).sum(-1).mean())
+
+
+def log_softmax(logits: Array) -> Array:
+    """Log-probabilities along the last axis."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))

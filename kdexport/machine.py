@@ -1,0 +1,118 @@
+"""What a measurement ran on: CPU, memory, system and library versions.
+
+Knows nothing of models or reports, and imports none of the libraries whose versions it tells.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+VERSIONS_OF = ("kdexport", "onnxruntime", "numpy", "tokenizers", "torch", "transformers")
+
+FEATURES: dict[str, frozenset[str]] = {
+    "avx2": frozenset({"avx2"}),
+    "avx512": frozenset({"avx512f"}),
+    "vnni": frozenset({"avx512_vnni", "avx_vnni"}),
+    "bf16": frozenset({"avx512_bf16", "bf16"}),
+    "amx": frozenset({"amx_int8", "amx_tile"}),
+    "neon": frozenset({"asimd", "neon"}),
+    "dotprod": frozenset({"asimddp"}),
+    "i8mm": frozenset({"i8mm"}),
+    "sve": frozenset({"sve"}),
+}
+"""Feature -> the flags of /proc/cpuinfo (x86 `flags`, Arm `Features`), any of which means it."""
+
+
+class Machine(BaseModel):
+    """The machine that a report was measured on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cpu: str
+    n_cores: int
+    features: list[str] = []
+    memory_gb: float | None = None
+    os: str = ""
+    python: str = ""
+    versions: dict[str, str] = {}
+
+
+def machine_facts() -> Machine:
+    """Facts of this machine; whatever the system does not tell stays empty, nothing raises.
+
+    `n_cores` counts logical CPUs that this process may use; `memory_gb` is in 10^9 bytes.
+    """
+    try:
+        cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        cpuinfo = ""
+    facts = parse_cpuinfo(cpuinfo)
+    flags = set(f"{facts.get('flags', '')} {facts.get('Features', '')}".split())
+    return Machine(
+        cpu=facts.get("model name") or platform.processor() or platform.machine(),
+        n_cores=_n_cores(),
+        features=[name for name, any_of in FEATURES.items() if any_of & flags],
+        memory_gb=_memory_gb(),
+        os=_os_name(),
+        python=platform.python_version(),
+        versions={name: found for name in VERSIONS_OF if (found := _version(name)) is not None},
+    )
+
+
+def parse_cpuinfo(text: str) -> dict[str, str]:
+    """The first value of every key in the text of /proc/cpuinfo."""
+    facts: dict[str, str] = {}
+    for line in text.splitlines():
+        key, colon, value = line.partition(":")
+        if colon:
+            facts.setdefault(key.strip(), value.strip())
+    return facts
+
+
+def physical_cores() -> int:
+    """Physical cores that this process may use: threads beyond them do not speed up a model."""
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    if usable is None:
+        return max(1, (os.cpu_count() or 2) // 2)
+    siblings = set()
+    for cpu in usable:
+        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            siblings.add(path.read_text("ascii").strip())
+        except OSError:
+            siblings.add(str(cpu))
+    return max(1, len(siblings))
+
+
+def _n_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory_gb() -> float | None:
+    try:
+        n_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None
+    return round(n_bytes / 1e9, 1) if n_bytes > 0 else None
+
+
+def _os_name() -> str:
+    try:
+        name = platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        name = f"{platform.system()} {platform.release()}"
+    return f"{name}, {platform.machine()}"
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,161 @@
+"""`kdexport run`: the stages from teacher to report, each skipped when its output is whole.
+
+Every stage has a fingerprint of all that it depends on. The journal in the run folder says which
+are done; long stages also keep their own progress (drafts, cached targets, checkpoints), so that a
+kill loses minutes at most. How a stage does its work is told in `stages`.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kdexport.console import say
+from kdexport.errors import InputError
+from kdexport.journal import Journal, file_sha256, fingerprint
+from kdexport.recipe import Recipe
+from kdexport.sources import ResolvedModel, resolve_teacher
+
+CODE_VERSION = 1  # raised when a stage's output changes though its inputs do not
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe, where its files go, and the teacher once it is at hand."""
+
+    recipe: Recipe
+    folder: Path
+    exported: Path
+    teacher: ResolvedModel
+
+    @property
+    def pairs(self) -> Path:
+        """The pairs that the student learns from."""
+        return self.folder / "pairs.jsonl"
+
+    @property
+    def student_init(self) -> Path:
+        """The student before training."""
+        return self.folder / "student-init"
+
+    @property
+    def student(self) -> Path:
+        """The trained student."""
+        return self.folder / "student"
+
+    @property
+    def reference(self) -> Path:
+        """The teacher's targets on the test pairs."""
+        return self.folder / "reference.npz"
+
+    @property
+    def teacher_bundle(self) -> Path:
+        """The teacher's own int8 bundle."""
+        return self.exported / f"{self.recipe.name}-teacher-int8"
+
+    @property
+    def student_bundle(self) -> Path:
+        """The student's fp32 bundle."""
+        return self.exported / self.recipe.name
+
+    @property
+    def quantized_bundle(self) -> Path:
+        """The student's quantized bundle."""
+        return self.exported / f"{self.recipe.name}-{self.recipe.export.scheme}"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run: what it depends on, what it writes, how it is done."""
+
+    name: str
+    title: str
+    work: Callable[[Run], None]
+    outputs: Callable[[Run], Sequence[Path]]
+    depends: Callable[[Run], object]
+    after: tuple[str, ...] = field(default=())
+
+
+def open_run(recipe: Recipe) -> Run:
+    """Fetch the teacher and make the run's folders."""
+    teacher = resolve_teacher(recipe.teacher.source, revision=recipe.teacher.revision)
+    folder = Path(recipe.output.runs) / recipe.name
+    exported = Path(recipe.output.exported)
+    folder.mkdir(parents=True, exist_ok=True)
+    exported.mkdir(parents=True, exist_ok=True)
+    return Run(recipe, folder, exported, teacher)
+
+
+def run_stages(run: Run, *, until: str | None = None) -> None:
+    """Do every stage whose output is not whole yet, up to and with ``until``."""
+    from kdexport.stages import STAGES
+
+    check_disk(run)
+    journal = Journal(run.folder / "journal.json")
+    prints: dict[str, str] = {}
+    wanted = _up_to(STAGES, until)
+    for number, stage in enumerate(wanted, start=1):
+        prints[stage.name] = stage_fingerprint(stage, run, prints)
+        head = f"[{number}/{len(wanted)}] {stage.title}"
+        if journal.is_done(stage.name, prints[stage.name]):
+            say(f"{head}: done before")
+            continue
+        say(head)
+        started = time.monotonic()
+        stage.work(run)
+        seconds = time.monotonic() - started
+        journal.record(stage.name, prints[stage.name], stage.outputs(run), seconds)
+        say(f"{head}: {seconds:.0f} s")
+
+
+def plan(run: Run, *, until: str | None = None) -> list[tuple[Stage, bool]]:
+    """The stages of a run and whether each is done already."""
+    from kdexport.stages import STAGES
+
+    journal = Journal(run.folder / "journal.json")
+    prints: dict[str, str] = {}
+    rows: list[tuple[Stage, bool]] = []
+    for stage in _up_to(STAGES, until):
+        prints[stage.name] = stage_fingerprint(stage, run, prints)
+        rows.append((stage, journal.is_done(stage.name, prints[stage.name])))
+    return rows
+
+
+def stage_fingerprint(stage: Stage, run: Run, prints: dict[str, str]) -> str:
+    """What a stage depends on: its own inputs and the fingerprints of the stages it follows."""
+    return fingerprint(
+        CODE_VERSION, stage.name, stage.depends(run), [prints[name] for name in stage.after]
+    )
+
+
+def data_fingerprint(run: Run) -> str:
+    """The sha256 of the data file that the recipe names."""
+    path = run.recipe.data.pairs or run.recipe.data.briefs
+    if path is None or not Path(path).is_file():
+        raise InputError("there is no such file", where=str(path))
+    return file_sha256(Path(path))
+
+
+def check_disk(run: Run) -> None:
+    """Refuse to begin where the disk cannot hold what the stages write.
+
+    The teacher is written as fp32 ONNX (removed after quantization) and int8; the student as
+    initial, best and checkpoint (weights and two moments, twice while it is swapped), and bundles.
+    """
+    teacher_bytes = sum(f.stat().st_size for f in run.teacher.path.glob("*.safetensors"))
+    needed = int(teacher_bytes * 4 + 500e6)
+    free = shutil.disk_usage(run.folder).free
+    if free < needed:
+        raise InputError(
+            f"{free / 1e9:.1f} GB are free, {needed / 1e9:.1f} GB may be needed",
+            where=str(run.folder),
+            remedy="make room, or set output.runs and output.exported to another disk",
+        )
+
+
+def _up_to(stages: Sequence[Stage], until: str | None) -> Sequence[Stage]:
+    if until is None:
+        return stages
+    names = [stage.name for stage in stages]
+    return stages[: names.index(until) + 1]

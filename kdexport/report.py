@@ -1,0 +1,368 @@
+"""The report of a bench: its data, its JSON, its statistics and the sentence that sums it up.
+
+Does not know how the numbers were measured, nor any model, and imports no torch, onnx or
+onnxruntime. The table is in `report_table`, the page in `report_html`.
+Units are in the names: `_ms` milliseconds, `_s` seconds, `_mb` 10^6 bytes, `kl_*` nats per token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    JsonValue,
+    NonNegativeInt,
+    ValidationError,
+    model_validator,
+)
+
+from kdexport.errors import InputError
+from kdexport.machine import Machine, machine_facts
+
+__all__ = [
+    "ARM_LABELS",
+    "REFERENCE_ARM",
+    "ArmResult",
+    "BenchReport",
+    "BenchSettings",
+    "Machine",
+    "Sample",
+    "TrainPoint",
+    "gather_samples",
+    "load_report",
+    "machine_facts",
+    "percentile",
+    "report_json_schema",
+    "short",
+    "summary",
+    "write_report",
+]
+
+SCHEMA_VERSION = 1
+REFERENCE_ARM = "teacher-torch-fp32"
+"""The arm whose distribution is the reference of every KL: its own is 0 by definition."""
+
+ARM_LABELS: dict[str, str] = {
+    "teacher-torch-fp32": "teacher PyTorch fp32",
+    "teacher-int8": "teacher ONNX int8",
+    "student-torch-fp32": "student PyTorch fp32",
+    "student-fp32": "student ONNX fp32",
+    "student-int8": "student ONNX int8",
+}
+"""Known arms in the order in which reports show them; others follow under their own names."""
+
+_NOUNS: dict[str, str] = {
+    "teacher-torch-fp32": "teacher in PyTorch",
+    "teacher-int8": "int8 teacher",
+    "student-torch-fp32": "student in PyTorch",
+    "student-fp32": "fp32 student",
+    "student-int8": "int8 student",
+}
+
+
+def _none_unless_finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Measured = Annotated[FiniteFloat | None, BeforeValidator(_none_unless_finite)]
+"""A float that may be missing; NaN and infinity count as missing, since JSON has neither."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ArmResult(_Model):
+    """What one arm (a model in an engine, in a process of its own) measured."""
+
+    arm: str
+    engine: str
+    n_parameters: NonNegativeInt
+    size_mb: FiniteFloat = Field(description="weights or bundle on disk, 10^6 bytes")
+    peak_rss_mb: FiniteFloat = Field(description="of the whole process, 10^6 bytes")
+    load_s: FiniteFloat
+    ttft_ms: list[FiniteFloat] = Field(description="prompt text to first token, one per run")
+    itl_ms: list[FiniteFloat] = Field(description="gaps between tokens, all runs pooled")
+    prefill_tok_s: FiniteFloat
+    decode_tok_s: list[FiniteFloat] = Field(description="one per run")
+    perplexity: Measured = None
+    kl_mean: Measured = Field(default=None, description="KL(teacher || arm), nats per token")
+    kl_p50: Measured = None
+    kl_p99: Measured = None
+    top1: Measured = Field(default=None, description="share of tokens, 0 to 1")
+    n_quality_tokens: NonNegativeInt = 0
+    samples: dict[str, str] = Field(default={}, description="brief_id -> copy")
+
+    @property
+    def label(self) -> str:
+        """The arm as tables name it."""
+        return ARM_LABELS.get(self.arm, self.arm)
+
+    @property
+    def ttft_p50_ms(self) -> float | None:
+        """Median time to first token."""
+        return percentile(self.ttft_ms, 50)
+
+    @property
+    def ttft_p99_ms(self) -> float | None:
+        """99th percentile of the time to first token; near the slowest for few runs."""
+        return percentile(self.ttft_ms, 99)
+
+    @property
+    def tpot_p50_ms(self) -> float | None:
+        """Median gap between two tokens."""
+        return percentile(self.itl_ms, 50)
+
+    @property
+    def tpot_p99_ms(self) -> float | None:
+        """99th percentile of the gap between two tokens."""
+        return percentile(self.itl_ms, 99)
+
+    @property
+    def decode_mean_tok_s(self) -> float | None:
+        """Mean over runs of the decoding speed."""
+        return statistics.fmean(self.decode_tok_s) if self.decode_tok_s else None
+
+    @property
+    def decode_sd_tok_s(self) -> float | None:
+        """Sample standard deviation (n - 1) over runs; None for fewer than two."""
+        return statistics.stdev(self.decode_tok_s) if len(self.decode_tok_s) > 1 else None
+
+
+class BenchSettings(_Model):
+    """What every arm was asked to do."""
+
+    n_threads: int
+    prompt_tokens: int
+    new_tokens: int
+    n_runs: int
+
+
+class Sample(_Model):
+    """One brief and the copy each arm wrote for it."""
+
+    brief_id: str
+    prompt: str
+    copies: dict[str, str] = Field(default={}, description="arm -> copy")
+
+
+class TrainPoint(_Model):
+    """One line of the training log; losses and KL in nats per target token."""
+
+    step: NonNegativeInt
+    tokens: NonNegativeInt
+    elapsed_s: FiniteFloat
+    loss: Measured = None
+    kl: Measured = None
+    top1: Measured = None
+    perplexity: Measured = None
+    lr: Measured = None
+
+
+class BenchReport(_Model):
+    """Everything a bench found, and everything needed to read it a year later."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str
+    created: str = Field(description="ISO 8601, UTC")
+    machine: Machine
+    settings: BenchSettings
+    arms: list[ArmResult]
+    baseline: str = REFERENCE_ARM
+    samples: list[Sample] = []
+    training: list[TrainPoint] = []
+    recipe: dict[str, JsonValue] = {}
+    stages: dict[str, FiniteFloat] = Field(default={}, description="stage -> seconds")
+
+    @model_validator(mode="after")
+    def _arms_differ(self) -> BenchReport:
+        names = [arm.arm for arm in self.arms]
+        if len(names) != len(set(names)):
+            raise ValueError("two arms have the same name")
+        return self
+
+    @property
+    def ordered_arms(self) -> list[ArmResult]:
+        """Arms in the order of `ARM_LABELS`, unknown ones behind them in the order given."""
+        known = list(ARM_LABELS)
+        return sorted(
+            self.arms, key=lambda a: known.index(a.arm) if a.arm in ARM_LABELS else len(known)
+        )
+
+    @property
+    def baseline_arm(self) -> ArmResult | None:
+        """The arm that ratios are relative to, where it was measured."""
+        return self.arm(self.baseline)
+
+    @property
+    def hero(self) -> ArmResult | None:
+        """The arm that the report is about: the most finished student, else the last arm."""
+        ordered = self.ordered_arms
+        students = [arm for arm in ordered if arm.arm.startswith("student")]
+        return students[-1] if students else ordered[-1] if ordered else None
+
+    def arm(self, name: str) -> ArmResult | None:
+        """The arm of that name, or None."""
+        return next((arm for arm in self.arms if arm.arm == name), None)
+
+    def speed_up(self, arm: ArmResult) -> float | None:
+        """Mean decoding speed of `arm` over that of the baseline arm."""
+        baseline = self.baseline_arm
+        return _ratio(arm.decode_mean_tok_s, baseline.decode_mean_tok_s if baseline else None)
+
+    def shrinkage(self, arm: ArmResult) -> float | None:
+        """Size on disk of the baseline arm over that of `arm`."""
+        baseline = self.baseline_arm
+        return _ratio(baseline.size_mb if baseline else None, arm.size_mb)
+
+    def kl(self, arm: ArmResult) -> float | None:
+        """Mean KL(teacher || arm) in nats per token; 0 for the reference itself."""
+        return self._or_reference(arm, arm.kl_mean, 0.0)
+
+    def top1(self, arm: ArmResult) -> float | None:
+        """Share of tokens (0 to 1) where arm and teacher agree; 1 for the reference itself."""
+        return self._or_reference(arm, arm.top1, 1.0)
+
+    def _or_reference(self, arm: ArmResult, value: float | None, own: float) -> float | None:
+        if value is None and arm.arm == REFERENCE_ARM:
+            return own if any(other.kl_mean is not None for other in self.arms) else None
+        return value
+
+
+def percentile(values: Sequence[float], q: float) -> float | None:
+    """The q-th percentile (0 to 100), linear between ranks as in numpy; None for no values."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    rank = (len(ordered) - 1) * q / 100
+    low = math.floor(rank)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (rank - low)
+
+
+def short(value: float) -> str:
+    """About three significant digits without an exponent: 1,234 / 538 / 14.2 / 4.71 / 0.430."""
+    size = abs(value)
+    decimals = 0 if size >= 99.95 else 1 if size >= 9.995 else 2 if size >= 0.995 else 3
+    return f"{value:,.{decimals}f}"
+
+
+def summary(report: BenchReport) -> str:
+    """One sentence of plain text for the top of the page and the end of the log."""
+    hero, baseline = report.hero, report.baseline_arm
+    if hero is None:
+        return "No arm was measured."
+    parts = [f"The {_NOUNS.get(hero.arm, hero.arm)} is {short(hero.size_mb)} MB"]
+    speed = hero.decode_mean_tok_s
+    shrinkage, speed_up = report.shrinkage(hero), report.speed_up(hero)
+    if baseline is None or baseline.arm == hero.arm:
+        if speed is not None:
+            parts.append(f" and decodes {short(speed)} tokens per second")
+    else:
+        if shrinkage is not None:
+            parts.append(f", {_times(shrinkage, 'smaller', 'larger')}")
+        if speed_up is not None:
+            than = _NOUNS.get(baseline.arm, baseline.arm)
+            verb = _times(speed_up, "faster", "slower")
+            parts.append(f", and decodes {verb} than the {than}")
+    kl = report.kl(hero)
+    if kl is not None and hero.arm != REFERENCE_ARM:
+        parts.append(f"; KL to the teacher {kl:.3f} nats per token")
+        if hero.n_quality_tokens:
+            parts.append(f" over {hero.n_quality_tokens:,} held-out tokens")
+    return "".join(parts) + "."
+
+
+def gather_samples(arms: Sequence[ArmResult], prompts: Mapping[str, str]) -> list[Sample]:
+    """Join what the arms wrote (brief_id -> copy) with the prompts (brief_id -> prompt)."""
+    return [
+        Sample(
+            brief_id=brief_id,
+            prompt=prompt,
+            copies={arm.arm: arm.samples[brief_id] for arm in arms if brief_id in arm.samples},
+        )
+        for brief_id, prompt in prompts.items()
+    ]
+
+
+def load_report(path: str | Path) -> BenchReport:
+    """Read a bench.json, or the one in a folder. Raises InputError with the first thing wrong."""
+    file = Path(path)
+    file = file / "bench.json" if file.is_dir() else file
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"cannot be read ({error})", where=str(file), remedy="run kdexport bench"
+        ) from error
+    version = raw.get("schema_version", SCHEMA_VERSION) if isinstance(raw, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise InputError(
+            f"is a report of schema {version}, this kdexport reads up to {SCHEMA_VERSION}",
+            where=str(file),
+            remedy="upgrade kdexport",
+        )
+    try:
+        return BenchReport.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "report"
+        raise InputError(
+            f"{place}: {first['msg']}", where=str(file), remedy="run kdexport bench again"
+        ) from error
+
+
+def write_report(report: BenchReport, folder: str | Path) -> tuple[Path, Path]:
+    """Write bench.json and report.html into `folder`, each whole or not at all; their paths."""
+    from kdexport.report_html import render_html
+
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    pages = {
+        target / "bench.json": report.model_dump_json(indent=2) + "\n",
+        target / "report.html": render_html(report),
+    }
+    for path, text in pages.items():
+        _write_whole(path, text)
+    return target / "bench.json", target / "report.html"
+
+
+def report_json_schema() -> dict[str, Any]:
+    """JSON Schema of bench.json."""
+    return BenchReport.model_json_schema(mode="serialization")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(beside, 0o644)  # mkstemp makes it private
+        os.replace(beside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(beside)
+        raise
+
+
+def _ratio(above: float | None, below: float | None) -> float | None:
+    return above / below if above is not None and below else None
+
+
+def _times(ratio: float, more: str, less: str) -> str:
+    return f"{short(ratio)} times {more}" if ratio >= 1 else f"{short(1 / ratio)} times {less}"

@@ -1,0 +1,180 @@
+"""One table of a bench report, shared by the terminal, the README and the page.
+
+Knows the columns and how many decimals each deserves; knows no colours and no HTML.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kdexport.report import REFERENCE_ARM, ArmResult, BenchReport
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+MISSING = "–"  # noqa: RUF001  (an en dash is meant)
+Values = tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: `read` gives the numbers of a cell, which are joined by `joint`.
+
+    All cells of a column share their decimals, so that they line up: as many as the smallest
+    leading number needs for `digits` significant ones, at most `most`.
+    """
+
+    title: str
+    unit: str
+    read: Callable[[BenchReport, ArmResult], Values]
+    digits: int
+    most: int
+    joint: str = " / "
+    suffix: str = ""
+
+    @property
+    def header(self) -> str:
+        """Title and unit on one line."""
+        return f"{self.title} {self.unit}".strip()
+
+    def cells(self, report: BenchReport, arms: Sequence[ArmResult]) -> list[str]:
+        """The column's text for each arm."""
+        rows = [self.read(report, arm) for arm in arms]
+        decimals = shared_decimals([row[0] for row in rows], self.digits, self.most)
+        return [self._cell(row, decimals) for row in rows]
+
+    def _cell(self, row: Values, decimals: int) -> str:
+        known = [fixed(value, decimals) for value in row if value is not None]
+        return self.joint.join(known) + self.suffix if known else MISSING
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm's line: its name and its cells in the order of `COLUMNS`."""
+
+    arm: str
+    label: str
+    cells: tuple[str, ...]
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+COLUMNS: tuple[Column, ...] = (
+    Column("size", "MB", lambda _, a: (a.size_mb,), 2, 1),
+    Column("peak RSS", "MB", lambda _, a: (a.peak_rss_mb,), 2, 1),
+    Column("load", "s", lambda _, a: (a.load_s,), 2, 2),
+    Column("TTFT p50/p99", "ms", lambda _, a: (a.ttft_p50_ms, a.ttft_p99_ms), 2, 1),
+    Column("TPOT p50/p99", "ms", lambda _, a: (a.tpot_p50_ms, a.tpot_p99_ms), 2, 1),
+    Column("decode", "tok/s", lambda _, a: (a.decode_mean_tok_s, a.decode_sd_tok_s), 3, 1, " ± "),
+    Column("speed- up", "", lambda r, a: (r.speed_up(a),), 3, 1, suffix="×"),  # noqa: RUF001
+    Column("perplexity", "", lambda _, a: (a.perplexity,), 4, 1),
+    Column("KL to teacher", "nats", lambda r, a: (r.kl(a),), 9, 3),
+    Column("same top-1", "%", lambda r, a: (_percent(r.top1(a)),), 9, 1),
+)
+
+
+def table_rows(report: BenchReport) -> list[Row]:
+    """One row per measured arm, cells in the order of `COLUMNS`."""
+    arms = report.ordered_arms
+    columns = [column.cells(report, arms) for column in COLUMNS]
+    return [
+        Row(arm.arm, arm.label, tuple(cells[at] for cells in columns))
+        for at, arm in enumerate(arms)
+    ]
+
+
+def footnotes(report: BenchReport) -> list[str]:
+    """What the columns mean, one short sentence each, with the sizes of the samples."""
+    s, arms = report.settings, report.arms
+    n_quality = max((arm.n_quality_tokens for arm in arms), default=0)
+    n_gaps = max((len(arm.itl_ms) for arm in arms), default=0)
+    notes = [
+        f"Each arm in its own process: {s.n_threads} {_plural('thread', s.n_threads)}, batch 1, "
+        f"{s.prompt_tokens} prompt and {s.new_tokens} new tokens, "
+        f"{s.n_runs} {_plural('run', s.n_runs)}. Size is on disk; peak RSS is the whole process.",
+        "TTFT: from prompt text to first token; with few runs its p99 is near the slowest. "
+        f"TPOT: gaps between tokens, all runs pooled (n = {n_gaps:,}).",
+        "decode: mean ± standard deviation over runs. Speed-up: decode against "
+        f"{_label(report, report.baseline)}.",
+    ]
+    if n_quality:
+        notes.append(
+            f"Perplexity, KL(teacher || arm) and top-1 on {n_quality:,} held-out tokens, over the "
+            "student's vocabulary; KL counts the teacher's tail as one bucket, a lower bound."
+        )
+    if any(arm.arm == REFERENCE_ARM and arm.kl_mean is None for arm in arms) and n_quality:
+        notes.append("The teacher in PyTorch is the reference: KL 0 and top-1 100 % by definition.")
+    return notes
+
+
+def render_table(report: BenchReport) -> Table:
+    """The table for the terminal; fits 100 columns and reads well without colour."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    hero = report.hero
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        caption=Text("\n".join(footnotes(report)), style="dim"),
+        caption_justify="left",
+    )
+    table.add_column("arm", no_wrap=True, vertical="bottom")
+    for column in COLUMNS:
+        head = "\n".join([*column.title.split(" "), column.unit]).strip().replace("-\n", "-\n")
+        table.add_column(Text(head), justify="right", no_wrap=True, vertical="bottom")
+    for row in table_rows(report):
+        style = "bold" if hero is not None and row.arm == hero.arm else ""
+        table.add_row(Text(row.label), *map(Text, row.cells), style=style)
+    return table
+
+
+def markdown_table(report: BenchReport, *, notes: bool = True) -> str:
+    """The table in GitHub's Markdown, the report's own arm in bold, footnotes below it."""
+    hero = report.hero
+    headers = [column.header.replace("- ", "-") for column in COLUMNS]
+    lines = [
+        "| | " + " | ".join(headers) + " |",
+        "|---|" + "---:|" * len(COLUMNS),
+    ]
+    for row in table_rows(report):
+        cells = [_in_cell(cell) for cell in (row.label, *row.cells)]
+        if hero is not None and row.arm == hero.arm:
+            cells = [f"**{cell}**" for cell in cells]
+        lines.append("| " + " | ".join(cells) + " |")
+    if notes:
+        lines += ["", *(f"- {note}" for note in footnotes(report))]
+    return "\n".join(lines) + "\n"
+
+
+def shared_decimals(values: Sequence[float | None], digits: int, most: int) -> int:
+    """Decimals that give the smallest non-zero value `digits` significant digits, 0 to `most`."""
+    sizes = [abs(value) for value in values if value]
+    if not sizes:
+        return 0 if digits <= 4 else most
+    return max(0, min(most, digits - 1 - math.floor(math.log10(min(sizes)))))
+
+
+def fixed(value: float, decimals: int) -> str:
+    """`value` with that many decimals and thousands set off; above a million as 4.1e+07."""
+    return f"{value:.1e}" if abs(value) >= 1e6 else f"{value:,.{decimals}f}"
+
+
+def _in_cell(text: str) -> str:
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
+
+
+def _label(report: BenchReport, name: str) -> str:
+    arm = report.arm(name)
+    return arm.label if arm else f"{name} (not measured)"
+
+
+def _plural(noun: str, count: int) -> str:
+    return noun if count == 1 else f"{noun}s"

@@ -1,0 +1,146 @@
+"""Text to token ids and back, and chat messages to the text that a model reads."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from kdexport.bundle import Bundle, TextFacts, open_bundle
+from kdexport.content.prompts import plain_chat
+from kdexport.errors import InputError
+
+Message = Mapping[str, str]
+
+
+class TextCodec:
+    """The tokenizer and chat template of one bundle."""
+
+    def __init__(self, tokenizer_json: Path, facts: TextFacts, template: str | None) -> None:
+        from tokenizers import Tokenizer
+
+        try:
+            self.tokenizer = Tokenizer.from_file(str(tokenizer_json))
+        except Exception as error:  # tokenizers raises plain Exception
+            raise InputError(f"is no tokenizer ({error})", where=str(tokenizer_json)) from error
+        self.tokenizer.no_truncation()
+        self.facts = facts
+        self.template = template
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids; special tokens written out in the text count as such, none are added but BOS."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        bos = self.facts.bos_token_id
+        if self.facts.add_bos and bos is not None and ids[:1] != [bos]:
+            return [bos, *ids]
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def render_chat(self, messages: Sequence[Message]) -> str:
+        """The prompt that asks for an answer to ``messages``.
+
+        Through the model's chat template, as Hugging Face renders it, in a sandbox; a model
+        without one reads the messages' contents as plain text.
+        """
+        if self.template is None:
+            return plain_chat([dict(message) for message in messages])
+        from jinja2 import TemplateError
+
+        try:
+            return str(
+                self._compiled.render(
+                    messages=[dict(message) for message in messages],
+                    add_generation_prompt=True,
+                    bos_token=self.facts.bos_token or "",
+                    eos_token=self.facts.eos_token or "",
+                )
+            )
+        except TemplateError as error:
+            raise InputError(f"the chat template refuses the messages ({error})") from error
+
+    @cached_property
+    def _compiled(self) -> Any:
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise
+        environment.globals["strftime_now"] = _now
+        return environment.from_string(self.template or "")
+
+    def stream(self) -> "StreamDecoder":
+        """A decoder that is fed one token at a time."""
+        return StreamDecoder(self)
+
+
+class StreamDecoder:
+    """Text piece by piece; all pieces together are `TextCodec.decode` of all tokens.
+
+    A piece is held back while it ends within a UTF-8 character. Only the tokens since the last
+    pieces are decoded again, so the cost of a token does not grow with the text.
+    """
+
+    def __init__(self, codec: TextCodec) -> None:
+        self._codec = codec
+        self._ids: list[int] = []
+        self._begin = 0  # of the window that is decoded again
+        self._end = 0  # tokens before it have been given out
+
+    def push(self, token_id: int) -> str:
+        """Add a token; return the text that is now certain (often, but not always, its own)."""
+        self._ids.append(token_id)
+        text = self._new_text()
+        if not text or text.endswith("\ufffd"):
+            return ""
+        self._begin, self._end = self._end, len(self._ids)
+        return text
+
+    def flush(self) -> str:
+        """What was held back, at the end of the text."""
+        text = self._new_text()
+        self._begin = self._end = len(self._ids)
+        return text
+
+    def _new_text(self) -> str:
+        before = self._codec.decode(self._ids[self._begin : self._end])
+        return self._codec.decode(self._ids[self._begin :])[len(before) :]
+
+
+def load_text(bundle: Bundle | Path) -> TextCodec:
+    """The text side of a bundle."""
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    template = opened.file("chat_template.jinja")
+    return TextCodec(
+        opened.file("tokenizer.json"),
+        opened.manifest.text,
+        template.read_text("utf-8") if template.name in opened.manifest.files else None,
+    )
+
+
+def pieces(codec: TextCodec, ids: Sequence[int]) -> Iterator[str]:
+    """The pieces in which a text would be streamed."""
+    decoder = codec.stream()
+    for token_id in ids:
+        yield decoder.push(token_id)
+    yield decoder.flush()
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
+    # jinja2's own filter escapes for HTML, which a prompt is not.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+
+
+def _raise(message: str) -> None:
+    from jinja2 import TemplateError
+
+    raise TemplateError(message)
+
+
+def _now(form: str) -> str:
+    return datetime.now().strftime(form)

@@ -1,0 +1,282 @@
+"""How each stage of a run does its work: open files, call one part, write files.
+
+The order, and what may be skipped, is `pipeline`'s business.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kdexport.bundle import Bundle
+from kdexport.console import say, tracked
+from kdexport.errors import InputError
+from kdexport.journal import fingerprint
+from kdexport.pairs import Pair, by_split, load_pairs, write_pairs
+from kdexport.pipeline import Run, Stage, data_fingerprint
+from kdexport.recipe import Recipe
+
+N_PROBE_TEXTS = 32  # texts on which block influence is measured
+
+
+def make_teacher_bundle(run: Run) -> None:
+    """Teacher -> its own int8 bundle: it writes the data, and is a row of the bench."""
+    from kdexport.export.bundles import export_bundle
+    from kdexport.export.quantize import quantize_bundle
+
+    fp32 = run.folder / "teacher-fp32"
+    with tracked("teacher to ONNX int8", "steps", 2) as progress:
+        bundle = export_bundle(
+            run.teacher.path,
+            fp32,
+            name=f"{run.recipe.name}-teacher",
+            teacher=run.teacher.source,
+            licence=run.teacher.licence,
+        )
+        progress(1)
+        quantize_bundle(bundle, "int8", run.teacher_bundle)
+        progress(2)
+    shutil.rmtree(fp32)
+
+
+def make_pairs(run: Run) -> None:
+    """Briefs -> pairs written by the teacher, or the user's own pairs checked and copied."""
+    data = run.recipe.data
+    if data.pairs is not None:
+        pairs = load_pairs(
+            Path(data.pairs),
+            validation_fraction=data.validation_fraction,
+            test_fraction=data.test_fraction,
+            seed=run.recipe.seed,
+        )
+    else:
+        pairs = _synthesized_pairs(run)
+    if not by_split(pairs, "train"):
+        raise InputError("no pair is left to train on", where=str(data.pairs or data.briefs))
+    write_pairs(run.pairs, pairs)
+
+
+def _synthesized_pairs(run: Run) -> list[Pair]:
+    from kdexport.content.briefs import load_briefs
+    from kdexport.runtime.session import open_session
+    from kdexport.runtime.text import load_text
+    from kdexport.synthesize import Sampling, synthesize
+
+    data = run.recipe.data
+    if data.briefs is None:
+        raise InputError("name a file of briefs or of pairs", where="data")
+    limits = {"train": data.max_train, "validation": data.max_validation, "test": data.max_test}
+    briefs = load_briefs(Path(data.briefs))
+    chosen = [b for split, n in limits.items() for b in [b for b in briefs if b.split == split][:n]]
+    wishes = data.generate
+    sampling = Sampling(
+        temperature=wishes.temperature,
+        top_p=wishes.top_p,
+        top_k=wishes.top_k,
+        variants=wishes.variants,
+        batch_size=wishes.batch_size,
+        seed=run.recipe.seed,
+    )
+    with tracked("teacher writes", "copies") as progress:
+        pairs, dropped = synthesize(
+            chosen,
+            open_session(run.teacher_bundle, n_threads=run.recipe.train.n_threads),
+            load_text(run.teacher_bundle),
+            sampling,
+            drafts_path=run.folder / "drafts.jsonl",
+            fingerprint=fingerprint(run.teacher.fingerprint, data.model_dump(mode="json")),
+            progress=progress,
+        )
+    lost = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
+    say(f"    {len(pairs)} pairs kept; dropped: {lost or 'none'}")
+    counts = {"kept": len(pairs), "dropped": dict(dropped)}
+    (run.folder / "pairs-report.json").write_text(json.dumps(counts, indent=1), "utf-8")
+    return pairs
+
+
+def make_student(run: Run) -> None:
+    """Teacher -> an untrained student with fewer layers and a smaller vocabulary."""
+    import torch
+
+    from kdexport.train.model import load_model, load_tokenizer, save_model
+    from kdexport.train.student import INITS, StudentSpec
+    from kdexport.train.vocabulary import trim_tokenizer
+    from kdexport.training import renderer
+
+    wish = run.recipe.student
+    teacher = load_model(run.teacher.path)
+    tokenizer = load_tokenizer(run.teacher.path)
+    render = renderer(tokenizer)
+    pairs = by_split(load_pairs(run.pairs), "train")
+    texts = [render(list(pair.messages)) + pair.completion for pair in pairs]
+    trimmed, kept_ids = None, None
+    backend = tokenizer.backend_tokenizer
+    if wish.vocab_size is not None and wish.vocab_size < backend.get_vocab_size():
+        trimmed, kept_ids = trim_tokenizer(backend, texts, wish.vocab_size)
+    spec = StudentSpec(
+        n_layers=wish.n_layers,
+        hidden_size=wish.hidden_size,
+        n_heads=wish.n_heads,
+        n_kv_heads=wish.n_kv_heads,
+        intermediate_size=wish.intermediate_size,
+    )
+    probe = [torch.tensor([backend.encode(text).ids]) for text in texts[:N_PROBE_TEXTS]]
+    torch.manual_seed(run.recipe.seed)
+    student = INITS[wish.init](teacher, spec, kept_ids, probe)
+    facts = {
+        "teacher": run.teacher.source,
+        "kept_layers": student.kept_layers,
+        "block_influence": student.influence,
+        "kept_ids": kept_ids,
+    }
+    save_model(student.model, run.student_init, tokenizer_from=run.teacher.path, tokenizer=trimmed)
+    _write_json(run.student_init / "kdexport.json", facts)
+    n_parameters = student.model.num_parameters() / 1e6
+    say(
+        f"    {n_parameters:.1f} M parameters of {teacher.num_parameters() / 1e6:.1f} M, "
+        f"layers kept: {student.kept_layers or 'none (from scratch)'}"
+    )
+
+
+def train_student(run: Run) -> None:
+    """Distil; the best student on the validation pairs is kept, and the quality reference written."""
+    from kdexport import training
+
+    training.train_student(run)
+
+
+def make_bundle(run: Run) -> None:
+    """Student -> fp32 bundle, parity checked."""
+    _export(run.student, run.student_bundle, run.recipe, run)
+
+
+def _export(checkpoint: Path, out: Path, recipe: Recipe, run: Run) -> Bundle:
+    from kdexport.export.bundles import export_bundle
+
+    return export_bundle(
+        checkpoint,
+        out,
+        name=recipe.name,
+        teacher=run.teacher.source,
+        licence=run.teacher.licence,
+        recipe_fingerprint=fingerprint(recipe.model_dump(mode="json")),
+        reference=run.reference,
+    )
+
+
+def make_quantized(run: Run) -> None:
+    """fp32 bundle -> quantized bundle."""
+    from kdexport.bundle import open_bundle
+    from kdexport.export.quantize import quantize_bundle
+
+    if run.recipe.export.scheme != "fp32":
+        bundle = open_bundle(run.student_bundle)
+        quantize_bundle(bundle, run.recipe.export.scheme, run.quantized_bundle)
+
+
+def measure(run: Run) -> None:
+    """Time and score teacher and student, and write bench.json, report.html and the model card."""
+    from kdexport.arms import bench_run
+
+    bench_run(run)
+
+
+def export_checkpoint(checkpoint: Path, out: Path | None, scheme: str | None) -> Sequence[Bundle]:
+    """`kdexport export`: a run's student, or any Hugging Face folder, to one or two bundles."""
+    from kdexport.export.bundles import export_bundle
+    from kdexport.export.quantize import SCHEMES, quantize_bundle
+    from kdexport.sources import check_model_folder
+
+    if scheme is not None and scheme not in SCHEMES:
+        raise InputError(
+            f"unknown scheme {scheme!r}", where="--scheme", remedy="use " + ", ".join(SCHEMES)
+        )
+    folder = checkpoint / "student" if (checkpoint / "student").is_dir() else checkpoint
+    name = checkpoint.resolve().name
+    target = out or Path("exported") / name
+    check_model_folder(folder)
+    facts_path = folder / "kdexport.json"
+    facts = json.loads(facts_path.read_text("utf-8")) if facts_path.exists() else {}
+    reference = checkpoint / "reference.npz"
+    bundle = export_bundle(
+        folder,
+        target,
+        name=name,
+        teacher=facts.get("teacher"),
+        reference=reference if reference.exists() else None,
+    )
+    if scheme is None:
+        return [bundle]
+    return [bundle, quantize_bundle(bundle, scheme, target.with_name(f"{target.name}-{scheme}"))]
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=1), "utf-8")
+
+
+def _sections(*names: str) -> Any:
+    def depends(run: Run) -> object:
+        dumped = run.recipe.model_dump(mode="json")
+        return [dumped["seed"], *(dumped[name] for name in names)]
+
+    return depends
+
+
+STAGES: Sequence[Stage] = (
+    Stage(
+        "teacher",
+        "Teacher to ONNX int8",
+        make_teacher_bundle,
+        lambda run: [run.teacher_bundle],
+        lambda run: run.teacher.fingerprint,
+    ),
+    Stage(
+        "pairs",
+        "Teacher writes the data",
+        make_pairs,
+        lambda run: [run.pairs],
+        lambda run: [_sections("data")(run), data_fingerprint(run)],
+        after=("teacher",),
+    ),
+    Stage(
+        "student",
+        "Student is cut from the teacher",
+        make_student,
+        lambda run: [run.student_init],
+        _sections("student"),
+        after=("pairs",),
+    ),
+    Stage(
+        "distill",
+        "Distillation",
+        train_student,
+        lambda run: [run.student, run.reference, run.folder / "train_log.jsonl"],
+        _sections("train"),
+        after=("student",),
+    ),
+    Stage(
+        "export",
+        "Student to ONNX",
+        make_bundle,
+        lambda run: [run.student_bundle],
+        lambda run: run.recipe.name,
+        after=("distill",),
+    ),
+    Stage(
+        "quantize",
+        "Student to int8",
+        make_quantized,
+        lambda run: [run.quantized_bundle],
+        _sections("export"),
+        after=("export",),
+    ),
+    Stage(
+        "bench",
+        "Bench and report",
+        measure,
+        lambda run: [run.folder / "bench.json", run.folder / "report.html"],
+        _sections("bench"),
+        after=("quantize", "teacher"),
+    ),
+)

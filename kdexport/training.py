@@ -1,0 +1,237 @@
+"""The distilling stage of a run: from pairs and an untrained student to the best one found.
+
+Stands between the recipe and the loop in `train.trainer`, which knows no recipe and no files.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdexport.console import Tracker, say, tracked
+from kdexport.content.prompts import plain_chat
+from kdexport.errors import InputError
+from kdexport.journal import fingerprint
+from kdexport.pairs import by_split, load_pairs
+from kdexport.pipeline import Run
+from kdexport.recipe import TrainSection
+from kdexport.train.data import Encoded, encode_pairs
+from kdexport.train.model import load_facts, load_model, load_tokenizer, save_model
+from kdexport.train.reference import write_reference
+from kdexport.train.schedule import Budget
+from kdexport.train.teacher import (
+    TargetFn,
+    cached_targets,
+    check_vocabularies,
+    fill_cache,
+    fingerprint_examples,
+    live_targets,
+)
+from kdexport.train.trainer import Event, TrainSettings, distill
+
+REFERENCE_TOP_K = 128
+TEACHER_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Data:
+    """The three splits as token ids of the student's vocabulary."""
+
+    train: list[Encoded]
+    validation: list[Encoded]
+    test: list[Encoded]
+
+
+def renderer(tokenizer: Any) -> Callable[[list[dict[str, str]]], str]:
+    """Messages -> the prompt text, through the model's chat template where it has one."""
+
+    def render(messages: list[dict[str, str]]) -> str:
+        if not messages:
+            return ""
+        if not tokenizer.chat_template:
+            return plain_chat(messages)
+        return str(
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        )
+
+    return render
+
+
+def train_student(run: Run) -> None:
+    """Distil; keep the student that is best on the validation pairs; write the quality reference."""
+    wish = run.recipe.train
+    if wish.n_threads:
+        torch.set_num_threads(wish.n_threads)
+    torch.manual_seed(run.recipe.seed)
+    device = _device(wish.device)
+    teacher = load_model(run.teacher.path).to(device)
+    student = load_model(run.student_init).to(device)
+    kept_ids = load_facts(run.student_init).get("kept_ids")
+    teacher_tokenizer = load_tokenizer(run.teacher.path)
+    tokenizer = load_tokenizer(run.student_init)
+    check_vocabularies(teacher_tokenizer.get_vocab(), tokenizer.get_vocab(), kept_ids)
+    data = _encode(run, tokenizer, student)
+    key = fingerprint(run.teacher.fingerprint, kept_ids, fingerprint_examples(data.train))
+
+    targets, held_out_targets = _target_functions(run, teacher, kept_ids, data, key)
+    _train(run, student, data, targets, held_out_targets, fingerprint(key, wish.model_dump()))
+    write_reference(
+        run.reference,
+        teacher,
+        data.test or data.validation or data.train[:TEACHER_BATCH],
+        kept_ids,
+        vocab_size=student.config.vocab_size,
+        top_k=REFERENCE_TOP_K,
+        batch_size=TEACHER_BATCH,
+        meta={"teacher": run.teacher.source, "fingerprint": run.teacher.fingerprint},
+    )
+
+
+def _encode(run: Run, tokenizer: Any, student: Any) -> Data:
+    """Tokenize the pairs of each split."""
+    recipe = run.recipe
+    pairs = load_pairs(run.pairs)
+    render = renderer(tokenizer)
+    limits = {
+        "train": recipe.data.max_train,
+        "validation": recipe.data.max_validation,
+        "test": recipe.data.max_test,
+    }
+    splits: dict[str, list[Encoded]] = {}
+    for split, limit in limits.items():
+        splits[split], too_long = encode_pairs(
+            by_split(pairs, split, limit),
+            tokenizer.backend_tokenizer,
+            render,
+            tokenizer.eos_token_id,
+            min(recipe.train.max_length, student.config.max_position_embeddings),
+        )
+        if too_long:
+            say(f"    {too_long} {split} pairs left out: over {recipe.train.max_length} tokens")
+    if not splits["train"]:
+        raise InputError(
+            f"no training pair fits in {recipe.train.max_length} tokens", where="train.max_length"
+        )
+    if not splits["validation"]:
+        say("    no validation pairs: the best student is chosen on training pairs")
+        splits["validation"] = splits["train"][:TEACHER_BATCH]
+    return Data(splits["train"], splits["validation"], splits["test"])
+
+
+def _target_functions(
+    run: Run, teacher: Any, kept_ids: Sequence[int] | None, data: Data, key: str
+) -> tuple[TargetFn, TargetFn]:
+    """The teacher's targets for training (at the recipe's temperature) and for held-out pairs."""
+    wish = run.recipe.train
+    if wish.targets == "live":
+        return (
+            live_targets(teacher, kept_ids, wish.temperature),
+            live_targets(teacher, kept_ids, 1.0),
+        )
+    return (
+        _cache(run, teacher, kept_ids, data.train, wish.temperature, key),
+        _cache(run, teacher, kept_ids, data.validation, 1.0, key),
+    )
+
+
+def _cache(
+    run: Run,
+    teacher: Any,
+    kept_ids: Sequence[int] | None,
+    examples: Sequence[Encoded],
+    temperature: float,
+    key: str,
+) -> TargetFn:
+    top_k = min(run.recipe.train.top_k, len(kept_ids or range(teacher.config.vocab_size)) - 1)
+    name = fingerprint(key, fingerprint_examples(examples), temperature, top_k)[:16]
+    folder = run.folder / "targets" / name
+    ask = live_targets(teacher, kept_ids, temperature, top_k)
+    with tracked("    teacher's targets", "texts") as progress:
+        fill_cache(folder, examples, ask, batch_size=TEACHER_BATCH, progress=progress)
+    return cached_targets(folder)
+
+
+def _train(
+    run: Run,
+    student: Any,
+    data: Data,
+    targets: TargetFn,
+    held_out_targets: TargetFn,
+    key: str,
+) -> None:
+    settings = train_settings(run.recipe.train, run.recipe.seed, len(data.train))
+    log = run.folder / "train_log.jsonl"
+    checkpoint = run.folder / "checkpoints" / "last"
+    if not checkpoint.exists():
+        log.unlink(missing_ok=True)
+
+    def keep_best(model: Any) -> None:
+        save_model(model, run.student, tokenizer_from=run.student_init)
+
+    with tracked("    distilling", "%", 100) as progress, log.open("a", encoding="utf-8") as file:
+        distill(
+            student,
+            data.train,
+            data.validation,
+            targets,
+            held_out_targets,
+            settings,
+            checkpoint=checkpoint,
+            fingerprint=key,
+            keep_best=keep_best,
+            report=_reporter(progress, file),
+        )
+    shutil.rmtree(checkpoint.parent)
+
+
+def _reporter(progress: Tracker, file: Any) -> Callable[[Event], None]:
+    """Show every step; log those that were evaluated."""
+    best = ""
+
+    def report(event: Event) -> None:
+        nonlocal best
+        if event.evaluation:
+            row = {**vars(event), "evaluation": vars(event.evaluation)}
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            best = f", validation KL {event.evaluation.kl:.3f}"
+        note = f"step {event.step}, {event.tokens} tokens, loss {event.loss:.3f}{best}"
+        progress(100 * event.progress, note=note)
+
+    return report
+
+
+def train_settings(wish: TrainSection, seed: int, n_examples: int) -> TrainSettings:
+    """The loop's settings from the recipe's; epochs become steps."""
+    steps = [wish.max_steps] if wish.max_steps else []
+    if wish.epochs:
+        per_epoch = -(-n_examples // (wish.batch_size * wish.accumulate))
+        steps.append(max(1, round(wish.epochs * per_epoch)))
+    return TrainSettings(
+        budget=Budget(min(steps, default=None), wish.max_minutes),
+        loss=wish.loss,
+        kd_weight=wish.kd_weight,
+        temperature=wish.temperature,
+        lr=wish.lr,
+        batch_size=wish.batch_size,
+        accumulate=wish.accumulate,
+        warmup_fraction=wish.warmup_fraction,
+        weight_decay=wish.weight_decay,
+        betas=wish.betas,
+        clip_norm=wish.clip_norm,
+        seed=seed,
+        checkpoint_seconds=wish.checkpoint_seconds,
+        evaluate_steps=wish.evaluate_steps,
+    )
+
+
+def _device(wish: str) -> str:
+    if wish == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wish == "cuda" and not torch.cuda.is_available():
+        raise InputError("there is no CUDA device", where="train.device", remedy="use cpu or auto")
+    return wish

@@ -1,0 +1,75 @@
+"""Each loss against a few lines of numpy."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdexport.train.losses import LOSSES, Targets, forward_kl, log_remainder
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def logits(seed: int, n: int = 5, v: int = 11) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(n, v)) * 3, rng.normal(size=(n, v)) * 3
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_forward_kl_is_numpys(temperature: float) -> None:
+    teacher, student = logits(0)
+    p, q = softmax(teacher / temperature), softmax(student / temperature)
+    expected = (p * np.log(p / q)).sum(-1)
+    found = forward_kl(torch.tensor(student), Targets(torch.tensor(np.log(p))), temperature)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def top_k(p: np.ndarray, k: int) -> Targets:
+    best = torch.tensor(np.log(p)).topk(k, dim=-1)
+    return Targets(best.values, best.indices, log_remainder(best.values))
+
+
+def test_the_tail_counts_as_one_event() -> None:
+    teacher, student = logits(1)
+    p, q = softmax(teacher), softmax(student)
+    order = np.argsort(-p, -1)[:, :4]
+    pk, qk = np.take_along_axis(p, order, -1), np.take_along_axis(q, order, -1)
+    pt, qt = 1 - pk.sum(-1), 1 - qk.sum(-1)
+    expected = (pk * np.log(pk / qk)).sum(-1) + pt * np.log(pt / qt)
+    found = forward_kl(torch.tensor(student), top_k(p, 4), 1.0)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 9))
+def test_top_k_never_exceeds_the_exact_value(seed: int, k: int) -> None:
+    teacher, student = logits(seed)
+    p = softmax(teacher)
+    exact = forward_kl(torch.tensor(student), Targets(torch.tensor(np.log(p))), 1.0)
+    bound = forward_kl(torch.tensor(student), top_k(p, k), 1.0)
+    assert (bound <= exact + 1e-4).all()
+    assert (bound >= -1e-5).all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_equal_distributions_cost_nothing(name: str) -> None:
+    teacher, _ = logits(2)
+    targets = Targets(torch.log_softmax(torch.tensor(teacher), -1))
+    value = LOSSES[name](torch.tensor(teacher), targets, 1.0)
+    torch.testing.assert_close(value, torch.zeros_like(value), atol=1e-5, rtol=0)
+
+
+def test_gradient_at_t_squared_does_not_shrink_with_temperature() -> None:
+    teacher, student = logits(3)
+
+    def gradient(temperature: float) -> float:
+        z = torch.tensor(student, requires_grad=True)
+        soft = Targets(torch.log_softmax(torch.tensor(teacher) / temperature, -1))
+        (temperature**2 * forward_kl(z, soft, temperature)).sum().backward()
+        assert z.grad is not None
+        return float(z.grad.norm())
+
+    assert gradient(50.0) == pytest.approx(gradient(100.0), rel=0.1)

@@ -1,0 +1,73 @@
+"""Trimming keeps every text exact, and the tokens of the texts that it was made for."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+
+from kdexport.errors import InputError
+from kdexport.train.vocabulary import trim_tokenizer
+from tests.models import CORPUS, byte_level_bpe
+
+FULL = byte_level_bpe(420)
+TRIMMED, KEPT = trim_tokenizer(FULL, CORPUS[:2], 330)
+
+
+def test_size_and_order() -> None:
+    assert TRIMMED.get_vocab_size() == len(KEPT) == 330
+    assert sorted(KEPT) == KEPT
+    for token, new in TRIMMED.get_vocab().items():
+        assert FULL.id_to_token(KEPT[new]) == token
+
+
+@given(st.text())
+def test_any_text_round_trips(text: str) -> None:
+    ids = TRIMMED.encode(text).ids
+    assert TRIMMED.decode(ids, skip_special_tokens=False) == FULL.decode(
+        FULL.encode(text).ids, skip_special_tokens=False
+    )
+
+
+def test_texts_whose_tokens_are_kept_are_cut_as_before() -> None:
+    trimmed, kept = trim_tokenizer(FULL, CORPUS, 400)
+    for text in CORPUS:
+        before = FULL.encode(text).ids
+        if set(before) <= set(kept):
+            assert [kept[i] for i in trimmed.encode(text).ids] == before
+    assert any(set(FULL.encode(text).ids) <= set(kept) for text in CORPUS)
+
+
+def test_special_tokens_stay_whole() -> None:
+    ids = TRIMMED.encode("<|im_start|>user\nhi<|im_end|>").ids
+    assert ids[0] == TRIMMED.token_to_id("<|im_start|>")
+    assert ids[-1] == TRIMMED.token_to_id("<|im_end|>")
+
+
+def test_a_template_that_inserts_ids_is_renumbered() -> None:
+    spec = json.loads(FULL.to_str())
+    spec["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "<|im_end|>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {
+            "<|im_end|>": {"id": "<|im_end|>", "ids": [2], "tokens": ["<|im_end|>"]}
+        },
+    }
+    trimmed, _ = trim_tokenizer(Tokenizer.from_str(json.dumps(spec)), CORPUS, 300)
+    assert trimmed.encode("x").ids[0] == trimmed.token_to_id("<|im_end|>")
+
+
+def test_too_small_is_refused() -> None:
+    with pytest.raises(InputError, match="too small"):
+        trim_tokenizer(FULL, CORPUS, 100)
+
+
+def test_other_kinds_are_refused() -> None:
+    wordlevel = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    with pytest.raises(InputError, match="cannot be trimmed"):
+        trim_tokenizer(wordlevel, ["a"], 2)
