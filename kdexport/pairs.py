@@ -5,12 +5,13 @@ Knows files and the forms that users keep their data in; nothing of tokenizers o
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kdexport.errors import InputError
+from kdexport.jsonl import read_jsonl
 
 Message = dict[str, str]
 SPLITS = ("train", "validation", "test")
@@ -66,33 +67,7 @@ def load_pairs(
         if split not in SPLITS:
             raise InputError(f"split is {split!r}", where=where, remedy="use " + ", ".join(SPLITS))
         pairs.append(Pair(name, split, tuple(messages), completion))
-    if not pairs:
-        raise InputError("holds no line of data", where=str(path))
     return pairs
-
-
-def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line numbers and objects of a JSONL file; blank lines are passed over."""
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except FileNotFoundError:
-        raise InputError("there is no such file", where=str(path)) from None
-    except IsADirectoryError:
-        raise InputError("is a folder; a JSONL file is wanted", where=str(path)) from None
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise InputError(
-            "is not UTF-8", where=f"{path}:{line}", remedy="save the file as UTF-8"
-        ) from None
-    for number, line_text in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
-        if line_text.strip():
-            try:
-                row = json.loads(line_text)
-            except json.JSONDecodeError as error:
-                raise InputError(f"is not JSON ({error.msg})", where=f"{path}:{number}") from None
-            if not isinstance(row, dict):
-                raise InputError("is not a JSON object", where=f"{path}:{number}")
-            yield number, row
 
 
 def _contents(row: dict[str, Any], where: str) -> tuple[list[Message], str]:

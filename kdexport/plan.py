@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kdexport.pairs import read_jsonl
+from kdexport.jsonl import read_jsonl
 from kdexport.pipeline import Run, plan
 
 TOKENS_PER_PROMPT = 75

@@ -95,10 +95,9 @@ def _write_chunk(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
-            seed=sampling.seed,
         ),
         max_new_tokens=[channels[brief.channel].max_new_tokens for _, brief in jobs],
-        eos_ids=session.manifest.text.eos_token_ids,
+        seed=sampling.seed,
         batch_size=sampling.batch_size,
         row_keys=[name for name, _ in jobs],
     )

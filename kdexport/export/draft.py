@@ -35,10 +35,11 @@ class Draft:
         return next((node for node in self.graph.node if value in node.output), None)
 
     def replace(self, old: onnx.NodeProto, new: Sequence[onnx.NodeProto]) -> None:
-        """Put nodes where one was."""
+        """Put nodes where one was (a node is known by what it makes)."""
+        made = list(old.output)
         nodes: list[onnx.NodeProto] = []
         for node in self.graph.node:
-            nodes.extend(new if node is old else [node])
+            nodes.extend(new if list(node.output) == made else [node])
         self.set_nodes(nodes)
 
     def set_nodes(self, nodes: Sequence[onnx.NodeProto]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from kdexport.bundle import Bundle, Graphs, Parity
 from kdexport.errors import ParityError
+from kdexport.runtime.quality import log_softmax
 from kdexport.runtime.session import Session, open_graphs, open_session
 from kdexport.runtime.text import TextCodec
 
@@ -144,9 +145,3 @@ def mean_kl(expected: Array, found: Array) -> float:
     """KL(expected ‖ found) of softmaxed logits [N, V], nats a row, in float64."""
     p, q = (log_softmax(x.astype(np.float64)) for x in (expected, found))
     return float((np.exp(p) * (p - q)).sum(-1).mean())
-
-
-def log_softmax(logits: Array) -> Array:
-    """Log-probabilities along the last axis."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))

@@ -57,12 +57,14 @@ def generate(
     *,
     max_new_tokens: int,
     seed: int = 0,
+    ignore_eos: bool = False,
 ) -> Iterator[Step]:
     """Write one text, a step at a time; the first comes as soon as the prompt is read.
 
+    ``ignore_eos`` writes on past an end token, for measuring.
     Raises InputError for an empty prompt and for one that leaves no room for a token.
     """
-    eos_ids = frozenset(session.manifest.text.eos_token_ids)
+    eos_ids = frozenset(() if ignore_eos else session.manifest.text.eos_token_ids)
     room = _room(session, len(prompt_ids))
     n_new = min(max_new_tokens, room)
     cache = session.new_cache(1, len(prompt_ids) + n_new)

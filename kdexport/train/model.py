@@ -5,18 +5,30 @@ Knows no family by name: the parts are found through the methods that every mode
 
 import contextlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 
 from kdexport.errors import InputError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "kdexport.json",
+)
 
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Without transformers' own progress bars and advice: the command line shows ours."""
+    import io
+
     from transformers.utils import logging
 
     before = logging.get_verbosity()
@@ -24,7 +36,8 @@ def quiet_transformers() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):  # some bars are tqdm's, past its settings
+            yield
     finally:
         logging.set_verbosity(before)
         if bars:
@@ -60,16 +73,41 @@ def load_tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def save_model(model: Any, tokenizer: Any, folder: Path, facts: dict[str, Any]) -> None:
-    """Write a Hugging Face folder (safetensors) and, as kdexport.json, what is ours to know."""
+def save_model(
+    model: Any, folder: Path, *, tokenizer_from: Path, tokenizer: Tokenizer | None = None
+) -> None:
+    """Write a Hugging Face folder (safetensors), beside and then in place.
+
+    Tokenizer files are copied from ``tokenizer_from``; ``tokenizer`` replaces the vocabulary.
+    """
+    staging = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
     with quiet_transformers():
-        model.save_pretrained(folder, safe_serialization=True)
-        tokenizer.save_pretrained(folder)
-    (folder / "kdexport.json").write_text(json.dumps(facts, indent=1), "utf-8")
+        model.save_pretrained(staging)
+    for name in TOKENIZER_FILES:
+        if (tokenizer_from / name).exists():
+            shutil.copyfile(tokenizer_from / name, staging / name)
+    if tokenizer is not None:
+        tokenizer.save(str(staging / "tokenizer.json"))
+        _forget_old_ids(staging / "tokenizer_config.json")
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    staging.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _forget_old_ids(config_path: Path) -> None:
+    """Drop the numbered list of added tokens: tokenizer.json holds it with the new numbers."""
+    config = json.loads(config_path.read_text("utf-8"))
+    config.pop("added_tokens_decoder", None)
+    config_path.write_text(json.dumps(config, indent=1), "utf-8")
 
 
 def load_facts(folder: Path) -> dict[str, Any]:
-    """What ``save_model`` noted beside a model; empty for a folder from elsewhere."""
+    """What we noted beside a model in kdexport.json; empty for a folder from elsewhere."""
     path = folder / "kdexport.json"
     if not path.exists():
         return {}

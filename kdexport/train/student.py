@@ -42,6 +42,8 @@ def prune(
 ) -> Student:
     """Keep the layers that change their input most, and the embedding rows of ``kept_ids``.
 
+    With ``spec.intermediate_size``, feed-forward blocks keep their most important channels too.
+
     ``texts``: the teacher's token ids, int64 [1, L] each; block influence is measured on them.
     First and last layer always stay.
     """
@@ -56,10 +58,13 @@ def prune(
     influence = block_influence(teacher, texts)
     inner = sorted(range(1, len(layers) - 1), key=lambda i: -influence[i])[: n_layers - 2]
     kept_layers = [0, *sorted(inner), len(layers) - 1]
-    config = resized_config(teacher.config, StudentSpec(n_layers=n_layers), kept_ids)
+    narrower = StudentSpec(n_layers=n_layers, intermediate_size=spec.intermediate_size)
+    config = resized_config(teacher.config, narrower, kept_ids)
     _select_per_layer(config, kept_layers, len(layers))
     student = _new_model(config)
     state = _state_of_kept(teacher, kept_layers, kept_ids)
+    if spec.intermediate_size is not None:
+        state = _narrow_state(teacher, state, kept_layers, spec.intermediate_size, texts)
     missing, unexpected = student.load_state_dict(state, strict=False)
     tied = {name for name in missing if "rotary" not in name} - _tied_names(student)
     if tied or unexpected:
@@ -227,6 +232,89 @@ def _state_of_kept(
             tensor = tensor[rows]
         state[name] = tensor.detach().clone()
     return state
+
+
+@torch.no_grad()
+def ffn_importance(model: Any, texts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """How much each channel of each feed-forward block adds to the residual stream.
+
+    float [width] per layer: the mean square of the channel's activation times the squared norm of
+    the weights that read it (after Muralidharan et al. 2024, Minitron, section 2.2).
+    """
+    width = feed_forward_width(model)
+    readers = [_reader_of(layer, width) for layer in _layers(model)]
+    power = [torch.zeros(width, dtype=torch.float64) for _ in readers]
+
+    def watch(number: int) -> Callable[..., None]:
+        def hook(_module: Any, args: Any) -> None:
+            power[number] += args[0].double().square().flatten(0, -2).sum(0).cpu()
+
+        return hook
+
+    handles = [m.register_forward_pre_hook(watch(i)) for i, (m, _) in enumerate(readers)]
+    try:
+        for ids in texts:
+            model.base_model(input_ids=ids.to(model.device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [
+        p * module.weight.double().square().sum(1 - axis).cpu()
+        for p, (module, axis) in zip(power, readers, strict=True)
+    ]
+
+
+def feed_forward_width(model: Any) -> int:
+    """Channels of the feed-forward blocks; GPT-2's configuration leaves it unsaid at 4 x hidden."""
+    name = _normalized_names(model.config)["intermediate_size"]
+    return int((name and getattr(model.config, name)) or 4 * model.config.hidden_size)
+
+
+def _reader_of(layer: Any, width: int) -> tuple[Any, int]:
+    """The product that reads the feed-forward channels, and the axis of its weight they lie on."""
+    found: list[tuple[Any, int]] = []
+    for module in layer.modules():
+        weight = getattr(module, "weight", None)
+        if weight is None or weight.ndim != 2:
+            continue
+        reads = 0 if hasattr(module, "nf") else 1  # Conv1D keeps [in, out], Linear [out, in]
+        if weight.shape[reads] == width and weight.shape[1 - reads] != width:
+            found.append((module, reads))
+    if len(found) != 1:
+        raise InputError(
+            "the feed-forward blocks of this family cannot be narrowed",
+            where="student.intermediate_size",
+        )
+    return found[0]
+
+
+def _narrow_state(
+    teacher: Any,
+    state: dict[str, torch.Tensor],
+    kept_layers: Sequence[int],
+    width: int,
+    texts: Sequence[torch.Tensor],
+) -> dict[str, torch.Tensor]:
+    """Keep the ``width`` most important feed-forward channels of each layer."""
+    before = feed_forward_width(teacher)
+    if not 0 < width <= before:
+        raise InputError(
+            f"{width} asked of a teacher that has {before}", where="student.intermediate_size"
+        )
+    layers = _layers(teacher)
+    prefix = next(name for name, module in teacher.named_modules() if module is layers) + "."
+    importance = ffn_importance(teacher, texts)
+    narrow = dict(state)
+    for new, old in enumerate(kept_layers):
+        channels = importance[old].topk(width).indices.sort().values
+        for name, tensor in state.items():
+            if not name.startswith(f"{prefix}{new}."):
+                continue
+            for axis, size in enumerate(tensor.shape):
+                if size == before:
+                    tensor = tensor.index_select(axis, channels)
+            narrow[name] = tensor
+    return narrow
 
 
 def _saved_buffers(model: Any) -> list[tuple[str, torch.Tensor]]:

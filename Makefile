@@ -1,0 +1,68 @@
+# Everything a checkout needs: python3 (3.11 or newer) and make. The first target that wants it
+# makes .venv and installs into it; later calls find the stamp and start at once.
+#
+# PyTorch: on Linux, pip's default build of torch brings several GB of CUDA libraries that kdexport
+# does not use. Where pip is told of PyTorch's CPU builds (PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS in
+# the environment, or pip's own configuration) it takes the CPU build of the pinned version.
+
+PYTHON ?= python3
+RECIPE ?= recipes/quickstart.yaml
+NAME   := $(basename $(notdir $(RECIPE)))
+VENV   := .venv
+STAMP  := $(VENV)/.installed
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test fast-test check lint format types imports audit bench install clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) \
+	  | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+
+demo: $(STAMP) ## Teacher to measured int8 student, by the quickstart recipe; says where the results are
+	@$(BIN)/kdexport run $(RECIPE)
+	@printf '\n%-16s%s\n' 'numbers' 'runs/$(NAME)/bench.json' 'report' 'runs/$(NAME)/report.html' \
+	  'exported, fp32' 'exported/$(NAME)/' 'exported, int8' 'exported/$(NAME)-int8/'
+
+test: $(STAMP) ## Run every test, those with a real model too
+	@$(BIN)/python -m pytest
+
+fast-test: $(STAMP) ## Run the tests that need no real model
+	@$(BIN)/python -m pytest -m 'not real'
+
+check: lint types imports audit ## Run every check that is not a test
+
+lint: $(STAMP) ## Style, mistakes and formatting (ruff)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(STAMP) ## Put the code into the one format, and mend what ruff can mend
+	@$(BIN)/ruff check --fix --quiet . || true
+	@$(BIN)/ruff format .
+
+types: $(STAMP) ## Types (mypy --strict)
+	@$(BIN)/mypy --strict
+
+imports: $(STAMP) ## Which part may import which (import-linter)
+	@$(BIN)/lint-imports
+
+audit: $(STAMP) ## Known vulnerabilities in the pinned dependencies (pip-audit)
+	@$(BIN)/python .ci/audit.py
+
+bench: $(STAMP) ## Measure the demo's bundles again
+	@$(BIN)/kdexport bench exported/$(NAME) exported/$(NAME)-int8
+
+install: $(STAMP) ## Make .venv and install into it (every other target does this by itself)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kdexport needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	@echo 'Installing into $(VENV), this once. PyTorch is the big one: the top of the Makefile tells how to get its CPU build.'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install --quiet --upgrade --constraint constraints.txt pip
+	@$(PIP) install --quiet --constraint constraints.txt --build-constraint constraints.txt --editable '.[all,dev]'
+	@touch $@
+
+clean: ## Remove .venv, caches and build outputs (runs/ and exported/ stay)
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find kdexport tests bench -name __pycache__ -type d -prune -exec rm -rf {} +

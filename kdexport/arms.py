@@ -1,0 +1,247 @@
+"""The bench: arms in processes of their own, measured in turns, and the report of it.
+
+Turns matter: a machine's speed drifts by a third within minutes, so only what is measured side by
+side can be divided.
+"""
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from kdexport.bundle import open_bundle
+from kdexport.console import Tracker, tracked
+from kdexport.errors import InputError, KdexportError
+from kdexport.machine import machine_facts, physical_cores
+from kdexport.pairs import Pair, by_split, load_pairs
+from kdexport.pipeline import Run
+from kdexport.report import (
+    ArmResult,
+    BenchReport,
+    BenchSettings,
+    TrainPoint,
+    gather_samples,
+    write_report,
+)
+
+SAMPLE_TOKENS = 96
+Answer = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ArmSpec:
+    """What an arm measures. ``reference``: quality is scored where there is one."""
+
+    name: str
+    path: Path
+    in_torch: bool = False
+    reference: Path | None = None
+    teacher_vocabulary: bool = False
+
+
+class Arm:
+    """A running arm: one request, one answer."""
+
+    def __init__(self, spec: ArmSpec, n_threads: int) -> None:
+        self.spec = spec
+        module = "kdexport.torch_arm" if spec.in_torch else "kdexport.runtime.arm"
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, str(spec.path), "--threads", str(n_threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.facts = self._read()
+
+    def ask(self, do: str, **request: Any) -> Answer:
+        """Have the arm do something and wait for its answer."""
+        if self._process.stdin is None:
+            raise KdexportError("is closed", where=self.spec.name)
+        self._process.stdin.write(json.dumps({"do": do, **request}) + "\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> Answer:
+        line = self._process.stdout.readline() if self._process.stdout else ""
+        if not line:
+            raise KdexportError("ended early", where=f"bench arm {self.spec.name}")
+        answer: Answer = json.loads(line)
+        if "error" in answer:
+            raise InputError(answer["error"])
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process.stdin:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout:
+            self._process.stdout.close()
+
+
+@contextlib.contextmanager
+def running(specs: Sequence[ArmSpec], n_threads: int) -> Iterator[list[Arm]]:
+    """All arms, loaded one after another; ended whatever happens."""
+    arms: list[Arm] = []
+    try:
+        for spec in specs:
+            arms.append(Arm(spec, n_threads))
+        yield arms
+    finally:
+        for arm in arms:
+            arm.close()
+
+
+def measure_arms(
+    specs: Sequence[ArmSpec], settings: BenchSettings, samples: Sequence[Pair], progress: Tracker
+) -> list[ArmResult]:
+    """Latency in turns (a warm-up first), then memory, quality and sample copies of each arm."""
+    n_steps = len(specs) * (settings.n_runs + 3)
+    done = 0
+    with running(specs, settings.n_threads) as arms:
+        done += len(arms)
+        runs: list[list[Answer]] = [[] for _ in arms]
+        for number in range(settings.n_runs + 1):
+            for arm, found in zip(arms, runs, strict=True):
+                progress(done, n_steps, note=f"{arm.spec.name}: latency")
+                answer = arm.ask(
+                    "latency",
+                    prompt_tokens=settings.prompt_tokens,
+                    new_tokens=settings.new_tokens,
+                )
+                if number:  # the first is the warm-up
+                    found.append(answer)
+                done += 1
+        results = []
+        for arm, found in zip(arms, runs, strict=True):
+            progress(done, n_steps, note=f"{arm.spec.name}: quality and samples")
+            results.append(_result(arm, found, samples))
+            done += 1
+    progress(n_steps, n_steps)
+    return results
+
+
+def _result(arm: Arm, runs: Sequence[Answer], samples: Sequence[Pair]) -> ArmResult:
+    memory = arm.ask("memory")
+    copies = {
+        pair.id: arm.ask("sample", messages=list(pair.messages), new_tokens=SAMPLE_TOKENS)["text"]
+        for pair in samples
+    }
+    quality: Answer = {}
+    if arm.spec.reference is not None:
+        quality = arm.ask(
+            "quality",
+            reference=str(arm.spec.reference),
+            teacher_vocabulary=arm.spec.teacher_vocabulary,
+        )
+        quality["n_quality_tokens"] = quality.pop("n_tokens")
+    return ArmResult(
+        arm=arm.spec.name,
+        ttft_ms=[run["ttft_ms"] for run in runs],
+        itl_ms=[gap for run in runs for gap in run["itl_ms"]],
+        prefill_tok_s=sorted(run["prefill_tok_s"] for run in runs)[len(runs) // 2],
+        decode_tok_s=[run["decode_tok_s"] for run in runs],
+        samples=copies,
+        **arm.facts,
+        **memory,
+        **quality,
+    )
+
+
+def bench_run(run: Run) -> BenchReport:
+    """The bench at the end of a run: teacher and student, before and after export and int8."""
+    wish = run.recipe.bench
+    settings = BenchSettings(
+        n_threads=wish.n_threads or physical_cores(),
+        prompt_tokens=wish.prompt_tokens,
+        new_tokens=wish.new_tokens,
+        n_runs=wish.n_runs,
+    )
+    specs = [
+        ArmSpec("teacher-torch-fp32", run.teacher.path, True, run.reference, True),
+        ArmSpec("teacher-int8", run.teacher_bundle, False, run.reference, True),
+        ArmSpec("student-torch-fp32", run.student, True, run.reference),
+        ArmSpec("student-fp32", run.student_bundle, False, run.reference),
+    ]
+    if run.quantized_bundle != run.student_bundle and run.recipe.export.scheme != "fp32":
+        specs.append(ArmSpec("student-int8", run.quantized_bundle, False, run.reference))
+    samples = [p for p in by_split(load_pairs(run.pairs), "test") if p.messages][: wish.n_samples]
+    with tracked("    bench", "steps") as progress:
+        arms = measure_arms(specs, settings, samples, progress)
+    journal = json.loads((run.folder / "journal.json").read_text("utf-8"))
+    report = BenchReport(
+        name=run.recipe.name,
+        created=_now(),
+        machine=machine_facts(),
+        settings=settings,
+        arms=arms,
+        samples=gather_samples(arms, {p.id: p.messages[-1]["content"] for p in samples}),
+        training=training_points(run.folder / "train_log.jsonl"),
+        recipe=run.recipe.model_dump(mode="json", by_alias=True),
+        stages={name: entry["seconds"] for name, entry in journal["stages"].items()},
+    )
+    write_report(report, run.folder)
+    return report
+
+
+def bench_bundles(
+    paths: Sequence[Path], teacher: str | None, settings: BenchSettings
+) -> BenchReport:
+    """`kdexport bench`: bundles side by side, and a teacher in PyTorch where one is named."""
+    specs: list[ArmSpec] = []
+    reference: Path | None = None
+    for path in paths:
+        bundle = open_bundle(path)
+        has_one = "reference.npz" in bundle.manifest.files
+        reference = bundle.file("reference.npz") if has_one else None
+        specs.append(ArmSpec(path.name, path, False, reference))
+    if teacher is not None:
+        from kdexport.sources import resolve_teacher
+
+        model = resolve_teacher(teacher)
+        specs.insert(0, ArmSpec("teacher-torch-fp32", model.path, True, reference, True))
+    with tracked("bench", "steps") as progress:
+        arms = measure_arms(specs, settings, [], progress)
+    return BenchReport(
+        name=" and ".join(path.name for path in paths),
+        created=_now(),
+        machine=machine_facts(),
+        settings=settings,
+        arms=arms,
+        baseline=specs[0].name,
+    )
+
+
+def training_points(log: Path) -> list[TrainPoint]:
+    """The evaluated steps of a training log."""
+    if not log.exists():
+        return []
+    points = []
+    for line in log.read_text("utf-8").splitlines():
+        row = json.loads(line)
+        points.append(
+            TrainPoint(
+                step=row["step"],
+                tokens=row["tokens"],
+                elapsed_s=row["elapsed_s"],
+                loss=row["loss"],
+                lr=row["lr"],
+                **row["evaluation"],
+            )
+        )
+    return points
+
+
+def _now() -> str:
+    return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds")

@@ -1,0 +1,52 @@
+"""Is a text usable as copy? Cleaning what a model wraps around it, and reasons to drop it."""
+
+import re
+from collections import Counter
+
+QUOTES = {'"': '"', "“": "”", "'": "'", "«": "»", "„": "“"}
+LABEL = re.compile(
+    r"^(?:here(?:'s| is| are)[^\n:]{0,80}:|"
+    r"(?:sms|ad|headline|ad headline|ad description|description|subject|subject line|email subject"
+    r"|post|social post|push note|push notification|product description|copy|text|title):)\s*",
+    re.IGNORECASE,
+)
+SHORTEST_COPY = 8  # characters
+MOST_REPEATS = 3  # of one run of four words
+
+
+def clean_copy(text: str) -> str:
+    """Strip white space, a leading label ("Subject: …"), and quotes around the whole."""
+    before = None
+    text = text.strip()
+    while text != before:
+        before = text
+        text = LABEL.sub("", text, count=1).strip()
+        if len(text) > 1 and QUOTES.get(text[0]) == text[-1] and text[0] not in text[1:-1]:
+            text = text[1:-1].strip()
+    return text
+
+
+def why_drop(text: str, *, finished: bool, seen: set[str]) -> str | None:
+    """The reason to drop a text: empty, truncated, repetitive, duplicate; None when it is usable.
+
+    ``seen`` holds what was kept so far; a usable text is added to it.
+    """
+    if len(text) < SHORTEST_COPY:
+        return "empty"
+    if not finished:
+        return "truncated"
+    if is_repetitive(text):
+        return "repetitive"
+    key = " ".join(re.findall(r"\w+", text.casefold()))
+    if key in seen:
+        return "duplicate"
+    seen.add(key)
+    return None
+
+
+def is_repetitive(text: str) -> bool:
+    """Whether a run of four words, or a line, comes again and again."""
+    words = re.findall(r"\w+", text.casefold())
+    runs = Counter(zip(words, words[1:], words[2:], words[3:], strict=False))
+    lines = Counter(line.strip().casefold() for line in text.splitlines() if line.strip())
+    return max(runs.values(), default=0) > MOST_REPEATS or max(lines.values(), default=0) > 2

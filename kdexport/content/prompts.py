@@ -1,0 +1,28 @@
+"""The words in which a model is asked for copy.
+
+Short on purpose: on a small model, reading the prompt costs more than writing the answer.
+"""
+
+from collections.abc import Sequence
+
+from kdexport.content.briefs import Brief
+from kdexport.content.channels import Channel
+
+SYSTEM = "You write short marketing copy."
+Message = dict[str, str]
+
+
+def brief_messages(brief: Brief, channel: Channel) -> list[Message]:
+    """The chat that asks for the copy of a brief."""
+    occasion = "" if brief.campaign == "none" else f" {brief.campaign}"
+    article = "an" if brief.tone[:1].lower() in "aeiou" else "a"
+    request = (
+        f"Write {article} {brief.tone}{occasion} {channel.label} for {brief.audience}. "
+        f"{channel.instruction}\n{brief.product}: {', '.join(brief.facts)}."
+    )
+    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": request}]
+
+
+def plain_chat(messages: Sequence[Message]) -> str:
+    """Messages as plain text, for a model without a chat template: contents, then a new line."""
+    return "\n\n".join(message["content"] for message in messages) + "\n"

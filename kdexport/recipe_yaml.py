@@ -1,0 +1,84 @@
+"""YAML with the line of every key, read safely: small files, no duplicates, no alias bombs."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdexport.errors import InputError
+
+Lines = dict[tuple[str, ...], int]
+MAX_BYTES = 1_000_000
+FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")  # 3e-4, a string in YAML 1.1
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
+    """The mapping in a file, and the line of each key by its path from the top.
+
+    Raises InputError with the line for whatever is not a plain mapping of plain values.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError("there is no such file", where=str(path)) from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from None
+    if len(content) > MAX_BYTES:
+        raise InputError(f"is larger than {MAX_BYTES} bytes", where=str(path))
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise InputError("is not UTF-8", where=f"{path}:{line}") from None
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):  # a few of them can stand for gigabytes
+                line = event.start_mark.line + 1
+                raise InputError("aliases are not allowed", where=f"{path}:{line}")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is None:
+            raise InputError("is empty", where=str(path))
+        lines: Lines = {}
+        value = _value(node, (), lines, path)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise InputError(f"is not YAML ({getattr(error, 'problem', error)})", where=where) from None
+    if not isinstance(value, dict):
+        raise InputError("is not a mapping of keys to values", where=str(path))
+    return value, lines
+
+
+def _value(node: yaml.Node, place: tuple[str, ...], lines: Lines, path: Path) -> Any:
+    """A node as a plain value; the lines of its keys are noted."""
+    if isinstance(node, yaml.MappingNode):
+        found: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            where = f"{path}:{key_node.start_mark.line + 1}"
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise InputError("a key must be a plain word", where=where)
+            key = str(key_node.value)
+            if key in found:
+                raise InputError(f"{'.'.join((*place, key))} is given twice", where=where)
+            lines[(*place, key)] = key_node.start_mark.line + 1
+            found[key] = _value(value_node, (*place, key), lines, path)
+        return found
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(item, place, lines, path) for item in node.value]
+    if node.tag == "tag:yaml.org,2002:str" and node.style is None:
+        return scalar(node.value)
+    if node.tag.startswith("tag:yaml.org,2002:"):
+        return yaml.safe_load(node.value) if node.style is None else node.value
+    raise InputError(f"the tag {node.tag} is not allowed", where=f"{path}:{node.start_mark.line + 1}")
+
+
+def scalar(text: str) -> Any:
+    """One value as YAML reads it, and 3e-4 as the number it is."""
+    if FLOAT.match(text):
+        return float(text)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return value if isinstance(value, (str, int, float, bool, list, type(None))) else text

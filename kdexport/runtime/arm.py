@@ -1,0 +1,116 @@
+"""One arm of a bench: a model in a process of its own, which does as it is told line by line.
+
+    python -m kdexport.runtime.arm BUNDLE --threads 2
+
+Requests come as JSON lines on stdin, answers go as JSON lines to stdout. Arms stay loaded and idle
+while others run, so that they can take turns.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from kdexport.errors import KdexportError
+from kdexport.runtime.generate import Runs, generate
+from kdexport.runtime.latency import measure_once, prompt_of
+from kdexport.runtime.quality import load_reference, measure_quality
+from kdexport.runtime.sample import make_sampler
+
+Answer = dict[str, Any]
+
+
+def serve_arm(session: Runs, codec: Any, facts: Answer) -> None:
+    """Say what was loaded, then answer requests until stdin ends."""
+    actions: Mapping[str, Callable[..., Answer]] = {
+        "latency": lambda **request: _latency(session, codec, **request),
+        "quality": lambda **request: _quality(session, **request),
+        "sample": lambda **request: _sample(session, codec, **request),
+        "memory": lambda: {"peak_rss_mb": peak_rss_mb()},
+    }
+    _answer(facts)
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            _answer(actions[request.pop("do")](**request))
+        except KdexportError as error:
+            _answer({"error": str(error)})
+
+
+def _answer(answer: Answer) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
+def _latency(session: Runs, codec: Any, prompt_tokens: int, new_tokens: int) -> Answer:
+    latency = measure_once(session, codec, prompt_of(codec, prompt_tokens), new_tokens)
+    return {**asdict(latency), "decode_tok_s": latency.decode_tok_s}
+
+
+def _quality(session: Runs, reference: str, teacher_vocabulary: bool) -> Answer:
+    loaded = load_reference(Path(reference))
+    return asdict(measure_quality(session, loaded, teacher_vocabulary=teacher_vocabulary))
+
+
+def _sample(
+    session: Runs, codec: Any, messages: list[dict[str, str]], new_tokens: int
+) -> Answer:
+    ids = codec.encode(codec.render_chat(messages) if messages else "")
+    eos_ids = set(session.manifest.text.eos_token_ids)
+    steps = generate(session, ids, make_sampler(), max_new_tokens=new_tokens)
+    return {"text": codec.decode([s.token_id for s in steps if s.token_id not in eos_ids]).strip()}
+
+
+def peak_rss_mb() -> float:
+    """The most memory that this process has held at once, 10^6 bytes."""
+    try:
+        status = Path("/proc/self/status").read_text("ascii")
+        line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024 / 1e6
+    except (OSError, StopIteration):
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def main() -> None:
+    """Serve a bundle."""
+    parser = argparse.ArgumentParser(prog="python -m kdexport.runtime.arm")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--threads", type=int, required=True)
+    arguments = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", str(arguments.threads))
+    from kdexport.bundle import open_bundle
+    from kdexport.runtime.session import open_session
+    from kdexport.runtime.text import load_text
+
+    try:
+        bundle = open_bundle(arguments.bundle)
+        started = time.perf_counter()
+        session = open_session(bundle, n_threads=arguments.threads)
+        codec = load_text(bundle)
+    except KdexportError as error:
+        _answer({"error": str(error)})
+        raise SystemExit(2) from None
+    facts = {
+        "engine": "ONNX Runtime",
+        "n_parameters": bundle.manifest.model.n_parameters,
+        "size_mb": sum(
+            facts.bytes
+            for name, facts in bundle.manifest.files.items()
+            if name not in ("reference.npz", "README.md")
+        )
+        / 1e6,
+        "load_s": time.perf_counter() - started,
+    }
+    serve_arm(session, codec, facts)
+
+
+if __name__ == "__main__":
+    main()

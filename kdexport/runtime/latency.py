@@ -1,0 +1,53 @@
+"""How long writing takes: the `generate` that users run, from text to text."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from kdexport.runtime.generate import Runs, generate
+from kdexport.runtime.sample import make_sampler
+
+FILLER = (
+    "Our spring collection is here, and every order ships free this week. Find soft cotton "
+    "shirts, sturdy canvas bags and rain jackets in twelve colours, made to last for years. "
+)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """One run: time to first token, then the gaps between tokens (ITL), in milliseconds.
+
+    ``prefill_tok_s`` counts the prompt's tokens over the time to first token, tokenizing included.
+    """
+
+    ttft_ms: float
+    itl_ms: list[float]
+    prefill_tok_s: float
+
+    @property
+    def decode_tok_s(self) -> float:
+        """Tokens after the first, over the time they took."""
+        return 1000 * len(self.itl_ms) / sum(self.itl_ms)
+
+
+def measure_once(session: Runs, codec: Any, prompt: str, n_new: int) -> Latency:
+    """Write ``n_new`` tokens greedily after ``prompt``; an end token does not end the run."""
+    decoder = codec.stream()
+    marks = [time.perf_counter()]
+    ids = codec.encode(prompt)
+    for step in generate(session, ids, make_sampler(), max_new_tokens=n_new, ignore_eos=True):
+        decoder.push(step.token_id)
+        marks.append(time.perf_counter())
+    gaps = [1000 * (b - a) for a, b in zip(marks, marks[1:], strict=False)]
+    return Latency(gaps[0], gaps[1:], len(ids) / (gaps[0] / 1000))
+
+
+def prompt_of(codec: Any, n_tokens: int) -> str:
+    """A text that the codec cuts into ``n_tokens`` tokens, or as near below as there is."""
+    text = FILLER * (2 + n_tokens // 8)
+    ids = codec.encode(text)
+    for n_taken in range(n_tokens, 0, -1):
+        prompt = codec.decode(ids[:n_taken])
+        if len(codec.encode(prompt)) <= n_tokens:
+            return str(prompt)
+    return str(codec.decode(ids[:1]))

