@@ -1,0 +1,74 @@
+"""Cross the products with channels, campaigns, audiences and tones, and write briefs.jsonl.
+
+    python recipes/data/make_briefs.py
+
+Deterministic: each product has eight briefs, one for every channel and one more; all briefs of a
+product are in one split.
+"""
+
+import json
+import random
+from pathlib import Path
+
+import yaml
+
+from kdexport.content.briefs import split_of
+from kdexport.content.channels import load_channels
+
+HERE = Path(__file__).parent
+BRIEFS_PER_PRODUCT = 8
+FACTS_PER_BRIEF = 3
+CAMPAIGNS = (
+    "none",
+    "none",
+    "none",
+    "Black Friday",
+    "back to school",
+    "spring sale",
+    "launch",
+    "loyalty",
+    "holiday gift",
+    "clearance",
+    "referral",
+)
+TONES = ("friendly", "bold", "elegant", "playful", "warm", "confident", "witty")
+
+
+def read_products() -> list[dict[str, object]]:
+    """All products of the files in ``products``, by file and in their order."""
+    files = sorted((HERE / "products").glob("*.yaml"))
+    return [product for file in files for product in yaml.safe_load(file.read_text("utf-8"))]
+
+
+def make_briefs() -> list[dict[str, object]]:
+    """The rows of briefs.jsonl."""
+    rng = random.Random(0)
+    channels = list(load_channels())
+    briefs: list[dict[str, object]] = []
+    for number, product in enumerate(read_products()):
+        facts, audiences = list(product["facts"]), list(product["audiences"])  # type: ignore[call-overload]
+        wanted = [*channels, rng.choice(channels)]
+        for place, channel in enumerate(wanted[:BRIEFS_PER_PRODUCT]):
+            chosen = sorted(rng.sample(range(len(facts)), FACTS_PER_BRIEF))
+            briefs.append(
+                {
+                    "id": f"p{number:03d}-{place}",
+                    "product": product["name"],
+                    "facts": [facts[i] for i in chosen],
+                    "audience": rng.choice(audiences),
+                    "channel": channel,
+                    "campaign": rng.choice(CAMPAIGNS),
+                    "tone": rng.choice(TONES),
+                    "split": split_of(str(product["name"])),
+                }
+            )
+    return briefs
+
+
+def render(briefs: list[dict[str, object]]) -> str:
+    """The text of briefs.jsonl."""
+    return "".join(json.dumps(brief, ensure_ascii=False) + "\n" for brief in briefs)
+
+
+if __name__ == "__main__":
+    (HERE / "briefs.jsonl").write_text(render(make_briefs()), "utf-8")
