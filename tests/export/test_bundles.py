@@ -1,0 +1,150 @@
+"""A bundle computes what its checkpoint computes, or does not come to be."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from kdexport.bundle import open_bundle, verify_bundle
+from kdexport.errors import InputError, ParityError
+from kdexport.export import bundles as bundles_module
+from kdexport.export.bundles import export_bundle
+from kdexport.export.draft import load_draft
+from kdexport.export.quantize import quantize_bundle
+from kdexport.runtime.session import open_session
+from kdexport.train.model import load_model
+
+FAMILIES = ("llama", "llama-untied", "gpt2")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_torchs(checkpoints: dict[str, Path], family: str, tmp_path: Path) -> None:
+    bundle = export_bundle(checkpoints[family], tmp_path / "b", name=family)
+    ids = torch.arange(4, 60)[None]
+    with torch.no_grad():
+        expected = load_model(checkpoints[family])(ids).logits[0].numpy()
+    found = open_session(bundle, n_threads=1).score(ids[0].tolist())
+    np.testing.assert_allclose(found, expected, atol=1e-4)  # float32, another order of summing
+    assert bundle.manifest.parity is not None
+    assert bundle.manifest.parity.max_abs_logit_diff < 1e-4
+    assert verify_bundle(bundle.path) == []
+    n_parameters = load_model(checkpoints[family]).num_parameters()
+    assert bundle.manifest.model.n_parameters == n_parameters
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("scheme", ["int8", "int8-portable"])
+def test_int8_stays_near_and_is_small(
+    checkpoints: dict[str, Path], family: str, scheme: str, tmp_path: Path
+) -> None:
+    parent = export_bundle(checkpoints[family], tmp_path / "b", name=family)
+    bundle = quantize_bundle(parent, scheme, tmp_path / "q")
+    # Half a hundredth of a nat: eight-bit rounding of random weights and activations.
+    assert bundle.manifest.parity is not None and bundle.manifest.parity.max_kl < 0.005
+    assert bundle.manifest.parent is not None
+    assert bundle.manifest.parent.manifest_sha256 == parent.manifest_sha256
+    weights = load_draft(bundle.file("decode.onnx")).weights
+    wide = {n: w for n, w in weights.items() if w.ndim == 2 and "cache" not in n and "wpe" not in n}
+    assert {w.dtype.kind for w in wide.values()} <= {"i", "u"}
+    assert all(w.dtype.itemsize == 1 for w in wide.values())
+
+
+def test_two_graphs_share_one_weight_file(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    parent = export_bundle(checkpoints["llama"], tmp_path / "b", name="x")
+    bundle = quantize_bundle(parent, "int8-portable", tmp_path / "q")
+    places: list[dict[str, str]] = []
+    for name in ("prefill.onnx", "decode.onnx"):
+        model = onnx.load(bundle.file(name), load_external_data=False)
+        external = [t for t in model.graph.initializer if t.external_data]
+        places.append({t.name: str(t.external_data) for t in external})
+        assert len(set(places[-1].values())) == len(places[-1])
+    assert places[0] == places[1]
+    # The tied table is there once: no two arrays of the vocabulary's size.
+    weights = load_draft(bundle.file("decode.onnx")).weights.values()
+    assert sum(320 in w.shape and w.ndim == 2 for w in weights) == 1
+
+
+def test_a_changed_weight_fails_and_leaves_nothing(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = bundles_module.build_graph
+
+    def wrong(checkpoint: Path) -> object:
+        draft = real(checkpoint)
+        name = next(n for n, w in draft.weights.items() if w.ndim == 2 and w.shape[0] == 64)
+        draft.weights[name] = draft.weights[name] * 1.01
+        return draft
+
+    monkeypatch.setattr(bundles_module, "build_graph", wrong)
+    with pytest.raises(ParityError, match="parity of prefill"):
+        export_bundle(checkpoints["llama"], tmp_path / "b", name="x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_older_bundle_survives_a_failed_export(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_bundle(checkpoints["llama"], tmp_path / "b", name="old")
+
+    def fails(*_: object) -> None:
+        raise ParityError("no")
+
+    monkeypatch.setattr(bundles_module, "check_parity", fails)
+    with pytest.raises(ParityError):
+        export_bundle(checkpoints["llama"], tmp_path / "b", name="new")
+    assert open_bundle(tmp_path / "b").manifest.name == "old"
+    assert verify_bundle(tmp_path / "b") == []
+
+
+def test_a_tokenizer_that_cuts_otherwise_fails(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdexport.runtime.text import TextCodec
+
+    monkeypatch.setattr(TextCodec, "render_chat", lambda self, messages: "something else")
+    with pytest.raises(ParityError, match="chat template"):
+        export_bundle(checkpoints["llama"], tmp_path / "b", name="x")
+
+
+def test_an_unknown_family_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(checkpoints["llama"], folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "blenderbot"}))
+    with pytest.raises(InputError, match="blenderbot"):
+        export_bundle(folder, tmp_path / "b", name="x")
+    assert not (tmp_path / "b").exists()
+
+
+def test_quantizing_twice_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    parent = export_bundle(checkpoints["llama"], tmp_path / "b", name="x")
+    once = quantize_bundle(parent, "int8", tmp_path / "q")
+    with pytest.raises(InputError, match="quantized already"):
+        quantize_bundle(once, "int8", tmp_path / "qq")
+    with pytest.raises(InputError, match="unknown scheme"):
+        quantize_bundle(parent, "int3", tmp_path / "qq")
+
+
+def test_other_folders_are_not_overwritten(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"x")
+    with pytest.raises(InputError, match="other things"):
+        export_bundle(checkpoints["llama"], tmp_path / "photos", name="x")
+    assert (tmp_path / "photos" / "cat.jpg").exists()
+
+
+def test_truncated_weights_are_one_line(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(checkpoints["llama"], folder)
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError) as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,85 @@
+"""Quality from a reference file, against naive numpy with the whole distribution."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdexport.bundle import Bundle
+from kdexport.errors import InputError
+from kdexport.runtime.quality import load_reference, log_softmax, measure_quality
+from kdexport.runtime.session import open_session
+
+TEXTS = [[5, 9, 12, 40, 3], [7, 7, 8, 100, 200, 31, 4]]
+FIRST_TARGET = 2
+
+
+def write(path: Path, logits: list[np.ndarray], k: int) -> None:
+    """A reference whose teacher has the given logits [len, V] on each text."""
+    target, teacher, offset, offsets = [], [], 0, [0]
+    for ids, z in zip(TEXTS, logits, strict=True):
+        target += list(range(offset + FIRST_TARGET, offset + len(ids)))
+        teacher.append(log_softmax(z.astype(np.float64))[FIRST_TARGET - 1 : -1])
+        offset += len(ids)
+        offsets.append(offset)
+    logprobs = np.concatenate(teacher)
+    top = np.argsort(-logprobs, -1)[:, :k]
+    best = np.take_along_axis(logprobs, top, -1)
+    tail = np.log(np.maximum(1 - np.exp(best).sum(-1), 1e-12))
+    np.savez(
+        path,
+        ids=np.concatenate([np.asarray(t, dtype=np.int32) for t in TEXTS]),
+        offsets=np.asarray(offsets),
+        target=np.asarray(target),
+        topk_ids=top.astype(np.int32),
+        topk_logprobs=best.astype(np.float32),
+        tail_logprob=tail.astype(np.float32),
+        kept_ids=np.arange(logprobs.shape[1], dtype=np.int32),
+        kept_mass=np.ones(len(target), dtype=np.float32),
+        meta=np.frombuffer(json.dumps({"teacher": "t"}).encode(), dtype=np.uint8),
+    )
+
+
+def test_a_model_is_its_own_best_teacher(llama_bundle: Bundle, tmp_path: Path) -> None:
+    session = open_session(llama_bundle, n_threads=1)
+    own = [session.score(ids).copy() for ids in TEXTS]
+    write(tmp_path / "r.npz", own, k=16)
+    found = measure_quality(session, load_reference(tmp_path / "r.npz"), teacher_vocabulary=False)
+    assert found.kl_mean == pytest.approx(0, abs=1e-5)
+    assert found.top1 == 1
+    assert found.n_tokens == sum(len(t) - FIRST_TARGET for t in TEXTS)
+
+
+@pytest.mark.parametrize("teacher_vocabulary", [False, True])
+def test_figures_are_numpys(
+    llama_bundle: Bundle, tmp_path: Path, teacher_vocabulary: bool
+) -> None:
+    session = open_session(llama_bundle, n_threads=1)
+    rng = np.random.default_rng(0)
+    teacher = [rng.normal(size=(len(t), session.vocab_size)) * 2 for t in TEXTS]
+    write(tmp_path / "r.npz", teacher, k=session.vocab_size - 1)  # all but one: exact
+    found = measure_quality(
+        session, load_reference(tmp_path / "r.npz"), teacher_vocabulary=teacher_vocabulary
+    )
+    p, q, gold = [], [], []
+    for ids, z in zip(TEXTS, teacher, strict=True):
+        p.append(log_softmax(z)[FIRST_TARGET - 1 : -1])
+        q.append(log_softmax(session.score(ids).astype(np.float64))[FIRST_TARGET - 1 : -1])
+        gold += ids[FIRST_TARGET:]
+    logp, logq = np.concatenate(p), np.concatenate(q)
+    kl = (np.exp(logp) * (logp - logq)).sum(-1)
+    assert found.kl_mean == pytest.approx(kl.mean(), rel=1e-4)
+    assert found.kl_p50 == pytest.approx(np.median(kl), rel=1e-4)
+    assert found.top1 == pytest.approx((logp.argmax(-1) == logq.argmax(-1)).mean())
+    nll = -logq[np.arange(len(gold)), gold]
+    assert found.perplexity == pytest.approx(np.exp(nll.mean()), rel=1e-5)
+
+
+def test_what_is_no_reference_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "x.npz").write_bytes(b"not a zip")
+    with pytest.raises(InputError, match="no quality reference"):
+        load_reference(tmp_path / "x.npz")
+    np.savez(tmp_path / "y.npz", ids=np.asarray([{"a": 1}], dtype=object))
+    with pytest.raises(InputError, match="no quality reference"):
+        load_reference(tmp_path / "y.npz")
