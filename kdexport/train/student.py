@@ -47,7 +47,7 @@ def prune(
     ``texts``: the teacher's token ids, int64 [1, L] each; block influence is measured on them.
     First and last layer always stay.
     """
-    layers = _layers(teacher)
+    layers = decoder_layers(teacher)
     n_layers = len(layers) if spec.n_layers is None else spec.n_layers
     if not 2 <= n_layers <= len(layers):
         raise InputError(
@@ -87,7 +87,7 @@ def from_scratch(
 @torch.no_grad()
 def block_influence(model: Any, texts: Sequence[torch.Tensor]) -> list[float]:
     """1 - the mean cosine between each layer's input and output (Men et al. 2024, section 3.1)."""
-    layers = _layers(model)
+    layers = decoder_layers(model)
     total = torch.zeros(len(layers), dtype=torch.float64)
     n_tokens = 0
 
@@ -196,7 +196,7 @@ def _new_model(config: Any) -> Any:
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
-def _layers(model: Any) -> torch.nn.ModuleList:
+def decoder_layers(model: Any) -> torch.nn.ModuleList:
     """The list of decoder layers."""
     n_layers = model.config.num_hidden_layers
     for module in model.modules():
@@ -209,7 +209,7 @@ def _state_of_kept(
     teacher: Any, kept_layers: Sequence[int], kept_ids: Sequence[int] | None
 ) -> dict[str, torch.Tensor]:
     """The teacher's tensors that the student takes over, under the student's names."""
-    layers = _layers(teacher)
+    layers = decoder_layers(teacher)
     prefix = next(name for name, module in teacher.named_modules() if module is layers) + "."
     new_number = {old: new for new, old in enumerate(kept_layers)}
     rows = None if kept_ids is None else torch.as_tensor(kept_ids)
@@ -242,7 +242,7 @@ def ffn_importance(model: Any, texts: Sequence[torch.Tensor]) -> list[torch.Tens
     the weights that read it (after Muralidharan et al. 2024, Minitron, section 2.2).
     """
     width = feed_forward_width(model)
-    readers = [_reader_of(layer, width) for layer in _layers(model)]
+    readers = [feed_forward_reader(layer, width) for layer in decoder_layers(model)]
     power = [torch.zeros(width, dtype=torch.float64) for _ in readers]
 
     def watch(number: int) -> Callable[..., None]:
@@ -270,7 +270,7 @@ def feed_forward_width(model: Any) -> int:
     return int((name and getattr(model.config, name)) or 4 * model.config.hidden_size)
 
 
-def _reader_of(layer: Any, width: int) -> tuple[Any, int]:
+def feed_forward_reader(layer: Any, width: int) -> tuple[Any, int]:
     """The product that reads the feed-forward channels, and the axis of its weight they lie on."""
     found: list[tuple[Any, int]] = []
     for module in layer.modules():
@@ -301,7 +301,7 @@ def _narrow_state(
         raise InputError(
             f"{width} asked of a teacher that has {before}", where="student.intermediate_size"
         )
-    layers = _layers(teacher)
+    layers = decoder_layers(teacher)
     prefix = next(name for name, module in teacher.named_modules() if module is layers) + "."
     importance = ffn_importance(teacher, texts)
     narrow = dict(state)

@@ -1,0 +1,206 @@
+"""A bench report as one page: self-contained, without scripts, for screen, phone and paper.
+
+Knows which number goes where; what it looks like is in `report.html.j2`, the drawing in `charts`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import yaml
+from markupsafe import Markup
+
+from kdexport.charts import (
+    Bar,
+    Bubble,
+    Spread,
+    bar_chart,
+    bubble_chart,
+    line_chart,
+    spread_chart,
+)
+from kdexport.report import ArmResult, BenchReport, percentile, short, summary
+from kdexport.report_table import COLUMNS, fixed, footnotes, table_rows
+
+TEMPLATE = "report.html.j2"
+
+
+@dataclass(frozen=True)
+class Card:
+    """One large number with what it means."""
+
+    number: str
+    unit: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with its heading and one sentence on how to read it."""
+
+    heading: str
+    svg: Markup
+    reading: str
+
+
+def render_html(report: BenchReport) -> str:
+    """The whole page as text; whatever the report holds is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(TEMPLATE).render(
+        report=report,
+        summary=summary(report),
+        cards=cards(report),
+        columns=COLUMNS,
+        rows=table_rows(report),
+        footnotes=footnotes(report),
+        figures=figures(report),
+        samples=_samples(report),
+        stages=[(name, _duration(seconds)) for name, seconds in report.stages.items()],
+        total=_duration(sum(report.stages.values())),
+        recipe=yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True),
+    )
+
+
+def cards(report: BenchReport) -> list[Card]:
+    """The numbers of the arm that the report is about, as far as they were measured."""
+    hero, baseline = report.hero, report.baseline_arm
+    if hero is None:
+        return []
+    than = baseline.label if baseline else ""
+    found: list[Card] = []
+    speed, faster = hero.decode_mean_tok_s, report.speed_up(hero)
+    if speed is not None:
+        found.append(Card(short(speed), "tok/s", "decoding, one text at a time"))
+    if faster is not None and baseline is not hero:
+        found.append(Card(short(faster), "×", f"the speed of {than}"))  # noqa: RUF001
+    found.append(Card(short(hero.size_mb), "MB", "on disk"))
+    smaller = report.shrinkage(hero)
+    if smaller is not None and baseline is not hero:
+        found.append(Card(f"1/{short(smaller)}", "", f"the size of {than}"))
+    ttft = hero.ttft_p50_ms
+    if ttft is not None:
+        found.append(Card(short(ttft), "ms", "to the first token"))
+    found.append(Card(short(hero.peak_rss_mb), "MB", "of memory at most, the whole process"))
+    kl, top1 = report.kl(hero), report.top1(hero)
+    if kl is not None:
+        found.append(Card(fixed(kl, 3), "nats", "KL to the teacher, per token"))
+    if top1 is not None:
+        found.append(Card(fixed(100 * top1, 1), "%", "of tokens as the teacher ranks them first"))
+    return found
+
+
+def figures(report: BenchReport) -> list[Figure]:
+    """The charts that the report has numbers for."""
+    arms = report.ordered_arms
+    drawn = [_speed(report, arms), _fidelity(report, arms), _gaps(report, arms), _training(report)]
+    return [figure for figure in drawn if figure is not None]
+
+
+def _style(report: BenchReport, arm: ArmResult) -> str:
+    hero = report.hero
+    if hero is not None and arm.arm == hero.arm:
+        return "hero"
+    return "quiet" if arm.arm == report.baseline else "plain"
+
+
+def _speed(report: BenchReport, arms: Sequence[ArmResult]) -> Figure | None:
+    bars = [
+        Bar(
+            arm.label,
+            arm.decode_mean_tok_s,
+            short(arm.decode_mean_tok_s),
+            arm.decode_sd_tok_s or 0.0,
+            _style(report, arm),
+        )
+        for arm in arms
+        if arm.decode_mean_tok_s is not None
+    ]
+    if not bars:
+        return None
+    svg = bar_chart(bars, title="Decoding speed of each arm in tokens per second")
+    return Figure("Speed", Markup(svg), "Decoding, tokens per second; the line spans ± 1 sd.")  # noqa: S704
+
+
+def _fidelity(report: BenchReport, arms: Sequence[ArmResult]) -> Figure | None:
+    bubbles = [
+        Bubble(
+            arm.label,
+            speed,
+            kl,
+            arm.size_mb,
+            f"{arm.label}: {short(speed)} tok/s, KL {kl:.3f} nats, {short(arm.size_mb)} MB",
+            _style(report, arm),
+        )
+        for arm in arms
+        if (speed := arm.decode_mean_tok_s) is not None and (kl := report.kl(arm)) is not None
+    ]
+    if len(bubbles) < 2:
+        return None
+    svg = bubble_chart(
+        bubbles,
+        title="Decoding speed against KL to the teacher",
+        x_label="tokens per second",
+        y_label="KL to the teacher, nats",
+    )
+    reading = "Right is faster, low is closer to the teacher; the area is the size on disk."
+    return Figure("Speed against fidelity", Markup(svg), reading)  # noqa: S704
+
+
+def _gaps(report: BenchReport, arms: Sequence[ArmResult]) -> Figure | None:
+    spreads = []
+    for arm in arms:
+        marks = [percentile(arm.itl_ms, q) for q in (1, 25, 50, 75, 99)]
+        p1, p25, p50, p75, p99 = (mark or 0.0 for mark in marks)
+        if p1 > 0:
+            text = f"{short(p50)} ms, p99 {short(p99)}"
+            spreads.append(Spread(arm.label, (p1, p25, p50, p75, p99), text, _style(report, arm)))
+    if not spreads:
+        return None
+    svg = spread_chart(
+        spreads, title="Time between two tokens of each arm", x_label="milliseconds, logarithmic"
+    )
+    reading = "Line: 1st to 99th percentile; box: middle half; bar: median."
+    return Figure("Time between tokens", Markup(svg), reading)  # noqa: S704
+
+
+def _training(report: BenchReport) -> Figure | None:
+    points = [(p.elapsed_s / 60, p.kl) for p in report.training if p.kl is not None]
+    if len(points) < 2:
+        return None
+    svg = line_chart(
+        points,
+        title="KL to the teacher on validation pairs during distillation",
+        x_label="minutes of training",
+        y_label="KL on validation pairs, nats",
+    )
+    last = report.training[-1]
+    reading = f"{last.step:,} steps, {last.tokens:,} target tokens; the best student is kept."
+    return Figure("Distillation", Markup(svg), reading)  # noqa: S704
+
+
+def _samples(report: BenchReport) -> list[tuple[str, list[tuple[str, str, bool]]]]:
+    """Prompt -> (label, copy, is the report's own arm), the arms in the order of the table."""
+    hero = report.hero
+    return [
+        (
+            sample.prompt,
+            [
+                (arm.label, sample.copies[arm.arm], hero is not None and arm.arm == hero.arm)
+                for arm in report.ordered_arms
+                if arm.arm in sample.copies
+            ],
+        )
+        for sample in report.samples
+    ]
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
