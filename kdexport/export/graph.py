@@ -34,8 +34,16 @@ def build_graph(checkpoint: Path) -> Draft:
         )
     with tempfile.TemporaryDirectory(prefix="kdexport-") as folder:
         arguments = ["build", "--config", str(checkpoint), "--ep", "cpu", folder]
-        with _silence():
-            mobius_main(arguments)
+        try:
+            with _silence():
+                mobius_main(arguments)
+        except Exception as error:  # what a young builder raises for a model it half knows
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(
+                f"{kind} models cannot be exported: mobius-onnx {mobius.__version__} fails "
+                f"({first[:160]})",
+                where=str(checkpoint),
+            ) from error
         draft = load_draft(Path(folder) / "model.onnx")
     for rewrite in PASSES:
         rewrite(draft)
