@@ -1,5 +1,12 @@
 """What goes wrong in a way that the user can mend, said in one line and without a traceback."""
 
+import importlib.util
+
+LIBRARIES = {
+    "train": ("torch", "transformers", "safetensors", "optimum"),
+    "export": ("torch", "transformers", "onnx", "onnx_ir", "mobius"),
+}
+
 
 class KdexportError(Exception):
     """Base of every error that the command line prints as one line: ``where: message; remedy``."""
@@ -34,3 +41,11 @@ class MissingExtraError(KdexportError):
 
 class ParityError(KdexportError):
     """An exported graph does not compute what its source model computes."""
+
+
+def require_extras(*extras: str) -> None:
+    """Raise MissingExtraError for the first library of an extra that is not installed."""
+    for extra in extras:
+        for library in LIBRARIES[extra]:
+            if importlib.util.find_spec(library) is None:
+                raise MissingExtraError(library, extra)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdexport.console import say
-from kdexport.errors import InputError
+from kdexport.errors import InputError, require_extras
 from kdexport.journal import Journal, file_sha256, fingerprint
 from kdexport.recipe import Recipe
 from kdexport.sources import ResolvedModel, resolve_teacher
@@ -78,7 +78,8 @@ class Stage:
 
 
 def open_run(recipe: Recipe) -> Run:
-    """Fetch the teacher and make the run's folders."""
+    """Fetch the teacher and make the run's folders; first see that the libraries are there."""
+    require_extras("train", "export")
     teacher = resolve_teacher(recipe.teacher.source, revision=recipe.teacher.revision)
     folder = Path(recipe.output.runs) / recipe.name
     exported = Path(recipe.output.exported)

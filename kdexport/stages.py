@@ -11,7 +11,7 @@ from typing import Any
 
 from kdexport.bundle import Bundle
 from kdexport.console import say, tracked
-from kdexport.errors import InputError
+from kdexport.errors import InputError, require_extras
 from kdexport.journal import fingerprint
 from kdexport.pairs import Pair, by_split, load_pairs, write_pairs
 from kdexport.pipeline import Run, Stage, data_fingerprint
@@ -184,6 +184,7 @@ def measure(run: Run) -> None:
 
 def export_checkpoint(checkpoint: Path, out: Path | None, scheme: str | None) -> Sequence[Bundle]:
     """`kdexport export`: a run's student, or any Hugging Face folder, to one or two bundles."""
+    require_extras("export")
     from kdexport.export.bundles import export_bundle
     from kdexport.export.quantize import SCHEMES, quantize_bundle
     from kdexport.sources import check_model_folder

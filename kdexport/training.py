@@ -172,7 +172,7 @@ def _train(
     def keep_best(model: Any) -> None:
         save_model(model, run.student, tokenizer_from=run.student_init)
 
-    with tracked("    distilling", "%", 100) as progress, log.open("a", encoding="utf-8") as file:
+    with tracked("    distilling", "%", 100) as progress:
         distill(
             student,
             data.train,
@@ -183,26 +183,38 @@ def _train(
             checkpoint=checkpoint,
             fingerprint=key,
             keep_best=keep_best,
-            report=_reporter(progress, file),
+            report=_reporter(progress, log),
         )
     shutil.rmtree(checkpoint.parent)
 
 
-def _reporter(progress: Tracker, file: Any) -> Callable[[Event], None]:
+def _reporter(progress: Tracker, log: Path) -> Callable[[Event], None]:
     """Show every step; log those that were evaluated."""
     best = ""
+    rows: list[str] | None = None
 
     def report(event: Event) -> None:
-        nonlocal best
+        nonlocal best, rows
+        if rows is None:
+            rows = _rows_before(log, event.step)
         if event.evaluation:
-            row = {**vars(event), "evaluation": vars(event.evaluation)}
-            file.write(json.dumps(row) + "\n")
-            file.flush()
+            rows.append(json.dumps({**vars(event), "evaluation": vars(event.evaluation)}))
+            beside = log.with_suffix(".partial")
+            beside.write_text("".join(f"{row}\n" for row in rows), "utf-8")
+            beside.replace(log)
             best = f", validation KL {event.evaluation.kl:.3f}"
         note = f"step {event.step}, {event.tokens} tokens, loss {event.loss:.3f}{best}"
         progress(100 * event.progress, note=note)
 
     return report
+
+
+def _rows_before(log: Path, step: int) -> list[str]:
+    """What an interrupted run logged, up to the checkpoint that this one goes on from."""
+    if not log.exists():
+        return []
+    rows = log.read_text("utf-8").splitlines()
+    return [row for row in rows if json.loads(row)["step"] < step]
 
 
 def train_settings(wish: TrainSection, seed: int, n_examples: int) -> TrainSettings:

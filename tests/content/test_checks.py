@@ -1,0 +1,33 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdexport.content.checks import clean_copy, why_drop
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ('Subject: "Fresh bread, warm welcome"', "Fresh bread, warm welcome"),
+        ("  Here is a short SMS:\nBread for you.  ", "Bread for you."),
+        ('"Bread" and "butter"', '"Bread" and "butter"'),
+        ("Email subject: Post: hello there", "hello there"),
+    ],
+)
+def test_labels_and_quotes_go(text: str, clean: str) -> None:
+    assert clean_copy(text) == clean
+
+
+@given(st.text())
+def test_cleaning_twice_changes_nothing(text: str) -> None:
+    assert clean_copy(clean_copy(text)) == clean_copy(text)
+
+
+def test_reasons_to_drop() -> None:
+    seen: set[str] = set()
+    assert why_drop("Hi.", finished=True, seen=seen) == "empty"
+    assert why_drop("A text that goes on and", finished=False, seen=seen) == "truncated"
+    assert why_drop("buy it now and " * 6, finished=True, seen=seen) == "repetitive"
+    assert why_drop("Fresh bread, every day!", finished=True, seen=seen) is None
+    assert why_drop("fresh bread every day", finished=True, seen=seen) == "duplicate"
+    assert why_drop("Fresh cake, every day!", finished=True, seen=seen) is None

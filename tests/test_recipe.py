@@ -1,0 +1,126 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdexport.errors import InputError
+from kdexport.recipe import load_recipe, recipe_json_schema
+from kdexport.recipe_yaml import scalar
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+GOOD = """\
+name: mine
+teacher:
+  source: some/folder
+data:
+  pairs: pairs.jsonl
+train:
+  lr: 3e-4
+  max_steps: 10
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "pairs.jsonl").write_text('{"text": "x"}\n')
+    return tmp_path
+
+
+def load(folder: Path, text: str = GOOD, *overrides: str) -> object:
+    (folder / "recipe.yaml").write_text(text, "utf-8")
+    return load_recipe(folder / "recipe.yaml", overrides)
+
+
+def test_a_recipe_is_read(folder: Path) -> None:
+    (folder / "recipe.yaml").write_text(GOOD)
+    recipe = load_recipe(folder / "recipe.yaml")
+    assert recipe.train.lr == 3e-4
+    assert recipe.data.pairs == folder / "pairs.jsonl"  # relative to the recipe
+
+
+def test_overrides_take_the_field_s_type(folder: Path) -> None:
+    (folder / "recipe.yaml").write_text(GOOD)
+    recipe = load_recipe(
+        folder / "recipe.yaml",
+        ["train.lr=1e-3", "train.lambda=2", "student.n_layers=4", "student.vocab_size=null"],
+    )
+    assert (recipe.train.lr, recipe.train.kd_weight) == (1e-3, 2.0)
+    assert (recipe.student.n_layers, recipe.student.vocab_size) == (4, None)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where", "message"),
+    [
+        ("  lr: 3e-4", "  learning_rte: 1", ":7", "unknown key 'train.learning_rte'"),
+        ("  lr: 3e-4", "  temprature: 1", ":7", "did you mean 'temperature'"),
+        ("  lr: 3e-4", "  lr: fast", ":7", "train.lr: "),
+        ("  lr: 3e-4", "  lr: -1", ":7", "greater than 0"),
+        ("  lr: 3e-4", "  lr: 1\n  lr: 2", ":8", "given twice"),
+        ("  max_steps: 10", "  batch_size: 4", ":6", "say when to stop"),
+        ("  pairs: pairs.jsonl", "  pairs: none.jsonl", ":5", "there is no file"),
+        ("  pairs: pairs.jsonl", "  max_train: 5", ":4", "name either briefs or pairs"),
+        ("teacher:\n  source: some/folder\n", "", "recipe.yaml", "teacher: is missing"),
+        ("name: mine", "name: My Run", ":1", "name: "),
+        ("name: mine", "name: [", ":", "is not YAML"),
+        ("name: mine", "name: &a x\nseed: *a", ":2", "aliases are not allowed"),
+        ("name: mine", "name: !!python/name:os.system x", ":1", "not"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_line(
+    folder: Path, old: str, new: str, where: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        load(folder, GOOD.replace(old, new))
+    assert where in caught.value.where
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.lr", "is not KEY=VALUE"),
+        ("train.lrr=1", "did you mean 'lr'"),
+        ("train.lr=abc", "train.lr"),
+        ("name.x=1", "is no section"),
+    ],
+)
+def test_a_bad_override_is_named(folder: Path, override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        load(folder, GOOD, override)
+    assert caught.value.where.startswith("--set")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "is empty"), (b"- 1", "is not a mapping"), (b"a: \xff", "not UTF-8")],
+)
+def test_files_that_are_no_recipe(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "recipe.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        load_recipe(tmp_path / "recipe.yaml")
+    with pytest.raises(InputError, match="no such file"):
+        load_recipe(tmp_path / "none.yaml")
+
+
+@given(st.floats(min_value=1e-30, max_value=1e30))
+def test_a_number_in_any_notation_is_a_number(value: float) -> None:
+    assert scalar(f"{value:e}") == pytest.approx(value, rel=1e-5)
+    assert scalar(repr(value)) == value
+
+
+@given(st.text())
+def test_no_override_text_is_an_exception(text: str) -> None:
+    scalar(text)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_the_recipes_here_are_valid(path: Path) -> None:
+    assert load_recipe(path).name == path.stem
+
+
+def test_the_schema_beside_the_recipes_is_up_to_date() -> None:
+    committed = json.loads((ROOT / "recipes" / "recipe.schema.json").read_text("utf-8"))
+    assert committed == recipe_json_schema(), "write it again: kdexport.recipe.write_schema"
+    assert committed["properties"]["train"]

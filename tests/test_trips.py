@@ -1,0 +1,235 @@
+"""The whole way on tiny models, through the command line, as a user goes it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.models import make_gpt2, make_llama
+
+ROOT = Path(__file__).parent.parent
+KDEXPORT = [sys.executable, "-c", "from kdexport.cli import main; main()"]
+STAGES = ("teacher", "pairs", "student", "distill", "export", "quantize", "bench")
+RECIPE = """\
+name: tiny
+teacher: {source: teacher}
+data:
+  briefs: briefs.jsonl
+  generate: {temperature: 1.0, variants: 2}
+student: {n_layers: 2, vocab_size: 300, intermediate_size: 96}
+train: {lambda: 4, lr: 3e-3, batch_size: 4, max_steps: 30, evaluate_steps: 10, max_length: 256}
+bench: {prompt_tokens: 12, new_tokens: 4, n_runs: 1, n_samples: 2, n_threads: 1}
+"""
+
+
+def kdexport(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*KDEXPORT, *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def good(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    ran = kdexport(folder, *arguments)
+    assert ran.returncode == 0, ran.stderr
+    return ran
+
+
+def brief(number: int, split: str) -> dict[str, object]:
+    return {
+        "id": f"b{number}",
+        "product": f"Tea {number}",
+        "facts": ["green", "12 bags"],
+        "channel": "ad_headline",
+        "split": split,
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trip")
+    make_llama(folder / "teacher", n_layers=4)
+    splits = ["train"] * 10 + ["validation"] * 3 + ["test"] * 3
+    rows = [brief(number, split) for number, split in enumerate(splits)]
+    (folder / "briefs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path) -> subprocess.CompletedProcess[str]:
+    # A random model seldom ends its texts: only those that do are kept, so it writes many.
+    return good(folder, "run", "recipe.yaml", "--set", "data.generate.variants=12", "--json")
+
+
+def test_a_run_ends_with_bundles_and_a_report(
+    folder: Path, finished: subprocess.CompletedProcess[str]
+) -> None:
+    report = json.loads(finished.stdout)
+    arms = {arm["arm"]: arm for arm in report["arms"]}
+    assert list(arms) == [
+        "teacher-torch-fp32",
+        "teacher-int8",
+        "student-torch-fp32",
+        "student-fp32",
+        "student-int8",
+    ]
+    for arm in arms.values():
+        assert arm["n_quality_tokens"] > 0
+        assert arm["kl_mean"] >= 0
+        assert len(arm["samples"]) == 2
+    # Export changes nothing but the engine; the teacher is at no distance from itself.
+    assert arms["student-fp32"]["kl_mean"] == pytest.approx(
+        arms["student-torch-fp32"]["kl_mean"], rel=1e-3, abs=1e-4
+    )
+    assert arms["teacher-torch-fp32"]["kl_mean"] == pytest.approx(0, abs=1e-3)
+    assert arms["student-int8"]["size_mb"] < arms["student-fp32"]["size_mb"]
+    assert set(report["stages"]) >= set(STAGES) - {"bench"}
+    assert report["training"]
+    for name in ("report.html", "bench.json", "pairs.jsonl", "pairs-report.json"):
+        assert (folder / "runs" / "tiny" / name).is_file()
+    for name in ("tiny", "tiny-int8", "tiny-teacher-int8"):
+        assert kdexport(folder, "verify", f"exported/{name}").returncode == 0
+
+
+def test_every_draft_is_kept_or_counted(
+    folder: Path, finished: subprocess.CompletedProcess[str]
+) -> None:
+    run = folder / "runs" / "tiny"
+    counts = json.loads((run / "pairs-report.json").read_text())
+    assert counts["kept"] == len((run / "pairs.jsonl").read_text().splitlines())
+    assert counts["kept"] + sum(counts["dropped"].values()) == 16 * 12
+
+
+def test_a_second_run_skips_what_is_whole(
+    folder: Path, finished: subprocess.CompletedProcess[str]
+) -> None:
+    again = good(folder, "run", "recipe.yaml", "--set", "data.generate.variants=12", "--json")
+    assert again.stderr.count("done before") == len(STAGES)
+    assert json.loads(again.stdout) == json.loads(finished.stdout)
+
+
+def test_a_changed_option_does_only_what_follows_from_it(
+    folder: Path, finished: subprocess.CompletedProcess[str]
+) -> None:
+    more = ["--set", "data.generate.variants=12", "--set", "export.scheme=int8-portable"]
+    plan = json.loads(good(folder, "run", "recipe.yaml", *more, "--dry-run", "--json").stdout)
+    assert {row["stage"]: row["done"] for row in plan} == {
+        **dict.fromkeys(STAGES, True),
+        "quantize": False,
+        "bench": False,
+    }
+
+
+def test_the_bundle_writes_copy(folder: Path, finished: subprocess.CompletedProcess[str]) -> None:
+    bundle = "exported/tiny-int8"
+    one = json.loads(good(folder, "generate", bundle, "-p", "Tea", "-n", 5, "--json").stdout)
+    assert one["n_tokens"] <= 5
+    streamed = good(folder, "generate", bundle, "-p", "Tea", "-n", 5).stdout
+    assert streamed.strip() == one["text"]
+    written = good(folder, "generate", bundle, "--brief", "briefs.jsonl", "--json", "-n", 4)
+    assert [json.loads(line)["id"] for line in written.stdout.splitlines()] == [
+        f"b{n}" for n in range(16)
+    ]
+
+
+def test_a_killed_run_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None:
+    options = ["recipe.yaml", "--set", "data.generate.variants=12", "--set", "name=killed"]
+    options += ["--set", "train.max_steps=60", "--set", "train.checkpoint_seconds=0.01"]
+    state = folder / "runs" / "killed" / "checkpoints" / "last" / "state.json"
+    process = subprocess.Popen(
+        [*KDEXPORT, "distill", *options],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    for _ in range(600):
+        try:
+            if json.loads(state.read_text())["position"]["step"] >= 12:
+                break
+        except (OSError, ValueError):
+            pass
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    saved = json.loads(state.read_text())["position"]["step"]
+    assert 12 <= saved < 60
+    again = good(folder, "distill", *options)
+    assert again.stderr.count("done before") == 3
+    log = (folder / "runs" / "killed" / "train_log.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in log]
+    assert steps == [10, 20, 30, 40, 50, 60]
+    assert not state.exists()
+
+
+def test_an_interrupt_is_one_line_and_leaves_whole_files(folder: Path) -> None:
+    options = ["recipe.yaml", "--set", "name=interrupted", "--set", "train.max_steps=100000"]
+    process = subprocess.Popen(
+        [*KDEXPORT, "distill", *options, "--set", "data.generate.variants=12"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    for _ in range(600):
+        if (folder / "runs" / "interrupted" / "student-init").is_dir():
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == ""
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("kdexport: interrupted")
+    journal = json.loads((folder / "runs" / "interrupted" / "journal.json").read_text())
+    assert {"teacher", "pairs"} <= set(journal["stages"])
+
+
+def test_the_founding_recipe_runs_on_a_small_gpt2(tmp_path: Path) -> None:
+    """recipes/gpt2-marketing.yaml as it stands, with another teacher and smaller sizes."""
+    make_gpt2(tmp_path / "teacher", n_layers=8, hidden=48)
+    changes = ["teacher.source=teacher", "student.hidden_size=32", "student.n_heads=4"]
+    changes += ["train.max_steps=6", "train.max_length=256", "bench.n_runs=1"]
+    changes += ["bench.prompt_tokens=12", "bench.new_tokens=4", "bench.n_threads=1"]
+    sets = [part for change in changes for part in ("--set", change)]
+    report = json.loads(
+        good(tmp_path, "run", ROOT / "recipes" / "gpt2-marketing.yaml", *sets, "--json").stdout
+    )
+    assert report["recipe"]["student"]["n_layers"] == 6
+    assert report["arms"][-1]["arm"] == "student-int8"
+    bundle = tmp_path / "exported" / "gpt2-marketing-int8"
+    manifest = json.loads(good(tmp_path, "inspect", bundle, "--json").stdout)
+    assert (manifest["model"]["family"], manifest["model"]["n_layers"]) == ("gpt2", 6)
+    assert good(tmp_path, "generate", bundle, "-p", "Bread", "-n", 3).stdout
+
+
+@pytest.mark.real
+def test_the_quickstart_recipe_runs_with_its_real_teacher(tmp_path: Path) -> None:
+    """The real teacher writes, a student is cut from it, learns a little, and is measured."""
+    changes = ["data.max_train=24", "data.max_validation=4", "data.max_test=6"]
+    changes += ["train.max_minutes=null", "train.max_steps=4", "train.evaluate_steps=4"]
+    changes += ["bench.n_runs=1", "bench.prompt_tokens=32", "bench.new_tokens=8"]
+    sets = [part for change in changes for part in ("--set", change)]
+    ran = good(tmp_path, "run", ROOT / "recipes" / "quickstart.yaml", *sets, "--json")
+    arms = {arm["arm"]: arm for arm in json.loads(ran.stdout)["arms"]}
+    assert arms["student-int8"]["size_mb"] < arms["teacher-torch-fp32"]["size_mb"] / 10
+    # The teacher's int8 form is the teacher still; four steps do not make a student.
+    assert arms["teacher-int8"]["kl_mean"] < 0.1
+    assert arms["teacher-int8"]["kl_mean"] < arms["student-int8"]["kl_mean"] < 6
+    copy = good(
+        tmp_path,
+        *("generate", "exported/quickstart-teacher-int8", "-n", 24),
+        *("-p", "Write one short sentence about fresh bread."),
+    ).stdout
+    assert "bread" in copy.lower()

@@ -1,0 +1,79 @@
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdexport.pairs import Pair
+from kdexport.train.data import Encoded, collate, encode_pairs, ordered_batches, token_batches
+from tests.models import byte_level_bpe
+
+PAIR = Pair("a", "train", ({"role": "user", "content": "Bread?"},), "Fresh bread!")
+
+
+def example(name: str, n: int, first: int = 1) -> Encoded:
+    return Encoded(name, np.arange(n, dtype=np.int64), first)
+
+
+def test_only_the_completion_and_its_end_are_targets() -> None:
+    tokenizer = byte_level_bpe()
+    (encoded,), left_out = encode_pairs(
+        [PAIR], tokenizer, lambda m: m[0]["content"] + "\n", eos_id=2, max_length=100
+    )
+    batch = collate([encoded])
+    assert left_out == 0
+    assert batch.labels.tolist() == [*tokenizer.encode("Fresh bread!").ids, 2]
+
+
+def test_plain_text_learns_all_but_its_first_token() -> None:
+    text = Pair("a", "train", (), "Fresh bread!")
+    (encoded,), _ = encode_pairs([text], byte_level_bpe(), lambda _: "", None, 100)
+    assert encoded.n_targets == len(encoded.ids) - 1
+
+
+def test_what_is_too_long_is_counted() -> None:
+    kept, left_out = encode_pairs([PAIR, PAIR], byte_level_bpe(), lambda _: "x", 2, max_length=3)
+    assert (kept, left_out) == ([], 2)
+
+
+def test_a_label_is_the_token_after_the_logits_it_is_compared_with() -> None:
+    batch = collate([example("a", 5, first=3), example("b", 3)])
+    rows, positions = batch.targets.nonzero(as_tuple=True)
+    assert torch.equal(batch.labels, batch.ids[rows, positions + 1])
+    assert batch.labels.tolist() == [3, 4, 1, 2]
+    assert batch.n_targets == 4
+
+
+@given(
+    st.lists(st.integers(2, 40), min_size=1, max_size=60),
+    st.integers(1, 9),
+    st.integers(0, 5),
+    st.data(),
+)
+def test_an_epoch_has_every_example_once_and_can_begin_anywhere(
+    lengths: list[int], batch_size: int, epoch: int, data: st.DataObject
+) -> None:
+    examples = [example(str(n), length) for n, length in enumerate(lengths)]
+    epochs = [list(token_batches(examples, batch_size, seed=3, epoch=epoch)) for _ in range(2)]
+    names = [[e.example_id for b in batches for e in b.examples] for batches in epochs]
+    assert names[0] == names[1]
+    assert sorted(names[0]) == sorted(e.example_id for e in examples)
+    start = data.draw(st.integers(0, len(epochs[0])))
+    rest = list(token_batches(examples, batch_size, seed=3, epoch=epoch, start=start))
+    assert [e.example_id for b in rest for e in b.examples] == [
+        e.example_id for b in epochs[0][start:] for e in b.examples
+    ]
+
+
+def test_epochs_are_shuffled_apart() -> None:
+    examples = [example(str(n), 5) for n in range(50)]
+    orders = [
+        [e.example_id for b in token_batches(examples, 4, seed=s, epoch=n) for e in b.examples]
+        for s, n in ((0, 0), (0, 1), (1, 0))
+    ]
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+
+
+def test_ordered_batches_hold_all_by_length() -> None:
+    examples = [example(str(n), length) for n, length in enumerate((9, 2, 5, 7, 3))]
+    lengths = [len(e.ids) for b in ordered_batches(examples, 2) for e in b.examples]
+    assert lengths == [2, 3, 5, 7, 9]

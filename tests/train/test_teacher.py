@@ -1,0 +1,115 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kdexport.errors import InputError
+from kdexport.train.data import Encoded, collate
+from kdexport.train.losses import forward_kl
+from kdexport.train.model import load_model, target_logits
+from kdexport.train.teacher import (
+    cached_targets,
+    check_vocabularies,
+    fill_cache,
+    fingerprint_examples,
+    live_targets,
+)
+
+
+@pytest.fixture
+def examples() -> list[Encoded]:
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(6, 20, size=150)  # more than one shard
+    return [
+        Encoded(f"e{n}", rng.integers(3, 300, size=size), int(size) // 2)
+        for n, size in enumerate(sizes)
+    ]
+
+
+def test_live_targets_are_the_model_s_own_distribution(llama: Path) -> None:
+    model = load_model(llama)
+    batch = collate([Encoded("a", np.arange(5, 15), 4)])
+    targets = live_targets(model, None, temperature=2.0)(batch)
+    with torch.no_grad():
+        logits = model(torch.arange(5, 15)[None]).logits[0, 3:9]
+    expected = torch.log_softmax(logits / 2.0, -1)
+    torch.testing.assert_close(targets.logprobs, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_tail_holds_what_the_top_k_leave(llama: Path) -> None:
+    batch = collate([Encoded("a", np.arange(5, 15), 4)])
+    model = load_model(llama)
+    whole = live_targets(model, None, 1.0)(batch).logprobs.exp()
+    top = live_targets(model, None, 1.0, top_k=8)(batch)
+    assert top.tail is not None
+    expected = 1 - whole.topk(8).values.sum(-1)
+    torch.testing.assert_close(top.tail.exp(), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_trimmed_student_sees_the_teacher_renormalised(llama: Path) -> None:
+    model = load_model(llama)
+    kept = [7, 3, 50, 60, 70, 80]
+    batch = collate([Encoded("a", np.array([0, 1, 2, 3, 4]), 2)])
+    targets = live_targets(model, kept, 1.0)(batch)
+    with torch.no_grad():
+        logits = model(torch.tensor([[7, 3, 50, 60, 70]])).logits[0, 1:4][:, kept]
+    torch.testing.assert_close(targets.logprobs, torch.log_softmax(logits, -1), rtol=1e-4, atol=1e-5)
+
+
+def test_the_cache_gives_what_was_asked_live(
+    llama: Path, examples: list[Encoded], tmp_path: Path
+) -> None:
+    model = load_model(llama)
+    ask = live_targets(model, None, 1.0, top_k=64)
+    fill_cache(tmp_path / "cache", examples, ask, batch_size=16)
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 2
+    batch = collate(examples[3:9])
+    live, cached = ask(batch), cached_targets(tmp_path / "cache")(batch)
+    with torch.no_grad():
+        student = target_logits(model, batch.ids, batch.targets) * 0.7
+    # Half precision: 2^-11 of a log-probability of about 6 is 3e-3.
+    torch.testing.assert_close(
+        forward_kl(student, live, 1.0), forward_kl(student, cached, 1.0), rtol=2e-2, atol=3e-3
+    )
+
+
+def test_whole_shards_are_not_asked_again(
+    llama: Path, examples: list[Encoded], tmp_path: Path
+) -> None:
+    ask = live_targets(load_model(llama), None, 1.0, top_k=4)
+    folder = tmp_path / "cache"
+
+    def refuse(_batch: object) -> None:
+        raise AssertionError("asked again")
+
+    def killed(done: int, _total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fill_cache(folder, examples, ask, batch_size=16, progress=killed)
+    first = next(folder.glob("*.safetensors")).stat().st_mtime_ns
+    fill_cache(folder, examples, ask, batch_size=16)
+    assert sorted(folder.glob("*.safetensors"))[0].stat().st_mtime_ns == first
+    fill_cache(folder, examples, refuse, batch_size=16)  # type: ignore[arg-type]
+
+
+def test_a_missing_example_is_named(examples: list[Encoded], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no cached targets for example 'e0'"):
+        cached_targets(tmp_path)(collate(examples[:1]))
+
+
+def test_equal_sizes_do_not_make_equal_vocabularies() -> None:
+    check_vocabularies({"a": 0, "b": 1}, {"a": 0, "b": 1}, None)
+    check_vocabularies({"a": 0, "b": 1, "c": 2}, {"c": 0, "a": 1}, [2, 0])
+    with pytest.raises(InputError, match="do not match"):
+        check_vocabularies({"a": 0, "b": 1}, {"b": 0, "a": 1}, None)
+    with pytest.raises(InputError, match="do not match"):
+        check_vocabularies({"a": 0, "b": 1}, {"a": 0, "b": 1}, [0])
+
+
+def test_the_fingerprint_sees_ids_and_targets(examples: list[Encoded]) -> None:
+    one = examples[0]
+    other = Encoded(one.example_id, one.ids, one.first_target + 1)
+    assert fingerprint_examples([one]) != fingerprint_examples([other])
+    assert fingerprint_examples(examples) != fingerprint_examples(examples[::-1])
