@@ -92,6 +92,9 @@ class TrainSection(Section):
     loss: Literal["forward_kl"] = "forward_kl"
     kd_weight: float = Field(1.0, ge=0, alias="lambda", description="λ; 0 trains on texts alone")
     temperature: Positive = Field(1.0, description="T of the soft targets")
+    prompt_weight: float = Field(
+        0.0, ge=0, description="Weight of a prompt's tokens in the divergence; a completion's is 1"
+    )
     targets: Literal["cached", "live"] = Field(
         "cached", description="Ask the teacher once and keep its top k, or at every step"
     )

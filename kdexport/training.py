@@ -6,7 +6,7 @@ Stands between the recipe and the loop in `train.trainer`, which knows no recipe
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def train_student(run: Run) -> None:
     write_reference(
         run.reference,
         teacher,
-        data.test or data.validation or data.train[:TEACHER_BATCH],
+        data.test or data.validation,
         kept_ids,
         vocab_size=student.config.vocab_size,
         top_k=REFERENCE_TOP_K,
@@ -109,6 +109,7 @@ def _encode(run: Run, tokenizer: Any, student: Any) -> Data:
             render,
             tokenizer.eos_token_id,
             min(recipe.train.max_length, student.config.max_position_embeddings),
+            prompts_too=split == "train" and recipe.train.prompt_weight > 0,
         )
         if too_long:
             say(f"    {too_long} {split} pairs left out: over {recipe.train.max_length} tokens")
@@ -118,7 +119,9 @@ def _encode(run: Run, tokenizer: Any, student: Any) -> Data:
         )
     if not splits["validation"]:
         say("    no validation pairs: the best student is chosen on training pairs")
-        splits["validation"] = splits["train"][:TEACHER_BATCH]
+        splits["validation"] = [
+            replace(e, first_target=e.first_completion) for e in splits["train"][:TEACHER_BATCH]
+        ]
     return Data(splits["train"], splits["validation"], splits["test"])
 
 
@@ -227,6 +230,7 @@ def train_settings(wish: TrainSection, seed: int, n_examples: int) -> TrainSetti
         budget=Budget(min(steps, default=None), wish.max_minutes),
         loss=wish.loss,
         kd_weight=wish.kd_weight,
+        prompt_weight=wish.prompt_weight,
         temperature=wish.temperature,
         lr=wish.lr,
         batch_size=wish.batch_size,

@@ -22,17 +22,24 @@ class Encoded:
     """One example as token ids.
 
     ``ids``: int64 [n]. ``first_target``: the index from which on tokens are targets (>= 1: the
-    first token has nothing before it to be predicted from).
+    first token has nothing before it to be predicted from). ``first_completion``: the index of the
+    completion's first token; targets before it are the prompt's.
     """
 
     example_id: str
     ids: np.ndarray
     first_target: int
+    first_completion: int
 
     @property
     def n_targets(self) -> int:
-        """How many of its tokens count in the loss."""
+        """How many of its tokens are targets."""
         return len(self.ids) - self.first_target
+
+    @property
+    def n_completion(self) -> int:
+        """How many of its targets are the completion's."""
+        return len(self.ids) - self.first_completion
 
 
 @dataclass(frozen=True)
@@ -55,18 +62,36 @@ class Batch:
 
     @property
     def n_targets(self) -> int:
-        """How many tokens count in the loss."""
+        """How many tokens are targets."""
         return sum(example.n_targets for example in self.examples)
+
+    @property
+    def n_completion(self) -> int:
+        """How many targets are completions' tokens; losses are means over these."""
+        return sum(example.n_completion for example in self.examples)
+
+    @property
+    def is_completion(self) -> torch.Tensor:
+        """Which targets are completions' tokens, bool [N]."""
+        starts = torch.tensor([example.first_completion for example in self.examples])
+        positions = torch.arange(1, self.ids.shape[1])
+        return (positions >= starts[:, None])[self.targets]
 
 
 def encode_pairs(
-    pairs: Sequence[Pair], tokenizer: Tokenizer, render: Render, eos_id: int | None, max_length: int
+    pairs: Sequence[Pair],
+    tokenizer: Tokenizer,
+    render: Render,
+    eos_id: int | None,
+    max_length: int,
+    *,
+    prompts_too: bool = False,
 ) -> tuple[list[Encoded], int]:
     """Tokenize pairs; return them with the number left out for being over ``max_length`` tokens.
 
     ``render`` turns chat messages into the text that the model reads. Prompt and completion are
     tokenized apart, as they are when the model writes. A pair without a prompt is plain text: all
-    its tokens but the first are targets.
+    its tokens but the first are targets. With ``prompts_too`` that holds for every pair.
     """
     encoded: list[Encoded] = []
     for pair in pairs:
@@ -76,7 +101,8 @@ def encode_pairs(
         ids = [*head, *tail] if eos_id is None else [*head, *tail, eos_id]
         first = max(len(head), 1)
         if first < len(ids) <= max_length:
-            encoded.append(Encoded(pair.id, np.asarray(ids, dtype=np.int64), first))
+            first_target = 1 if prompts_too else first
+            encoded.append(Encoded(pair.id, np.asarray(ids, dtype=np.int64), first_target, first))
     return encoded, len(pairs) - len(encoded)
 
 

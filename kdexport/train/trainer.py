@@ -22,11 +22,15 @@ from kdexport.train.teacher import TargetFn
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How to train. ``kd_weight`` is λ; a weight of 0 trains on the texts alone."""
+    """How to train. ``kd_weight`` is λ; a weight of 0 trains on the texts alone.
+
+    ``prompt_weight``: what a prompt's token counts in the divergence, a completion's counting 1.
+    """
 
     budget: Budget
     loss: str = "forward_kl"
     kd_weight: float = 1.0
+    prompt_weight: float = 0.0
     temperature: float = 1.0
     lr: float = 5e-4
     batch_size: int = 8
@@ -134,14 +138,14 @@ def train_step(
     settings: TrainSettings,
     lr: float,
 ) -> float:
-    """One update from an accumulated group of batches; returns the mean loss per target token.
+    """One update from an accumulated group of batches; returns the loss per completion token.
 
-    Sums are divided by the target tokens of the whole group, so that how the group is cut into
-    batches changes nothing.
+    Sums are divided by the completions' tokens of the whole group, so that how the group is cut
+    into batches changes nothing.
     """
     for parameters in optimizer.param_groups:
         parameters["lr"] = lr
-    n_tokens = sum(batch.n_targets for batch in group)
+    n_tokens = sum(batch.n_completion for batch in group)
     total = 0.0
     for batch in group:
         loss = token_losses(student, batch, targets, settings).sum() / n_tokens
@@ -156,13 +160,21 @@ def train_step(
 def token_losses(
     student: Any, batch: Batch, targets: TargetFn, settings: TrainSettings
 ) -> torch.Tensor:
-    """L_task + λ·T²·L_KD of every target token, float [N]."""
+    """L_task + λ·T²·L_KD of every target token, float [N].
+
+    L_task counts completions only: nobody asks a student for prompts. The teacher's distribution
+    over a prompt's tokens teaches language all the same, at hardly any cost: the student has read
+    the prompt anyway.
+    """
     logits = target_logits(student, batch.ids, batch.targets).float()
+    is_completion = batch.is_completion.to(logits.device)
     loss = F.cross_entropy(logits, batch.labels.to(logits.device), reduction="none")
+    loss = loss * is_completion
     if settings.kd_weight:
         divergence: Loss = LOSSES[settings.loss]
         distance = divergence(logits, targets(batch), settings.temperature)
-        loss = loss + settings.kd_weight * settings.temperature**2 * distance
+        weight = settings.kd_weight * settings.temperature**2
+        loss = loss + weight * torch.where(is_completion, 1.0, settings.prompt_weight) * distance
     return loss
 
 
