@@ -110,9 +110,7 @@ def bubble_chart(bubbles: Sequence[Bubble], *, title: str, x_label: str, y_label
         _text(svg, place_x(tick), bottom + 16, _number(tick), css="tick", anchor="middle")
     _text(svg, right, bottom + 34, x_label, css="axis-label", anchor="end")
     _text(svg, 0, 10, y_label, css="axis-label")
-    circles = [
-        (place_x(b.x), place_y(b.y), 4 + 14 * math.sqrt(b.area / largest)) for b in bubbles
-    ]
+    circles = [(place_x(b.x), place_y(b.y), 4 + 14 * math.sqrt(b.area / largest)) for b in bubbles]
     taken = [Box(x - r, y - r, x + r, y + r) for x, y, r in circles]
     for bubble, (x, y, radius) in zip(bubbles, circles, strict=True):
         circle = _add(svg, "circle", cx=x, cy=y, r=radius, css=f"{bubble.style} bubble")

@@ -36,7 +36,7 @@ def cli(context: click.Context, verbose: bool) -> None:
     kdexport run recipes/quickstart.yaml      all of it, resumable
     kdexport generate exported/quickstart-int8 --prompt "An SMS for a bakery's spring sale"
 
-    Shell completion: eval "$(_KDEXPORT_COMPLETE=bash_source kdexport)" (or zsh_source, fish_source).
+    Completion: eval "$(_KDEXPORT_COMPLETE=bash_source kdexport)" (or zsh_source, fish_source)
     """
     context.obj = {"verbose": verbose}
 
@@ -44,7 +44,9 @@ def cli(context: click.Context, verbose: bool) -> None:
 @cli.command(epilog=RECIPE_HELP)
 @click.argument("recipe", type=EXISTING)
 @set_option
-@click.option("--dry-run", is_flag=True, help="Print the stages, their sizes and times; do nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print the stages, their sizes and times; do nothing."
+)
 @json_option
 def run(recipe: Path, overrides: Sequence[str], dry_run: bool, as_json: bool) -> None:
     """Do everything: teacher, data, student, distillation, export, int8, bench and report.
@@ -93,9 +95,7 @@ def distill(recipe: Path, overrides: Sequence[str], as_json: bool) -> None:
 @click.option("--quantize", is_flag=True, help="Write an int8 bundle too, as NAME-int8.")
 @click.option("--scheme", default="int8", show_default=True, help="The scheme of --quantize.")
 @json_option
-def export(
-    checkpoint: Path, out: Path | None, quantize: bool, scheme: str, as_json: bool
-) -> None:
+def export(checkpoint: Path, out: Path | None, quantize: bool, scheme: str, as_json: bool) -> None:
     """Turn a model into an ONNX bundle that runs without torch.
 
     CHECKPOINT is a run folder (runs/NAME) or a Hugging Face folder. The graph must compute what
@@ -158,7 +158,9 @@ def bench(
 @click.option("-n", "--max-new-tokens", type=click.IntRange(1), default=96, show_default=True)
 @click.option("-t", "--temperature", type=click.FloatRange(0), default=0.0, show_default=True)
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
-@click.option("--top-k", type=click.IntRange(0), default=0, help="0: all tokens.", show_default=True)
+@click.option(
+    "--top-k", type=click.IntRange(0), default=0, help="0: all tokens.", show_default=True
+)
 @click.option("--repetition-penalty", type=click.FloatRange(0, min_open=True), default=1.0)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Threads [default: physical cores].")

@@ -15,7 +15,7 @@ LOG_SECONDS = 10.0
 
 @dataclass
 class Tracker:
-    """One piece of work under way; call it with what is done and, if unknown before, of how much."""
+    """One piece of work under way; call it with what is done and of how much."""
 
     title: str
     unit: str
@@ -42,7 +42,9 @@ class Tracker:
 
     def _line(self, done: float, now: float) -> str:
         rate = (done - (self._first or 0.0)) / max(now - self._started, 1e-6)
-        text = f"{done:.0f}/{self.total:.0f} {self.unit}" if self.total else f"{done:.0f} {self.unit}"
+        text = (
+            f"{done:.0f}/{self.total:.0f} {self.unit}" if self.total else f"{done:.0f} {self.unit}"
+        )
         if rate > 0:
             text += f"  {rate:.1f} {self.unit}/s"
             if self.total and done < self.total:
@@ -57,7 +59,13 @@ def tracked(title: str, unit: str, total: float | None = None) -> Iterator[Track
         yield Tracker(title, unit, total)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     bar = Progress(
         TextColumn("[bold]{task.description}"),

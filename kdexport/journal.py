@@ -44,9 +44,7 @@ class Journal:
             return False
         return all(_is_whole(self._absolute(name), sha) for name, sha in entry.outputs.items())
 
-    def record(
-        self, stage: str, fingerprint: str, outputs: Iterable[Path], seconds: float
-    ) -> None:
+    def record(self, stage: str, fingerprint: str, outputs: Iterable[Path], seconds: float) -> None:
         """Note a finished stage with the hashes of all files under ``outputs``."""
         files = sorted(file for output in outputs for file in _files(output))
         hashes = {self._relative(file): file_sha256(file) for file in files}

@@ -92,11 +92,15 @@ def _contents(row: dict[str, Any], where: str) -> tuple[list[Message], str]:
 
 
 def _messages(value: Any, where: str) -> list[Message]:
-    good = isinstance(value, list) and value and all(
-        isinstance(m, dict)
-        and m.get("role") in ("system", "user", "assistant")
-        and isinstance(m.get("content"), str)
-        for m in value
+    good = (
+        isinstance(value, list)
+        and value
+        and all(
+            isinstance(m, dict)
+            and m.get("role") in ("system", "user", "assistant")
+            and isinstance(m.get("content"), str)
+            for m in value
+        )
     )
     if not good:
         raise InputError(

@@ -111,7 +111,9 @@ def _seconds(stage: str, run: Run, speed: float) -> float:
         per_example = forward * (TOKENS_PER_PROMPT + TOKENS_PER_COPY)
         epochs = train.epochs
         if epochs is None and train.max_steps:
-            epochs = train.max_steps * train.batch_size * train.accumulate / max(_n_examples(run), 1)
+            epochs = (
+                train.max_steps * train.batch_size * train.accumulate / max(_n_examples(run), 1)
+            )
         by_epochs = 3 * _student_share(run) * per_example * epochs if epochs else float("inf")
         by_clock = 60 * train.max_minutes if train.max_minutes else float("inf")
         return per_example + min(by_epochs, by_clock)

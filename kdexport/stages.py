@@ -140,7 +140,7 @@ def make_student(run: Run) -> None:
 
 
 def train_student(run: Run) -> None:
-    """Distil; the best student on the validation pairs is kept, and the quality reference written."""
+    """Distil; keep the student that is best on the validation pairs; write the reference."""
     from kdexport import training
 
     training.train_student(run)

@@ -66,7 +66,9 @@ def synthesize(
     ]
     channels = load_channels()
     waiting = [job for job in jobs if job[0] not in drafts]
-    waiting.sort(key=lambda job: (channels[job[1].channel].max_new_tokens, len(_prompt(job[1], codec))))
+    waiting.sort(
+        key=lambda job: (channels[job[1].channel].max_new_tokens, len(_prompt(job[1], codec)))
+    )
     progress(len(jobs) - len(waiting), len(jobs))
     with drafts_path.open("a", encoding="utf-8") as file:
         for begin in range(0, len(waiting), CHUNK):

@@ -1,6 +1,6 @@
 """A model in PyTorch as an arm of a bench: the same loop, sampler and text as ours around it.
 
-    python -m kdexport.torch_arm FOLDER --threads 2
+python -m kdexport.torch_arm FOLDER --threads 2
 """
 
 import argparse

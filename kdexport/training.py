@@ -62,7 +62,7 @@ def renderer(tokenizer: Any) -> Callable[[list[dict[str, str]]], str]:
 
 
 def train_student(run: Run) -> None:
-    """Distil; keep the student that is best on the validation pairs; write the quality reference."""
+    """Distil; keep the student that is best on the validation pairs; write the reference."""
     wish = run.recipe.train
     if wish.n_threads:
         torch.set_num_threads(wish.n_threads)

@@ -30,7 +30,9 @@ def test_a_changed_output_is_not_done(tmp_path: Path, output: Path, change: str)
     assert not Journal(tmp_path / "journal.json").is_done("x", "print")
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"version": 9}', '{"version": 1, "stages": {"x": 1}}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", '{"version": 9}', '{"version": 1, "stages": {"x": 1}}']
+)
 def test_a_damaged_journal_counts_as_empty(tmp_path: Path, content: str) -> None:
     (tmp_path / "journal.json").write_text(content)
     assert Journal(tmp_path / "journal.json").entries == {}

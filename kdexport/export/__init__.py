@@ -1,1 +1,1 @@
-"""From a trained model to a bundle: graph, quantization, parity. Needs onnx, mobius-onnx and torch."""
+"""From a trained model to a bundle: graph, quantization, parity. Needs onnx, mobius and torch."""

@@ -38,7 +38,7 @@ def export_bundle(
     recipe_fingerprint: str | None = None,
     reference: Path | None = None,
 ) -> Bundle:
-    """Write a float32 bundle of a Hugging Face folder, with the quality reference where there is one.
+    """Write a float32 bundle of a Hugging Face folder, with a quality reference if there is one.
 
     Raises InputError for a model that cannot be exported, ParityError when the graph does not
     compute what the model computes; in both cases nothing is written.

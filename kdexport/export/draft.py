@@ -55,9 +55,11 @@ class Draft:
     def products(self) -> Iterator[onnx.NodeProto]:
         """MatMuls of an activation and a constant matrix."""
         for node in self.graph.node:
-            if node.op_type == "MatMul" and node.input[1] in self.weights:
-                if self.weights[node.input[1]].ndim == 2:
-                    yield node
+            if node.op_type == "MatMul" and self._is_matrix(node.input[1]):
+                yield node
+
+    def _is_matrix(self, name: str) -> bool:
+        return name in self.weights and self.weights[name].ndim == 2
 
     def remove_unused(self) -> None:
         """Drop nodes and weights that no output depends on."""

@@ -29,7 +29,7 @@ def build_graph(checkpoint: Path) -> Draft:
     kind = config.get("model_type")
     if kind not in mobius.registry:
         raise InputError(
-            f"{kind} models cannot be exported: mobius-onnx {mobius.__version__} does not know them",
+            f"{kind} models cannot be exported: unknown to mobius-onnx {mobius.__version__}",
             where=str(checkpoint),
         )
     with tempfile.TemporaryDirectory(prefix="kdexport-") as folder:

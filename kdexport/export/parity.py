@@ -20,7 +20,7 @@ N_IDS = 24
 TRICKY = (
     "Hello world",
     "  two spaces, a\ttab and\n\na blank line ",
-    "naïve café – “quoted” — 20 % off… €5",
+    "naïve café - “quoted” — 20 % off… €5",
     "你好,世界 🎉👩‍👩‍👧 مرحبا",
     "x1234567890 <|im_end|> </s> def f(x): return x**2",
     "",

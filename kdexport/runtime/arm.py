@@ -57,9 +57,7 @@ def _quality(session: Runs, reference: str, teacher_vocabulary: bool) -> Answer:
     return asdict(measure_quality(session, loaded, teacher_vocabulary=teacher_vocabulary))
 
 
-def _sample(
-    session: Runs, codec: Any, messages: list[dict[str, str]], new_tokens: int
-) -> Answer:
+def _sample(session: Runs, codec: Any, messages: list[dict[str, str]], new_tokens: int) -> Answer:
     ids = codec.encode(codec.render_chat(messages) if messages else "")
     eos_ids = set(session.manifest.text.eos_token_ids)
     steps = generate(session, ids, make_sampler(), max_new_tokens=new_tokens)

@@ -1,5 +1,6 @@
 """How long writing takes: the `generate` that users run, from text to text."""
 
+import itertools
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +39,7 @@ def measure_once(session: Runs, codec: Any, prompt: str, n_new: int) -> Latency:
     for step in generate(session, ids, make_sampler(), max_new_tokens=n_new, ignore_eos=True):
         decoder.push(step.token_id)
         marks.append(time.perf_counter())
-    gaps = [1000 * (b - a) for a, b in zip(marks, marks[1:], strict=False)]
+    gaps = [1000 * (b - a) for a, b in itertools.pairwise(marks)]
     return Latency(gaps[0], gaps[1:], len(ids) / (gaps[0] / 1000))
 
 

@@ -91,7 +91,7 @@ class Session:
         longest = int(total.max())
         if longest > self.manifest.model.max_length:
             raise InputError(
-                f"a text of {longest} tokens is beyond the model's {self.manifest.model.max_length}",
+                f"{longest} tokens are beyond the model's {self.manifest.model.max_length}",
                 remedy="shorten the prompt or ask for fewer new tokens",
             )
         cache.reserve(max(longest, int(cache.lengths.max()) + n_new if n_rows > 1 else longest))
@@ -156,7 +156,7 @@ class _Graph:
         if self._wants_positions:
             self._inputs["position_ids"] = np.zeros(shape, dtype=np.int64)
         self._logits = np.empty((n_logits, self._vocab_size), dtype=np.float32)
-        # OrtValues made from numpy arrays share their memory; hold both for as long as they are bound.
+        # OrtValues made from numpy arrays share their memory; hold both while they are bound.
         self._held = []
         for name, array in self._inputs.items():
             self._bind_input(name, OrtValue.ortvalue_from_numpy(array))

@@ -29,7 +29,7 @@ class TextCodec:
         self.template = template
 
     def encode(self, text: str) -> list[int]:
-        """Token ids; special tokens written out in the text count as such, none are added but BOS."""
+        """Token ids; special tokens written out in the text count as such; only BOS is added."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         bos = self.facts.bos_token_id
         if self.facts.add_bos and bos is not None and ids[:1] != [bos]:

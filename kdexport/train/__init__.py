@@ -1,1 +1,1 @@
-"""From a teacher and pairs of texts to a trained student: needs torch and transformers, knows no ONNX."""
+"""From a teacher and pairs of texts to a trained student. Needs torch and transformers."""

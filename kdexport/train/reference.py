@@ -1,4 +1,4 @@
-"""The quality reference: a teacher's targets on held-out text, for measuring where torch is absent."""
+"""The quality reference: a teacher's targets on held-out text, to measure by without torch."""
 
 import json
 from collections.abc import Sequence

@@ -220,7 +220,10 @@ def _state_of_kept(
     }
     tied = _tied_names(teacher)
     state: dict[str, torch.Tensor] = {}
-    for name, tensor in [*teacher.named_parameters(remove_duplicate=False), *_saved_buffers(teacher)]:
+    for name, tensor in [
+        *teacher.named_parameters(remove_duplicate=False),
+        *_saved_buffers(teacher),
+    ]:
         if name in tied:
             continue
         if name.startswith(prefix):

@@ -143,6 +143,8 @@ def fingerprint_examples(examples: Iterable[Encoded]) -> str:
 
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(f"{example.example_id}:{example.first_target}:{example.first_completion}:".encode())
+        digest.update(
+            f"{example.example_id}:{example.first_target}:{example.first_completion}:".encode()
+        )
         digest.update(example.ids.tobytes())
     return digest.hexdigest()

@@ -215,9 +215,7 @@ def make_optimizer(student: Any, settings: TrainSettings) -> torch.optim.Optimiz
     )
 
 
-def _endless(
-    examples: Sequence[Encoded], settings: TrainSettings, at: Position
-) -> Iterator[Batch]:
+def _endless(examples: Sequence[Encoded], settings: TrainSettings, at: Position) -> Iterator[Batch]:
     """Batches epoch after epoch, from where ``at`` stands; ``at`` follows."""
     while True:
         start = at.batch

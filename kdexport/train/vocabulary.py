@@ -1,4 +1,4 @@
-"""Trim a BPE tokenizer to the tokens that a corpus needs; any text still encodes and decodes exactly.
+"""Trim a BPE tokenizer to what a corpus needs; any text still encodes and decodes exactly.
 
 Knows the layout of ``tokenizer.json`` and nothing of models.
 """
@@ -26,7 +26,7 @@ def trim_tokenizer(
     in a BPE vocabulary is the order of frequency in the tokenizer's own training text.
 
     Returns the new tokenizer and ``kept_ids``: position = new id, value = old id, ascending.
-    Raises InputError for a tokenizer that is no BPE, and where ``size`` is below what any text needs.
+    Raises InputError for a tokenizer that is no BPE, and for a ``size`` below what any text needs.
     """
     spec: Json = json.loads(tokenizer.to_str())
     model: Json = spec["model"]

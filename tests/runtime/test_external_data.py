@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,10 +28,8 @@ def test_every_location_is_found(locations: list[str]) -> None:
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(content: bytes) -> None:
-    try:
+    with contextlib.suppress(InputError):
         external_locations(content)
-    except InputError:
-        pass
 
 
 def test_truncated_is_refused() -> None:

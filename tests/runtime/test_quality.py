@@ -52,9 +52,7 @@ def test_a_model_is_its_own_best_teacher(llama_bundle: Bundle, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("teacher_vocabulary", [False, True])
-def test_figures_are_numpys(
-    llama_bundle: Bundle, tmp_path: Path, teacher_vocabulary: bool
-) -> None:
+def test_figures_are_numpys(llama_bundle: Bundle, tmp_path: Path, teacher_vocabulary: bool) -> None:
     session = open_session(llama_bundle, n_threads=1)
     rng = np.random.default_rng(0)
     teacher = [rng.normal(size=(len(t), session.vocab_size)) * 2 for t in TEXTS]

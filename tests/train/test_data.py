@@ -11,7 +11,7 @@ PAIR = Pair("a", "train", ({"role": "user", "content": "Bread?"},), "Fresh bread
 
 
 def example(name: str, n: int, first: int = 1) -> Encoded:
-    return Encoded(name, np.arange(n, dtype=np.int64), first)
+    return Encoded(name, np.arange(n, dtype=np.int64), first, first)
 
 
 def test_only_the_completion_and_its_end_are_targets() -> None:
@@ -28,6 +28,20 @@ def test_plain_text_learns_all_but_its_first_token() -> None:
     text = Pair("a", "train", (), "Fresh bread!")
     (encoded,), _ = encode_pairs([text], byte_level_bpe(), lambda _: "", None, 100)
     assert encoded.n_targets == len(encoded.ids) - 1
+
+
+def test_a_prompt_can_be_learnt_too() -> None:
+    tokenizer = byte_level_bpe()
+    (encoded,), _ = encode_pairs(
+        [PAIR], tokenizer, lambda _: "Bread? ", eos_id=2, max_length=100, prompts_too=True
+    )
+    batch = collate([encoded, example("b", 6, first=3)])
+    n_prompt = len(tokenizer.encode("Bread? ").ids)
+    n_completion = len(tokenizer.encode("Fresh bread!").ids) + 1
+    expected = [False] * (n_prompt - 1) + [True] * n_completion + [True] * 3
+    assert batch.is_completion.tolist() == expected
+    assert batch.n_completion == n_completion + 3
+    assert batch.n_targets == len(expected)
 
 
 def test_what_is_too_long_is_counted() -> None:

@@ -39,7 +39,9 @@ def test_fewer_layers_rows_and_channels(teacher: object) -> None:
     ids = torch.tensor([[3, 4, 5, 6]])
     with torch.no_grad():
         assert student.model(ids).logits.shape == (1, 4, len(kept))
-    tied = student.model.get_output_embeddings().weight is student.model.get_input_embeddings().weight
+    tied = (
+        student.model.get_output_embeddings().weight is student.model.get_input_embeddings().weight
+    )
     assert tied
 
 

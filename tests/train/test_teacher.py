@@ -22,14 +22,14 @@ def examples() -> list[Encoded]:
     rng = np.random.default_rng(0)
     sizes = rng.integers(6, 20, size=150)  # more than one shard
     return [
-        Encoded(f"e{n}", rng.integers(3, 300, size=size), int(size) // 2)
+        Encoded(f"e{n}", rng.integers(3, 300, size=size), int(size) // 2, int(size) // 2)
         for n, size in enumerate(sizes)
     ]
 
 
 def test_live_targets_are_the_model_s_own_distribution(llama: Path) -> None:
     model = load_model(llama)
-    batch = collate([Encoded("a", np.arange(5, 15), 4)])
+    batch = collate([Encoded("a", np.arange(5, 15), 4, 4)])
     targets = live_targets(model, None, temperature=2.0)(batch)
     with torch.no_grad():
         logits = model(torch.arange(5, 15)[None]).logits[0, 3:9]
@@ -38,7 +38,7 @@ def test_live_targets_are_the_model_s_own_distribution(llama: Path) -> None:
 
 
 def test_the_tail_holds_what_the_top_k_leave(llama: Path) -> None:
-    batch = collate([Encoded("a", np.arange(5, 15), 4)])
+    batch = collate([Encoded("a", np.arange(5, 15), 4, 4)])
     model = load_model(llama)
     whole = live_targets(model, None, 1.0)(batch).logprobs.exp()
     top = live_targets(model, None, 1.0, top_k=8)(batch)
@@ -50,11 +50,13 @@ def test_the_tail_holds_what_the_top_k_leave(llama: Path) -> None:
 def test_a_trimmed_student_sees_the_teacher_renormalised(llama: Path) -> None:
     model = load_model(llama)
     kept = [7, 3, 50, 60, 70, 80]
-    batch = collate([Encoded("a", np.array([0, 1, 2, 3, 4]), 2)])
+    batch = collate([Encoded("a", np.array([0, 1, 2, 3, 4]), 2, 2)])
     targets = live_targets(model, kept, 1.0)(batch)
     with torch.no_grad():
         logits = model(torch.tensor([[7, 3, 50, 60, 70]])).logits[0, 1:4][:, kept]
-    torch.testing.assert_close(targets.logprobs, torch.log_softmax(logits, -1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        targets.logprobs, torch.log_softmax(logits, -1), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_the_cache_gives_what_was_asked_live(
@@ -110,6 +112,8 @@ def test_equal_sizes_do_not_make_equal_vocabularies() -> None:
 
 def test_the_fingerprint_sees_ids_and_targets(examples: list[Encoded]) -> None:
     one = examples[0]
-    other = Encoded(one.example_id, one.ids, one.first_target + 1)
-    assert fingerprint_examples([one]) != fingerprint_examples([other])
+    for others in ((1, one.first_completion), (one.first_target, one.first_completion + 1)):
+        assert fingerprint_examples([one]) != fingerprint_examples(
+            [Encoded(one.example_id, one.ids, *others)]
+        )
     assert fingerprint_examples(examples) != fingerprint_examples(examples[::-1])

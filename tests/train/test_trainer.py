@@ -1,4 +1,6 @@
+import contextlib
 import copy
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from kdexport.train.trainer import (
 def examples() -> list[Encoded]:
     rng = np.random.default_rng(1)
     return [
-        Encoded(f"e{n}", rng.integers(3, 300, size=int(size)), 3)
+        Encoded(f"e{n}", rng.integers(3, 300, size=int(size)), 3, 3)
         for n, size in enumerate(rng.integers(8, 16, size=24))
     ]
 
@@ -58,7 +60,7 @@ def train(
 
     arguments = (student, examples[:20], examples[20:], targets, targets)
     loop = settings(**options.get("changes", {}))
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         distill(
             *arguments,
             loop,
@@ -67,8 +69,6 @@ def train(
             keep_best=options.get("keep_best", lambda _: None),
             report=report,
         )
-    except KeyboardInterrupt:
-        pass
     return events
 
 
@@ -145,9 +145,7 @@ def test_how_a_group_is_cut_into_batches_changes_nothing(
     for cut in ([8], [4, 4], [1, 3, 4]):
         model = copy.deepcopy(student)
         ends = list(itertools.accumulate(cut))
-        group = [
-            collate(examples[end - size : end]) for end, size in zip(ends, cut, strict=True)
-        ]
+        group = [collate(examples[end - size : end]) for end, size in zip(ends, cut, strict=True)]
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
         loss = train_step(model, optimizer, group, targets, settings(), 1.0)
         results.append((loss, torch.cat([p.detach().flatten() for p in model.parameters()])))
@@ -185,6 +183,24 @@ def test_the_loss_is_the_formula(student: Any, examples: list[Encoded], llama: P
     task = -logprobs(student, 1.0)[np.arange(len(p)), batch.labels.numpy()]
     expected = task + weight * temperature**2 * kl
     np.testing.assert_allclose(loss.detach().numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_prompts_weigh_what_they_are_said_to(
+    student: Any, examples: list[Encoded], llama: Path
+) -> None:
+    """Their tokens have no task loss; their divergence counts by the weight."""
+    targets = live_targets(load_model(llama), None, 1.0)
+    batch = collate([dataclasses.replace(e, first_target=1) for e in examples[:3]])
+    none, half, one = (
+        token_losses(student, batch, targets, settings(prompt_weight=w)) for w in (0.0, 0.5, 1.0)
+    )
+    prompts = ~batch.is_completion
+    assert prompts.sum() == 3 * 2
+    assert (none[prompts] == 0).all()
+    torch.testing.assert_close(half[prompts], one[prompts] / 2)
+    assert torch.equal(none[~prompts], one[~prompts])
+    alone = token_losses(student, collate(examples[:3]), targets, settings())
+    torch.testing.assert_close(one[~prompts], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_evaluation_does_not_depend_on_the_batch_size(

@@ -9,7 +9,7 @@ SEQLENS_K, TOTAL_LENGTH = 5, 6  # inputs of GroupQueryAttention
 
 
 def lengths_as_inputs(draft: Draft) -> None:
-    """GroupQueryAttention(…, f(attention_mask), g(attention_mask)) -> (…, seqlens_k, total_sequence_length).
+    """GroupQueryAttention(…, f(mask), g(mask)) -> (…, seqlens_k, total_sequence_length).
 
     Both become inputs of the graph: int32 [batch], each row's valid length - 1, and int32 [1], the
     longest. A mask that grows with every token need not be built, and rows of a batch may be padded

@@ -1,4 +1,4 @@
-"""Logits only where they are asked for: the vocabulary head is the widest product of a small model."""
+"""Logits only where they are asked for: the vocabulary head is a small model's widest product."""
 
 import numpy as np
 from onnx import TensorProto, helper

@@ -1,0 +1,210 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from kdexport.cli import cli, main
+from kdexport.export.bundles import export_bundle
+from kdexport.export.quantize import quantize_bundle
+from tests.models import make_llama
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = ("run", "distill", "export", "bench", "generate", "inspect", "verify", "doctor")
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    bundle = export_bundle(make_llama(folder / "model"), folder / "tiny", name="tiny")
+    quantize_bundle(bundle, "int8", folder / "tiny-int8")
+    return folder
+
+
+def call(*arguments: object) -> tuple[int, str]:
+    """Exit code and stderr of `kdexport`, in this process."""
+    import contextlib
+    import io
+
+    said = io.StringIO()
+    before = sys.argv
+    sys.argv = ["kdexport", *map(str, arguments)]
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            main()
+    except SystemExit as end:
+        return int(end.code or 0), said.getvalue()
+    finally:
+        sys.argv = before
+    return 0, said.getvalue()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself(command: str) -> None:
+    shown = CliRunner().invoke(cli, [command, "--help"])
+    assert shown.exit_code == 0
+    assert len(shown.output.splitlines()) >= 5
+    assert command in CliRunner().invoke(cli, ["--help"]).output
+
+
+def test_commands_and_options_of_the_documents_exist() -> None:
+    """Every `kdexport X --y` that README and docs show is a command with that option."""
+    found = 0
+    for document in DOCUMENTS:
+        text = document.read_text("utf-8").replace("`\n", "` ")
+        for command, rest in re.findall(r"kdexport (\w+)((?: [^\s`#|]+)*)", text):
+            if command not in cli.commands:
+                assert command not in ("runs", "exports"), document
+                continue
+            found += 1
+            known = {o for p in cli.commands[command].params for o in p.opts} | {"--help"}
+            options = [word for word in rest.split() if re.fullmatch(r"--?[a-z][a-z-]*", word)]
+            assert set(options) <= known, f"{document.name}: kdexport {command}{rest}"
+    assert found > 15
+    assert set(COMMANDS) == set(cli.commands)
+
+
+def test_every_command_is_in_the_readme() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert [command for command in COMMANDS if f"kdexport {command}" not in text] == []
+
+
+def test_every_field_of_a_recipe_is_in_its_guide() -> None:
+    from kdexport.recipe import recipe_json_schema
+
+    text = (ROOT / "docs" / "recipes.md").read_text("utf-8")
+    schema = recipe_json_schema()
+    fields = {name for part in schema["$defs"].values() for name in part["properties"]}
+    assert [name for name in sorted(fields) if not re.search(rf"`(\w+\.)?{name}`", text)] == [
+        "generate"  # its fields stand there
+    ]
+
+
+def test_the_readme_s_python_runs(folder: Path) -> None:
+    """The embedding example, with another bundle in its place."""
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
+    assert '"exported/quickstart-int8"' in block
+    code = block.replace('"exported/quickstart-int8"', repr(str(folder / "tiny-int8")))
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_links_of_the_documents_lead_somewhere() -> None:
+    for document in [*DOCUMENTS, ROOT / "CONTRIBUTING.md"]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text("utf-8")):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shell_completion_is_written(shell: str) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", "from kdexport.cli import main; main()"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "_KDEXPORT_COMPLETE": f"{shell}_source"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    # Called through python -c, click names the program after it; the entry point is `kdexport`.
+    assert ran.returncode == 0
+
+
+def test_inspect_and_verify(folder: Path) -> None:
+    shown = CliRunner().invoke(cli, ["inspect", str(folder / "tiny-int8")]).output
+    for part in ("tiny", "int8", "made from", "weights.bin", "layers"):
+        assert part in shown
+    whole = CliRunner().invoke(cli, ["verify", str(folder / "tiny-int8"), "--json"])
+    assert json.loads(whole.output) == {
+        "bundle": str(folder / "tiny-int8"),
+        "whole": True,
+        "problems": [],
+    }
+
+
+def test_the_doctor_knows_this_machine() -> None:
+    found = json.loads(CliRunner().invoke(cli, ["doctor", "--json"]).output)
+    assert found["machine"]["n_cores"] >= 1
+    assert all(all(part.values()) for part in found["parts"].values())
+
+
+def test_generate_reads_a_prompt_from_stdin(folder: Path) -> None:
+    options = ["generate", str(folder / "tiny"), "-n", "4", "--json", "--prompt"]
+    piped = CliRunner().invoke(cli, [*options, "-"], input="Bread")
+    given = CliRunner().invoke(cli, [*options, "Bread"])
+    assert json.loads(piped.output)["text"] == json.loads(given.output)["text"]
+
+
+def test_the_seed_decides_what_is_sampled(folder: Path) -> None:
+    def text(seed: int) -> str:
+        options = ["-p", "Bread", "-n", "12", "-t", "1.0", "--seed", str(seed), "--json"]
+        out = CliRunner().invoke(cli, ["generate", str(folder / "tiny"), *options]).output
+        return str(json.loads(out)["text"])
+
+    assert text(1) == text(1)
+    assert len({text(seed) for seed in range(4)}) > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "none.yaml"], "no such file"),
+        (["generate", "none", "-p", "x"], "none"),
+        (["generate", "{folder}/tiny"], "either --prompt or --brief"),
+        (["generate", "{folder}/tiny", "--brief", "none.jsonl"], "no such file"),
+        (["generate", "{folder}/tiny", "-p", "x", "-t", "-1"], "range"),
+        (["generate", "{folder}/tiny", "--promt", "x"], "--prompt"),
+        (["inspect", "{folder}"], "manifest"),
+        (["bench", "{folder}/model"], "manifest"),
+        (["export", "{folder}/none"], "no such folder"),
+        (["export", "{folder}/tiny"], "config.json is missing"),
+        (["export", "{folder}/model", "--quantize", "--scheme", "int3"], "unknown scheme"),
+        (["nonsense"], "No such command"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    folder: Path, arguments: list[str], message: str
+) -> None:
+    before = sorted(folder.iterdir())
+    code, said = call(*(a.format(folder=folder) for a in arguments))
+    assert code == 2, said
+    assert message in said
+    assert "Traceback" not in said
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_bundle_of_a_newer_format_is_refused(folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    newer = tmp_path / "newer"
+    shutil.copytree(folder / "tiny", newer)
+    manifest = json.loads((newer / "manifest.json").read_text())
+    (newer / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
+    for command in (["generate", newer, "-p", "x"], ["inspect", newer]):
+        code, said = call(*command)
+        assert code == 2
+        assert "99" in said
+        assert "upgrade" in said
+
+
+def test_a_pipe_that_closes_is_no_error(folder: Path) -> None:
+    ran = subprocess.run(
+        f"{sys.executable} -c 'from kdexport.cli import main; main()' generate"
+        f" {folder / 'tiny'} -p Bread -n 40 | head -c 1",
+        shell=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in ran.stderr
+    assert "BrokenPipe" not in ran.stderr
