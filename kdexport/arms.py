@@ -17,6 +17,7 @@ from typing import Any
 
 from kdexport.bundle import open_bundle
 from kdexport.console import Tracker, tracked
+from kdexport.content.prompts import split_opening
 from kdexport.errors import InputError, KdexportError
 from kdexport.machine import machine_facts, physical_cores
 from kdexport.pairs import Pair, by_split, load_pairs
@@ -132,10 +133,21 @@ def measure_arms(
     return results
 
 
+def _request(pair: Pair) -> str:
+    """What the user asked for: the last message but for the answer's opening."""
+    asked, _ = split_opening(pair.messages)
+    return asked[-1]["content"]
+
+
 def _result(arm: Arm, runs: Sequence[Answer], samples: Sequence[Pair]) -> ArmResult:
     memory = arm.ask("memory")
     copies = {
-        pair.id: arm.ask("sample", messages=list(pair.messages), new_tokens=SAMPLE_TOKENS)["text"]
+        pair.id: arm.ask(
+            "sample",
+            messages=list(pair.messages),
+            new_tokens=SAMPLE_TOKENS,
+            one_line="\n" not in pair.completion,
+        )["text"]
         for pair in samples
     }
     quality: Answer = {}
@@ -186,7 +198,7 @@ def bench_run(run: Run) -> BenchReport:
         machine=machine_facts(),
         settings=settings,
         arms=arms,
-        samples=gather_samples(arms, {p.id: p.messages[-1]["content"] for p in samples}),
+        samples=gather_samples(arms, {p.id: _request(p) for p in samples}),
         training=training_points(run.folder / "train_log.jsonl"),
         recipe=run.recipe.model_dump(mode="json", by_alias=True),
         stages={name: entry["seconds"] for name, entry in journal["stages"].items()},

@@ -116,8 +116,9 @@ class Bundle:
         return sum(facts.bytes for facts in self.manifest.files.values())
 
 
-def open_bundle(path: Path) -> Bundle:
+def open_bundle(path: Path | str) -> Bundle:
     """Read the manifest and check that all files are there with their sizes (not their hashes)."""
+    path = Path(path)
     manifest_path = path / MANIFEST
     if not path.is_dir():
         raise InputError("there is no such bundle", where=str(path))

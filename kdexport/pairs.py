@@ -19,7 +19,10 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Pair:
-    """Chat messages and their completion; without messages, the completion is plain text."""
+    """Chat messages and their completion; without messages, the completion is plain text.
+
+    A last message of the assistant's is the completion's opening, which is not learnt but given.
+    """
 
     id: str
     split: str

@@ -109,6 +109,9 @@ class TrainSection(Section):
     weight_decay: float = Field(0.01, ge=0)
     betas: tuple[Share, Share] = (0.9, 0.95)
     clip_norm: Positive = 1.0
+    freeze_embeddings: bool = Field(
+        False, description="Keep the token embeddings, and a tied head, as the teacher has them"
+    )
     max_length: Count = Field(256, description="Longer examples are left out, and counted")
     checkpoint_seconds: Positive = 60.0
     evaluate_steps: Count = 100

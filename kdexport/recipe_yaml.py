@@ -34,7 +34,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):  # a few of them can stand for gigabytes
-                line = event.start_mark.line + 1
+                line = event.start_mark.line + 1 if event.start_mark else 1
                 raise InputError("aliases are not allowed", where=f"{path}:{line}")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is None:
@@ -66,10 +66,8 @@ def _value(node: yaml.Node, place: tuple[str, ...], lines: Lines, path: Path) ->
         return found
     if isinstance(node, yaml.SequenceNode):
         return [_value(item, place, lines, path) for item in node.value]
-    if node.tag == "tag:yaml.org,2002:str" and node.style is None:
-        return scalar(node.value)
-    if node.tag.startswith("tag:yaml.org,2002:"):
-        return yaml.safe_load(node.value) if node.style is None else node.value
+    if isinstance(node, yaml.ScalarNode) and node.tag.startswith("tag:yaml.org,2002:"):
+        return scalar(node.value) if node.style is None else node.value
     raise InputError(
         f"the tag {node.tag} is not allowed", where=f"{path}:{node.start_mark.line + 1}"
     )

@@ -175,7 +175,7 @@ class TrainPoint(_Model):
 class BenchReport(_Model):
     """Everything a bench found, and everything needed to read it a year later."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     name: str
     created: str = Field(description="ISO 8601, UTC")
     machine: Machine

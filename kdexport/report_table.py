@@ -104,8 +104,9 @@ def footnotes(report: BenchReport) -> list[str]:
     ]
     if n_quality:
         notes.append(
-            f"Perplexity, KL(teacher || arm) and top-1 on {n_quality:,} held-out tokens, over the "
-            "student's vocabulary; KL counts the teacher's tail as one bucket, a lower bound."
+            f"Perplexity, KL(teacher || arm) and top-1 on {n_quality:,} held-out tokens. The "
+            "teacher's distribution is renormalised over the student's vocabulary; outside its top "
+            "tokens the KL is estimated from draws, without bias."
         )
     if any(arm.arm == REFERENCE_ARM and arm.kl_mean is None for arm in arms) and n_quality:
         notes.append("The teacher in PyTorch is the reference: KL 0 and top-1 100 % by definition.")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdexport.console import say
+from kdexport.console import quiet_transformers, say
 from kdexport.errors import InputError, KdexportError, MissingExtraError
 
 PYPI = re.compile(
@@ -162,8 +162,6 @@ def _convert(gguf: Path, target: Path) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as error:
         raise MissingExtraError(str(error.name), "train") from None
-    from kdexport.train.model import quiet_transformers
-
     say(f"converting {gguf.name} (once)")
     target.parent.mkdir(parents=True, exist_ok=True)
     need_room(target.parent, gguf.stat().st_size * 8)

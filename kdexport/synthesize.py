@@ -15,7 +15,7 @@ from typing import Any
 from kdexport.content.briefs import Brief
 from kdexport.content.channels import load_channels
 from kdexport.content.checks import clean_copy, why_drop
-from kdexport.content.prompts import brief_messages
+from kdexport.content.prompts import brief_messages, split_opening
 from kdexport.pairs import Pair
 from kdexport.runtime.generate import generate_batch
 from kdexport.runtime.sample import make_sampler
@@ -90,23 +90,27 @@ def _write_chunk(
 ) -> list[Draft]:
     """One chunk of drafts; a draft's seed is its id, so chunks and batches change nothing."""
     channels = load_channels()
-    completions = generate_batch(
-        session,
-        [codec.encode(_prompt(brief, codec)) for _, brief in jobs],
-        make_sampler(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-        ),
-        max_new_tokens=[channels[brief.channel].max_new_tokens for _, brief in jobs],
-        seed=sampling.seed,
-        batch_size=sampling.batch_size,
-        row_keys=[name for name, _ in jobs],
+    sampler = make_sampler(
+        temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k
     )
-    return [
-        Draft(name, codec.decode(completion.ids), completion.finished)
-        for (name, _), completion in zip(jobs, completions, strict=True)
-    ]
+    drafts: list[Draft] = []
+    for one_line in (True, False):
+        group = [job for job in jobs if channels[job[1].channel].one_line is one_line]
+        completions = generate_batch(
+            session,
+            [codec.encode(_prompt(brief, codec)) for _, brief in group],
+            sampler,
+            max_new_tokens=[channels[brief.channel].max_new_tokens for _, brief in group],
+            seed=sampling.seed,
+            stop_ids=codec.line_end_ids if one_line else (),
+            batch_size=sampling.batch_size,
+            row_keys=[name for name, _ in group],
+        )
+        drafts += [
+            Draft(name, codec.decode(completion.ids), completion.finished)
+            for (name, _), completion in zip(group, completions, strict=True)
+        ]
+    return drafts
 
 
 def _select(
@@ -119,13 +123,14 @@ def _select(
     pairs: list[Pair] = []
     for name, brief in jobs:
         draft = drafts[name]
-        text = clean_copy(draft.text)
+        messages = brief_messages(brief, channels[brief.channel])
+        _, opening = split_opening(messages)
+        text = clean_copy(opening + draft.text)
         reason = why_drop(text, finished=draft.finished, seen=seen)
         if reason:
             dropped[reason] += 1
             continue
-        messages = tuple(brief_messages(brief, channels[brief.channel]))
-        pairs.append(Pair(name, brief.split, messages, text))
+        pairs.append(Pair(name, brief.split, tuple(messages), text.removeprefix(opening)))
     return pairs, dropped
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from kdexport.console import Tracker, say, tracked
-from kdexport.content.prompts import plain_chat
+from kdexport.content.prompts import plain_chat, split_opening
 from kdexport.errors import InputError
 from kdexport.journal import fingerprint
 from kdexport.pairs import by_split, load_pairs
@@ -33,7 +33,9 @@ from kdexport.train.teacher import (
 )
 from kdexport.train.trainer import Event, TrainSettings, distill
 
-REFERENCE_TOP_K = 128
+REFERENCE_TOP_K = 96
+REFERENCE_DRAWN = 32
+HELD_OUT_DRAWN = 64
 TEACHER_BATCH = 16
 
 
@@ -50,13 +52,13 @@ def renderer(tokenizer: Any) -> Callable[[list[dict[str, str]]], str]:
     """Messages -> the prompt text, through the model's chat template where it has one."""
 
     def render(messages: list[dict[str, str]]) -> str:
-        if not messages:
-            return ""
+        asked, opening = split_opening(messages)
+        if not asked:
+            return opening
         if not tokenizer.chat_template:
-            return plain_chat(messages)
-        return str(
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        )
+            return plain_chat(asked) + opening
+        prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        return f"{prompt}{opening}"
 
     return render
 
@@ -86,6 +88,7 @@ def train_student(run: Run) -> None:
         kept_ids,
         vocab_size=student.config.vocab_size,
         top_k=REFERENCE_TOP_K,
+        n_drawn=REFERENCE_DRAWN,
         batch_size=TEACHER_BATCH,
         meta={"teacher": run.teacher.source, "fingerprint": run.teacher.fingerprint},
     )
@@ -137,7 +140,7 @@ def _target_functions(
         )
     return (
         _cache(run, teacher, kept_ids, data.train, wish.temperature, key),
-        _cache(run, teacher, kept_ids, data.validation, 1.0, key),
+        _cache(run, teacher, kept_ids, data.validation, 1.0, key, n_drawn=HELD_OUT_DRAWN),
     )
 
 
@@ -148,11 +151,12 @@ def _cache(
     examples: Sequence[Encoded],
     temperature: float,
     key: str,
+    n_drawn: int = 0,
 ) -> TargetFn:
     top_k = min(run.recipe.train.top_k, len(kept_ids or range(teacher.config.vocab_size)) - 1)
-    name = fingerprint(key, fingerprint_examples(examples), temperature, top_k)[:16]
+    name = fingerprint(key, fingerprint_examples(examples), temperature, top_k, n_drawn)[:16]
     folder = run.folder / "targets" / name
-    ask = live_targets(teacher, kept_ids, temperature, top_k)
+    ask = live_targets(teacher, kept_ids, temperature, top_k, n_drawn)
     with tracked("    teacher's targets", "texts") as progress:
         fill_cache(folder, examples, ask, batch_size=TEACHER_BATCH, progress=progress)
     return cached_targets(folder)
@@ -166,6 +170,8 @@ def _train(
     held_out_targets: TargetFn,
     key: str,
 ) -> None:
+    if run.recipe.train.freeze_embeddings:
+        student.get_input_embeddings().requires_grad_(False)
     settings = train_settings(run.recipe.train, run.recipe.seed, len(data.train))
     log = run.folder / "train_log.jsonl"
     checkpoint = run.folder / "checkpoints" / "last"

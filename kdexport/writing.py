@@ -10,7 +10,7 @@ from typing import Any
 from kdexport.bundle import open_bundle
 from kdexport.content.briefs import load_briefs
 from kdexport.content.channels import load_channels
-from kdexport.content.prompts import brief_messages
+from kdexport.content.prompts import Message, brief_messages, split_opening
 from kdexport.runtime.generate import Step, generate
 from kdexport.runtime.sample import Sampler, make_sampler
 from kdexport.runtime.session import Session, open_session
@@ -29,19 +29,22 @@ class Writer:
     max_new_tokens: int
     seed: int
 
-    def stream(self, text: str, steps: list[Step], *, max_new_tokens: int) -> Iterator[str]:
+    def stream(
+        self, text: str, steps: list[Step], *, max_new_tokens: int, one_line: bool
+    ) -> Iterator[str]:
         """The copy for a rendered prompt, piece by piece; the steps are added to ``steps``."""
         decoder = self.codec.stream()
-        eos_ids = set(self.session.manifest.text.eos_token_ids)
+        stop_ids = self.codec.line_end_ids if one_line else frozenset()
         for step in generate(
             self.session,
             self.codec.encode(text),
             self.sampler,
             max_new_tokens=max_new_tokens,
             seed=self.seed,
+            stop_ids=stop_ids,
         ):
             steps.append(step)
-            if step.token_id not in eos_ids:
+            if step.finish_reason != "stop":
                 yield decoder.push(step.token_id)
         yield decoder.flush()
 
@@ -71,8 +74,8 @@ def write_prompt(
 ) -> None:
     """Answer one prompt; through the chat template unless ``raw``."""
     writer = open_writer(bundle, **options)
-    text = prompt if raw else writer.codec.render_chat([{"role": "user", "content": prompt}])
-    _write(writer, text, writer.max_new_tokens, echo, {"prompt": prompt}, as_json)
+    asked: str | list[Message] = prompt if raw else [{"role": "user", "content": prompt}]
+    _write(writer, asked, writer.max_new_tokens, echo, {"prompt": prompt}, as_json)
 
 
 def write_briefs(
@@ -86,18 +89,33 @@ def write_briefs(
         channel = channels[brief.channel]
         if not as_json:
             echo(f"[{brief.id}] {brief.product}, {channel.label}:")
-        text = writer.codec.render_chat(brief_messages(brief, channel))
+        messages = brief_messages(brief, channel)
         n_new = min(writer.max_new_tokens, channel.max_new_tokens)
-        _write(writer, text, n_new, echo, {"id": brief.id, "product": brief.product}, as_json)
+        facts = {"id": brief.id, "product": brief.product}
+        _write(writer, messages, n_new, echo, facts, as_json, one_line=channel.one_line)
 
 
 def _write(
-    writer: Writer, text: str, n_new: int, echo: Echo, facts: dict[str, Any], as_json: bool
+    writer: Writer,
+    prompt: str | list[Message],
+    n_new: int,
+    echo: Echo,
+    facts: dict[str, Any],
+    as_json: bool,
+    *,
+    one_line: bool = False,
 ) -> None:
+    """Answer a text as it stands, or messages through the chat template."""
+    if isinstance(prompt, str):
+        text, opening = prompt, ""
+    else:
+        text, (_, opening) = writer.codec.render_chat(prompt), split_opening(prompt)
     steps: list[Step] = []
-    pieces: list[str] = []
+    pieces = [opening]
+    if not as_json:
+        echo(opening, nl=False)
     started = time.perf_counter()
-    for piece in writer.stream(text, steps, max_new_tokens=n_new):
+    for piece in writer.stream(text, steps, max_new_tokens=n_new, one_line=one_line):
         pieces.append(piece)
         if not as_json:
             echo(piece, nl=False)

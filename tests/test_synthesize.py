@@ -72,3 +72,12 @@ def test_drafts_of_something_else_are_not_used(teacher: Bundle, tmp_path: Path) 
     before = (tmp_path / "drafts.jsonl").read_text("utf-8")
     write(teacher, tmp_path / "drafts.jsonl", fingerprint="g", seed=1)
     assert (tmp_path / "drafts.jsonl").read_text("utf-8") != before
+
+
+def test_copy_begins_with_the_opening_and_is_one_line(teacher: Bundle, tmp_path: Path) -> None:
+    pairs, _ = write(teacher, tmp_path / "drafts.jsonl")  # type: ignore[misc]
+    assert pairs
+    for pair in pairs:
+        assert pair.messages[-1] == {"role": "assistant", "content": f"Tea {pair.id[1:]}"}
+        assert not pair.completion.startswith("Tea")
+        assert "\n" not in pair.completion.strip()

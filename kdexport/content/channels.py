@@ -10,13 +10,20 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Channel(BaseModel):
-    """One place for copy. ``label`` and ``instruction`` are words of the prompt."""
+    """One place for copy. ``label`` and ``instruction`` are words of the prompt.
+
+    ``opening``: the words that the copy begins with, given to the model instead of asked for;
+    ``{product}`` stands for the product. A small model stays on the subject when it has begun.
+    ``one_line``: the copy ends where its first line does.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     label: str
     instruction: str
+    opening: str = ""
+    one_line: bool = True
     max_characters: int | None = Field(default=None, gt=0)
     max_new_tokens: int = Field(gt=0)
     source: str = ""

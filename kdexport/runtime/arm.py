@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from kdexport.content.prompts import split_opening
 from kdexport.errors import KdexportError
 from kdexport.runtime.generate import Runs, generate
 from kdexport.runtime.latency import measure_once, prompt_of
@@ -57,11 +58,20 @@ def _quality(session: Runs, reference: str, teacher_vocabulary: bool) -> Answer:
     return asdict(measure_quality(session, loaded, teacher_vocabulary=teacher_vocabulary))
 
 
-def _sample(session: Runs, codec: Any, messages: list[dict[str, str]], new_tokens: int) -> Answer:
+def _sample(
+    session: Runs, codec: Any, messages: list[dict[str, str]], new_tokens: int, one_line: bool
+) -> Answer:
     ids = codec.encode(codec.render_chat(messages) if messages else "")
-    eos_ids = set(session.manifest.text.eos_token_ids)
-    steps = generate(session, ids, make_sampler(), max_new_tokens=new_tokens)
-    return {"text": codec.decode([s.token_id for s in steps if s.token_id not in eos_ids]).strip()}
+    steps = generate(
+        session,
+        ids,
+        make_sampler(),
+        max_new_tokens=new_tokens,
+        stop_ids=codec.line_end_ids if one_line else (),
+    )
+    written = codec.decode([step.token_id for step in steps if step.finish_reason != "stop"])
+    _, opening = split_opening(messages)
+    return {"text": (opening + written).strip()}
 
 
 def peak_rss_mb() -> float:

@@ -1,6 +1,6 @@
 """The loop that writes: one text as a stream of steps, or many texts in batches."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,7 +17,9 @@ class Runs(Protocol):
 
     manifest: Any
 
-    def new_cache(self, batch_size: int = 1, capacity: int = 256) -> Any: ...
+    def new_cache(self, batch_size: int = 1, capacity: int = 256) -> Any:
+        """Room for the keys and values of ``capacity`` tokens in each row."""
+        ...
 
     def run(
         self,
@@ -26,7 +28,9 @@ class Runs(Protocol):
         *,
         lengths: Array | None = None,
         logit_rows: Array | None = None,
-    ) -> Array: ...
+    ) -> Array:
+        """Read ids, int64 [B, L], after what the cache holds; logits, float32 [B, V]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -57,14 +61,16 @@ def generate(
     *,
     max_new_tokens: int,
     seed: int = 0,
+    stop_ids: Collection[int] = (),
     ignore_eos: bool = False,
 ) -> Iterator[Step]:
     """Write one text, a step at a time; the first comes as soon as the prompt is read.
 
-    ``ignore_eos`` writes on past an end token, for measuring.
+    ``stop_ids``: tokens that end the text beside the model's own end tokens. ``ignore_eos`` writes
+    on past an end token, for measuring.
     Raises InputError for an empty prompt and for one that leaves no room for a token.
     """
-    eos_ids = frozenset(() if ignore_eos else session.manifest.text.eos_token_ids)
+    end_ids = frozenset(() if ignore_eos else session.manifest.text.eos_token_ids).union(stop_ids)
     room = _room(session, len(prompt_ids))
     n_new = min(max_new_tokens, room)
     cache = session.new_cache(1, len(prompt_ids) + n_new)
@@ -75,7 +81,7 @@ def generate(
         token_id = int(sampler(logits, [row])[0])
         row.ids.append(token_id)
         logprob = _logprob(logits[0], token_id)
-        if token_id in eos_ids:
+        if token_id in end_ids:
             yield Step(token_id, logprob, "stop")
             return
         yield Step(token_id, logprob, "length" if count == n_new else None)
@@ -91,6 +97,7 @@ def generate_batch(
     *,
     max_new_tokens: Sequence[int],
     seed: int = 0,
+    stop_ids: Collection[int] = (),
     row_keys: Sequence[str] | None = None,
     batch_size: int = 16,
     on_done: Callable[[int], None] | None = None,
@@ -104,15 +111,15 @@ def generate_batch(
     keys = row_keys or [str(number) for number in range(len(prompts))]
     order = sorted(range(len(prompts)), key=lambda i: (max_new_tokens[i], len(prompts[i])))
     results: list[Completion | None] = [None] * len(prompts)
+    end_ids = frozenset(session.manifest.text.eos_token_ids).union(stop_ids)
     done = 0
     for begin in range(0, len(order), batch_size):
         group = order[begin : begin + batch_size]
         rows = [new_row(seed, keys[i], prompts[i]) for i in group]
-        _write_batch(session, rows, [max_new_tokens[i] for i in group], sampler)
-        eos_ids = frozenset(session.manifest.text.eos_token_ids)
+        _write_batch(session, rows, [max_new_tokens[i] for i in group], sampler, end_ids)
         for i, row in zip(group, rows, strict=True):
             ids = row.ids[len(prompts[i]) :]
-            finished = bool(ids) and ids[-1] in eos_ids
+            finished = bool(ids) and ids[-1] in end_ids
             results[i] = Completion(ids[:-1] if finished else ids, finished)
         done += len(group)
         if on_done:
@@ -120,9 +127,10 @@ def generate_batch(
     return [result for result in results if result is not None]
 
 
-def _write_batch(session: Runs, rows: list[Row], limits: list[int], sampler: Sampler) -> None:
+def _write_batch(
+    session: Runs, rows: list[Row], limits: list[int], sampler: Sampler, end_ids: frozenset[int]
+) -> None:
     """Write all rows to their ends. A row that has ended leaves the cache."""
-    eos_ids = frozenset(session.manifest.text.eos_token_ids)
     lengths = np.asarray([len(row.ids) for row in rows], dtype=np.int32)
     limits = [min(n, _room(session, int(k))) for n, k in zip(limits, lengths, strict=True)]
     ids = np.zeros((len(rows), int(lengths.max())), dtype=np.int64)
@@ -139,7 +147,7 @@ def _write_batch(session: Runs, rows: list[Row], limits: list[int], sampler: Sam
         keep = [
             at
             for at, i in enumerate(active)
-            if rows[i].ids[-1] not in eos_ids and len(rows[i].ids) < ends[i]
+            if rows[i].ids[-1] not in end_ids and len(rows[i].ids) < ends[i]
         ]
         if not keep:
             return

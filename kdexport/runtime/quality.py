@@ -1,7 +1,8 @@
 """How near a model is to its teacher, from a reference file and without the teacher.
 
 The reference holds, for every target token of held-out texts, the teacher's k most likely tokens of
-the student's vocabulary and the mass of the rest (`kdexport.train.reference` writes it).
+the student's vocabulary, the mass of the rest, and draws from it (`kdexport.train.reference` writes
+it).
 """
 
 import json
@@ -28,6 +29,8 @@ class Reference:
     topk_ids: Array
     topk_logprobs: Array
     tail_logprob: Array
+    drawn_ids: Array
+    drawn_logprobs: Array
     kept_ids: Array
     kept_mass: Array
     meta: dict[str, Any]
@@ -37,7 +40,7 @@ class Reference:
 class Quality:
     """KL(teacher ‖ model) in nats per token, share of equal top tokens, exp(mean NLL).
 
-    KL counts the tail as one event, which makes it a lower bound of the exact value.
+    The KL is exact over the teacher's top k and estimated without bias over the rest.
     """
 
     kl_mean: float
@@ -76,7 +79,7 @@ def measure_quality(session: Runs, reference: Reference, *, teacher_vocabulary: 
         ids = reference.ids[begin:end].astype(np.int64)
         logits = _target_logits(session, ids, reference.target[rows] - begin - 1, kept)
         logprobs = log_softmax(logits.astype(np.float64))
-        kl.append(top_k_kl(reference, rows, logprobs))
+        kl.append(kl_per_token(reference, rows, logprobs))
         teacher_best = reference.topk_ids[rows, reference.topk_logprobs[rows].argmax(-1)]
         agree.append(logprobs.argmax(-1) == teacher_best)
         nll.append(-logprobs[np.arange(len(logprobs)), ids[reference.target[rows] - begin]])
@@ -99,14 +102,24 @@ def _target_logits(session: Runs, ids: Array, positions: Array, kept: Array | No
     return logits if kept is None else logits[:, kept]
 
 
-def top_k_kl(reference: Reference, rows: Array, logprobs: Array) -> Array:
-    """KL per target token, float64 [n], from the model's log-probabilities [n, V]."""
-    teacher = reference.topk_logprobs[rows].astype(np.float64)
-    model = np.take_along_axis(logprobs, reference.topk_ids[rows].astype(np.int64), axis=-1)
-    tail = reference.tail_logprob[rows].astype(np.float64)
-    model_tail = np.log(np.maximum(1.0 - np.exp(model).sum(-1), 1e-12))
-    inside = (np.exp(teacher) * (teacher - model)).sum(-1)
-    return np.asarray(inside + np.exp(tail) * (tail - model_tail))
+def kl_per_token(reference: Reference, rows: Array, logprobs: Array) -> Array:
+    """KL(teacher ‖ model) of each target token, float64 [n], from log-probabilities [n, V].
+
+    Sum over the top k of p (log p - log q), plus the tail's mass times the mean of log p - log q
+    over the draws from it: unbiased, where the tail as one event would give a lower bound.
+    """
+
+    def distance(ids: Array, teacher: Array) -> Array:
+        model = np.take_along_axis(logprobs, ids[rows].astype(np.int64), axis=-1)
+        return np.asarray(teacher[rows].astype(np.float64) - model)
+
+    weights = np.exp(reference.topk_logprobs[rows].astype(np.float64))
+    inside = (weights * distance(reference.topk_ids, reference.topk_logprobs)).sum(-1)
+    if reference.drawn_ids.shape[-1] == 0:
+        return np.asarray(inside)
+    tail = np.exp(reference.tail_logprob[rows].astype(np.float64))
+    outside = distance(reference.drawn_ids, reference.drawn_logprobs).mean(-1)
+    return np.asarray(inside + tail * outside)
 
 
 def log_softmax(logits: Array) -> Array:

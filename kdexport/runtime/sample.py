@@ -48,7 +48,7 @@ def make_sampler(
         if repetition_penalty != 1.0:
             logits = _penalize(logits, rows, repetition_penalty)
         if temperature == 0:
-            return logits.argmax(-1).astype(np.int64)
+            return np.asarray(logits.argmax(-1), dtype=np.int64)
         chosen = [
             _draw(row_logits, row.generator, temperature, top_k, top_p)
             for row_logits, row in zip(logits, rows, strict=True)

@@ -175,7 +175,7 @@ class _Graph:
 
 
 def open_session(
-    bundle: Bundle | Path, *, n_threads: int | None = None, verify: bool = True
+    bundle: Bundle | Path | str, *, n_threads: int | None = None, verify: bool = True
 ) -> Session:
     """Open a bundle for running, on ``n_threads`` threads (default: physical cores).
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdexport.bundle import Bundle, TextFacts, open_bundle
-from kdexport.content.prompts import plain_chat
+from kdexport.content.prompts import plain_chat, split_opening
 from kdexport.errors import InputError
 
 Message = Mapping[str, str]
@@ -40,27 +40,35 @@ class TextCodec:
         """The text of token ids, without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    @cached_property
+    def line_end_ids(self) -> frozenset[int]:
+        """The tokens that are white space with a line break in it: where a line ends."""
+        size = self.tokenizer.get_vocab_size()
+        texts = self.tokenizer.decode_batch([[i] for i in range(size)], skip_special_tokens=True)
+        return frozenset(i for i, text in enumerate(texts) if "\n" in text and not text.strip())
+
     def render_chat(self, messages: Sequence[Message]) -> str:
         """The prompt that asks for an answer to ``messages``.
 
         Through the model's chat template, as Hugging Face renders it, in a sandbox; a model
-        without one reads the messages' contents as plain text.
+        without one reads the messages' contents as plain text. A last message of the assistant's
+        is an answer that has begun: the model goes on from its words.
         """
+        asked, opening = split_opening(messages)
         if self.template is None:
-            return plain_chat([dict(message) for message in messages])
+            return plain_chat(asked) + opening
         from jinja2 import TemplateError
 
         try:
-            return str(
-                self._compiled.render(
-                    messages=[dict(message) for message in messages],
-                    add_generation_prompt=True,
-                    bos_token=self.facts.bos_token or "",
-                    eos_token=self.facts.eos_token or "",
-                )
+            prompt = self._compiled.render(
+                messages=asked,
+                add_generation_prompt=True,
+                bos_token=self.facts.bos_token or "",
+                eos_token=self.facts.eos_token or "",
             )
         except TemplateError as error:
             raise InputError(f"the chat template refuses the messages ({error})") from error
+        return f"{prompt}{opening}"
 
     @cached_property
     def _compiled(self) -> Any:
@@ -112,7 +120,7 @@ class StreamDecoder:
         return self._codec.decode(self._ids[self._begin :])[len(before) :]
 
 
-def load_text(bundle: Bundle | Path) -> TextCodec:
+def load_text(bundle: Bundle | Path | str) -> TextCodec:
     """The text side of a bundle."""
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     template = opened.file("chat_template.jinja")

@@ -16,13 +16,15 @@ class Targets:
     """A teacher's distributions over the student's vocabulary for N target tokens.
 
     ``logprobs``: float [N, k]. ``ids``: int64 [N, k], the tokens these belong to, or None when
-    k is the whole vocabulary in order. ``tail``: float [N], log of the mass outside of the k
-    tokens, or None when nothing is outside. All at the temperature they were asked for.
+    k is the whole vocabulary in order. ``tail``: float [N], log of the mass outside of the most
+    likely tokens, or None when nothing is outside. The last ``n_drawn`` columns are no top tokens
+    but draws from that tail, with replacement. All at the temperature they were asked for.
     """
 
     logprobs: torch.Tensor
     ids: torch.Tensor | None = None
     tail: torch.Tensor | None = None
+    n_drawn: int = 0
 
     def top1(self) -> torch.Tensor:
         """The teacher's most likely token, int64 [N]."""
@@ -40,18 +42,22 @@ def forward_kl(logits: torch.Tensor, targets: Targets, temperature: float) -> to
     """KL(teacher || student) in nats per token: float [N] from student logits [N, V].
 
     Hinton et al. 2015, section 2 (soft targets at a temperature; the caller multiplies by T²).
-    With top-k targets the tail counts as one event, which makes the value a lower bound of the
-    exact one and keeps the student from putting mass there.
+    With top-k targets alone the tail counts as one event, which makes the value a lower bound of
+    the exact one. With draws from the tail the value is unbiased: the tail's mass times the mean
+    of log p - log q over the draws.
     """
     student = F.log_softmax(logits.float() / temperature, dim=-1)
     if targets.ids is None:
         return F.kl_div(student, targets.logprobs, log_target=True, reduction="none").sum(-1)
+    n_top = targets.ids.shape[-1] - targets.n_drawn
     student = student.gather(1, targets.ids)
-    value = F.kl_div(student, targets.logprobs, log_target=True, reduction="none").sum(-1)
+    distance = targets.logprobs - student
+    value = (targets.logprobs[:, :n_top].exp() * distance[:, :n_top]).sum(-1)
     if targets.tail is None:
         return value
-    tail_of_student = log_remainder(student)
-    return value + targets.tail.exp() * (targets.tail - tail_of_student)
+    if targets.n_drawn:
+        return value + targets.tail.exp() * distance[:, n_top:].mean(-1)
+    return value + targets.tail.exp() * (targets.tail - log_remainder(student))
 
 
 Loss = Callable[[torch.Tensor, Targets, float], torch.Tensor]

@@ -3,16 +3,15 @@
 Knows no family by name: the parts are found through the methods that every model has.
 """
 
-import contextlib
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 
+from kdexport.console import quiet_transformers
 from kdexport.errors import InputError
 
 TOKENIZER_FILES = (
@@ -22,26 +21,6 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "kdexport.json",
 )
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without transformers' own progress bars and advice: the command line shows ours."""
-    import io
-
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # some bars are tqdm's, past its settings
-            yield
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> Any:
@@ -122,9 +101,11 @@ def target_logits(model: Any, ids: torch.Tensor, targets: torch.Tensor) -> torch
     """
     ids = ids.to(model.device)
     if not _head_is_plain(model):
-        return model(input_ids=ids, use_cache=False).logits[:, :-1][targets]
+        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+        return logits[:, :-1][targets]
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    return model.get_output_embeddings()(hidden[:, :-1][targets.to(hidden.device)])
+    rows: torch.Tensor = hidden[:, :-1][targets.to(hidden.device)]
+    return model.get_output_embeddings()(rows)  # type: ignore[no-any-return]
 
 
 def _head_is_plain(model: Any) -> bool:

@@ -20,6 +20,7 @@ def write_reference(
     *,
     vocab_size: int,
     top_k: int,
+    n_drawn: int,
     batch_size: int,
     meta: dict[str, Any],
 ) -> None:
@@ -28,9 +29,10 @@ def write_reference(
     N tokens, T texts, M target tokens, k kept probabilities: ``ids`` int32 [N] in the student's
     vocabulary, ``offsets`` int64 [T + 1], ``target`` int64 [M] (flat index of each target token),
     ``topk_ids`` int32 [M, k], ``topk_logprobs`` float32 [M, k], ``tail_logprob`` float32 [M],
-    ``kept_ids`` int32 [V], ``kept_mass`` float32 [M], ``meta`` UTF-8 JSON as uint8.
+    ``drawn_ids`` int32 [M, d] and ``drawn_logprobs`` float32 [M, d] (draws from the tail, with
+    replacement), ``kept_ids`` int32 [V], ``kept_mass`` float32 [M], ``meta`` UTF-8 JSON as uint8.
     """
-    ask = live_targets(teacher, kept_ids, 1.0, min(top_k, vocab_size - 1))
+    ask = live_targets(teacher, kept_ids, 1.0, min(top_k, vocab_size - 1), n_drawn)
     mass_of = _kept_mass(teacher, kept_ids)
     columns: dict[str, list[np.ndarray]] = {}
     offset = 0
@@ -45,8 +47,12 @@ def write_reference(
             columns.setdefault("target", []).append(where)
             offset += len(example.ids)
             offsets.append(offset)
-        columns.setdefault("topk_ids", []).append(targets.ids.int().cpu().numpy())
-        columns.setdefault("topk_logprobs", []).append(targets.logprobs.float().cpu().numpy())
+        n_top = targets.ids.shape[-1] - n_drawn
+        ids, logprobs = targets.ids.int().cpu().numpy(), targets.logprobs.float().cpu().numpy()
+        columns.setdefault("topk_ids", []).append(ids[:, :n_top])
+        columns.setdefault("topk_logprobs", []).append(logprobs[:, :n_top])
+        columns.setdefault("drawn_ids", []).append(ids[:, n_top:])
+        columns.setdefault("drawn_logprobs", []).append(logprobs[:, n_top:])
         columns.setdefault("tail_logprob", []).append(targets.tail.float().cpu().numpy())
         columns.setdefault("kept_mass", []).append(mass_of(batch))
     arrays = {name: np.concatenate(parts) for name, parts in columns.items()}

@@ -5,6 +5,7 @@ mass in half precision, keyed by example and by a fingerprint of all that the ta
 """
 
 import json
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,18 @@ Progress = Callable[[int, int], None]
 
 
 def live_targets(
-    teacher: Any, kept_ids: Sequence[int] | None, temperature: float, top_k: int | None = None
+    teacher: Any,
+    kept_ids: Sequence[int] | None,
+    temperature: float,
+    top_k: int | None = None,
+    n_drawn: int = 0,
 ) -> TargetFn:
     """Ask the teacher at every call.
 
     ``kept_ids``: the teacher's id of each of the student's tokens (None: the vocabularies are the
     same). The teacher reads the same tokens as the student, and its distribution is renormalised
-    over the student's vocabulary.
+    over the student's vocabulary. ``top_k``: only the most likely tokens, with ``n_drawn`` draws
+    from the rest; the same batch gives the same draws.
     """
     kept = None if kept_ids is None else torch.as_tensor(kept_ids, dtype=torch.long)
 
@@ -44,9 +50,26 @@ def live_targets(
         if top_k is None or top_k >= logprobs.shape[-1]:
             return Targets(logprobs)
         best = logprobs.topk(top_k, dim=-1)
-        return Targets(best.values, best.indices, log_remainder(best.values))
+        targets = Targets(best.values, best.indices, log_remainder(best.values))
+        return _with_draws(targets, logprobs, n_drawn, batch) if n_drawn else targets
 
     return ask
+
+
+def _with_draws(targets: Targets, logprobs: torch.Tensor, n_drawn: int, batch: Batch) -> Targets:
+    """Targets with draws from the tail, in proportion to the teacher's distribution there."""
+    assert targets.ids is not None
+    generator = torch.Generator(logprobs.device).manual_seed(
+        zlib.crc32(batch.ids.numpy().tobytes())
+    )
+    rest = logprobs.exp().scatter(1, targets.ids, 0.0).clamp(min=1e-30)
+    drawn = torch.multinomial(rest, n_drawn, replacement=True, generator=generator)
+    return Targets(
+        torch.cat([targets.logprobs, logprobs.gather(1, drawn)], -1),
+        torch.cat([targets.ids, drawn], -1),
+        targets.tail,
+        n_drawn,
+    )
 
 
 def fill_cache(
@@ -60,7 +83,7 @@ def fill_cache(
     """Write the targets of all examples as safetensors shards; whole shards are not asked again.
 
     ``ask`` must give top-k targets. Per example: ``ID/ids`` int32 [n, k], ``ID/logprobs`` float16
-    [n, k], ``ID/tail`` float16 [n].
+    [n, k], ``ID/tail`` float16 [n]; how many of the k are draws is in the file's metadata.
     """
     folder.mkdir(parents=True, exist_ok=True)
     by_length = sorted(examples, key=lambda example: len(example.ids))
@@ -69,10 +92,13 @@ def fill_cache(
         group = by_length[begin : begin + EXAMPLES_PER_SHARD]
         if not shard.exists():
             tensors: dict[str, torch.Tensor] = {}
+            n_drawn = 0
             for batch in ordered_batches(group, batch_size):
-                tensors |= _by_example(batch, ask(batch))
+                targets = ask(batch)
+                n_drawn = targets.n_drawn
+                tensors |= _by_example(batch, targets)
             beside = shard.with_suffix(".partial")
-            save_file(tensors, beside)
+            save_file(tensors, beside, {"n_drawn": str(n_drawn)})
             beside.replace(shard)
         if progress:
             progress(begin + len(group), len(examples))
@@ -97,8 +123,10 @@ def _by_example(batch: Batch, targets: Targets) -> dict[str, torch.Tensor]:
 def cached_targets(folder: Path) -> TargetFn:
     """Read the targets that ``fill_cache`` wrote; they are held in memory."""
     held: dict[str, torch.Tensor] = {}
+    n_drawn = 0
     for shard in sorted(folder.glob("*.safetensors")):
         with safe_open(shard, framework="pt") as file:
+            n_drawn = int((file.metadata() or {}).get("n_drawn", 0))
             held |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
     def read(batch: Batch) -> Targets:
@@ -114,6 +142,7 @@ def cached_targets(folder: Path) -> TargetFn:
             torch.cat([held[f"{name}/logprobs"] for name in names]).float(),
             torch.cat([held[f"{name}/ids"] for name in names]).long(),
             torch.cat([held[f"{name}/tail"] for name in names]).float(),
+            n_drawn,
         )
 
     return read

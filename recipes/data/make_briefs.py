@@ -2,8 +2,8 @@
 
     python recipes/data/make_briefs.py
 
-Deterministic: each product has eight briefs, one for every channel and one more; all briefs of a
-product are in one split.
+Deterministic: each product has five briefs, each for another channel; all briefs of a product are
+in one split.
 """
 
 import json
@@ -16,7 +16,7 @@ from kdexport.content.briefs import split_of
 from kdexport.content.channels import load_channels
 
 HERE = Path(__file__).parent
-BRIEFS_PER_PRODUCT = 8
+BRIEFS_PER_PRODUCT = 5
 FACTS_PER_BRIEF = 3
 CAMPAIGNS = (
     "none",
@@ -48,14 +48,13 @@ def make_briefs() -> list[dict[str, object]]:
     for number, product in enumerate(read_products()):
         facts, audiences = list(product["facts"]), list(product["audiences"])  # type: ignore[call-overload]
         split = split_of(str(product["name"]))
-        wanted = [*channels, rng.choice(channels)]
-        for place, channel in enumerate(wanted[:BRIEFS_PER_PRODUCT]):
-            chosen = sorted(rng.sample(range(len(facts)), FACTS_PER_BRIEF))
+        for place, channel in enumerate(rng.sample(channels, BRIEFS_PER_PRODUCT)):
+            chosen = rng.sample(facts, FACTS_PER_BRIEF)
             briefs.append(
                 {
                     "id": f"p{number:03d}-{place}",
                     "product": product["name"],
-                    "facts": [facts[i] for i in chosen],
+                    "facts": chosen,
                     "audience": rng.choice(audiences),
                     "channel": channel,
                     "campaign": rng.choice(CAMPAIGNS),

@@ -1,6 +1,6 @@
 from kdexport.content.briefs import Brief
 from kdexport.content.channels import load_channels
-from kdexport.content.prompts import brief_messages, plain_chat
+from kdexport.content.prompts import brief_messages, plain_chat, split_opening
 
 BRIEF = Brief(
     product="Tern Kettle",
@@ -13,10 +13,19 @@ BRIEF = Brief(
 
 
 def test_the_prompt_holds_all_of_the_brief() -> None:
-    system, user = brief_messages(BRIEF, load_channels()["sms"])
+    system, user, begun = brief_messages(BRIEF, load_channels()["sms"])
     assert system["role"] == "system"
     for word in (*BRIEF.facts, BRIEF.product, BRIEF.audience, BRIEF.campaign, "an elegant", "SMS"):
         assert word in user["content"]
+    assert begun == {"role": "assistant", "content": "Tern Kettle"}
+
+
+def test_an_opening_is_given_and_not_asked_for() -> None:
+    without = load_channels()["sms"].model_copy(update={"opening": ""})
+    asked = brief_messages(BRIEF, without)
+    assert [message["role"] for message in asked] == ["system", "user"]
+    assert split_opening(asked) == (asked, "")
+    assert split_opening(brief_messages(BRIEF, load_channels()["sms"])) == (asked, "Tern Kettle")
 
 
 def test_no_campaign_leaves_no_trace() -> None:

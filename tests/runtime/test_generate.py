@@ -51,6 +51,22 @@ def test_a_batch_writes_what_each_writes_alone(session: Session, batch_size: int
     assert done[-1] == len(PROMPTS)
 
 
+def test_stop_tokens_end_a_text_and_are_not_part_of_it(session: Session) -> None:
+    whole = alone(session, PROMPTS[0], 8)
+    stop = whole[3]
+    before = whole[: whole.index(stop)]
+    steps = list(
+        generate(session, PROMPTS[0], make_sampler(), max_new_tokens=8, stop_ids={stop})
+    )
+    assert [step.token_id for step in steps] == [*before, stop]
+    assert steps[-1].finish_reason == "stop"
+    [found] = generate_batch(
+        session, PROMPTS[:1], make_sampler(), max_new_tokens=[8], stop_ids={stop}
+    )
+    assert found.ids == before
+    assert found.finished
+
+
 def test_sampling_depends_on_seed_and_key_alone(session: Session) -> None:
     def write(keys: list[str], batch_size: int, seed: int = 1) -> dict[str, list[int]]:
         found = generate_batch(

@@ -46,6 +46,20 @@ def test_bos_is_added_once() -> None:
         assert codec.encode("<|im_start|>hi").count(1) == 1
 
 
+def test_a_begun_answer_is_gone_on_with(codec: TextCodec) -> None:
+    asked = [{"role": "user", "content": "x"}]
+    begun = [*asked, {"role": "assistant", "content": "Tern Kettle"}]
+    assert codec.render_chat(begun) == codec.render_chat(asked) + "Tern Kettle"
+    plain = TextCodec.__new__(TextCodec)
+    plain.facts, plain.template = TextFacts(), None
+    assert plain.render_chat(begun) == plain.render_chat(asked) + "Tern Kettle"
+
+
+def test_a_line_ends_at_any_token_that_breaks_it(codec: TextCodec) -> None:
+    assert set(codec.encode("\n")) <= codec.line_end_ids
+    assert not set(codec.encode("no break")) & codec.line_end_ids
+
+
 def test_a_template_cannot_reach_python(codec: TextCodec) -> None:
     evil = TextCodec.__new__(TextCodec)
     evil.facts, evil.template = TextFacts(), "{{ messages.__class__.__mro__[1].__subclasses__() }}"

@@ -54,6 +54,28 @@ def test_top_k_never_exceeds_the_exact_value(seed: int, k: int) -> None:
     assert (bound >= -1e-5).all()
 
 
+def test_draws_from_the_tail_make_it_unbiased() -> None:
+    teacher, student = logits(3)
+    p, q = softmax(teacher), softmax(student)
+    rng = np.random.default_rng(0)
+    few = top_k(p, 3)
+    assert few.ids is not None and few.tail is not None
+    rest = p.copy()
+    np.put_along_axis(rest, few.ids.numpy(), 0, -1)
+    rest /= rest.sum(-1, keepdims=True)
+    drawn = np.stack([rng.choice(p.shape[1], size=20_000, p=row) for row in rest])
+    targets = Targets(
+        torch.cat([few.logprobs, torch.tensor(np.log(np.take_along_axis(p, drawn, -1)))], -1),
+        torch.cat([few.ids, torch.tensor(drawn)], -1),
+        few.tail,
+        drawn.shape[-1],
+    )
+    # The tail weighs less than 0.2, log p/q has a deviation of about 4: 0.2 * 4 / sqrt(20,000).
+    np.testing.assert_allclose(
+        forward_kl(torch.tensor(student), targets, 1.0), (p * np.log(p / q)).sum(-1), atol=0.02
+    )
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_equal_distributions_cost_nothing(name: str) -> None:
     teacher, _ = logits(2)

@@ -47,6 +47,24 @@ def test_the_tail_holds_what_the_top_k_leave(llama: Path) -> None:
     torch.testing.assert_close(top.tail.exp(), expected, rtol=1e-3, atol=1e-5)
 
 
+def test_draws_come_from_the_tail_and_stay_the_same(llama: Path, tmp_path: Path) -> None:
+    example = Encoded("a", np.arange(5, 15), 4, 4)
+    batch = collate([example])
+    model = load_model(llama)
+    ask = live_targets(model, None, 1.0, top_k=8, n_drawn=16)
+    targets = ask(batch)
+    assert targets.ids is not None
+    top, drawn = targets.ids[:, :8], targets.ids[:, 8:]
+    assert drawn.shape[-1] == targets.n_drawn == 16
+    assert not (drawn[:, :, None] == top[:, None]).any()
+    whole = live_targets(model, None, 1.0)(batch).logprobs
+    torch.testing.assert_close(targets.logprobs, whole.gather(1, targets.ids))
+    again = ask(batch).ids
+    assert again is not None and torch.equal(again, targets.ids)
+    fill_cache(tmp_path / "cache", [example], ask, batch_size=4)
+    assert cached_targets(tmp_path / "cache")(batch).n_drawn == 16
+
+
 def test_a_trimmed_student_sees_the_teacher_renormalised(llama: Path) -> None:
     model = load_model(llama)
     kept = [7, 3, 50, 60, 70, 80]

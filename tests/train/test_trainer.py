@@ -40,6 +40,17 @@ def student(llama: Path) -> Any:
     return prune(load_model(llama), StudentSpec(n_layers=3), None, [torch.arange(40)[None]]).model
 
 
+def test_frozen_parameters_stay(student: Any, examples: list[Encoded], llama: Path) -> None:
+    student.get_input_embeddings().requires_grad_(False)
+    before = student.get_input_embeddings().weight.clone()
+    first = next(iter(student.base_model.layers.parameters())).clone()
+    optimizer = make_optimizer(student, settings())
+    targets = live_targets(load_model(llama), None, 1.0)
+    train_step(student, optimizer, [collate(examples[:4])], targets, settings(), 1e-3)
+    assert torch.equal(student.get_input_embeddings().weight, before)
+    assert not torch.equal(next(iter(student.base_model.layers.parameters())), first)
+
+
 def settings(**changes: Any) -> TrainSettings:
     return TrainSettings(
         **{"budget": Budget(max_steps=12), "lr": 1e-3, "batch_size": 4, "evaluate_steps": 4}

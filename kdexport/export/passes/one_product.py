@@ -18,7 +18,7 @@ def one_product(draft: Draft) -> None:
     for value, outputs in by_input.items():
         if len(outputs) < 2:
             continue
-        nodes = [node for name in outputs if (node := draft.writer(name)) is not None]
+        nodes = [found for name in outputs if (found := draft.writer(name)) is not None]
         names = [node.input[1] for node in nodes]
         parts = [draft.weights[name] for name in names]
         joined, sizes = "+".join(names), f"{names[0]}.widths"
