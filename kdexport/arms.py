@@ -57,8 +57,13 @@ class Arm:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            process_group=0,  # a terminal's Ctrl-C is for us, who then end the arms
         )
-        self.facts = self._read()
+        try:
+            self.facts = self._read()
+        except BaseException:
+            self.kill()
+            raise
 
     def ask(self, do: str, **request: Any) -> Answer:
         """Have the arm do something and wait for its answer."""
@@ -85,10 +90,14 @@ class Arm:
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.kill()
         if self._process.stdout:
             self._process.stdout.close()
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._process.kill()
+        self._process.wait()
 
 
 @contextlib.contextmanager
@@ -99,6 +108,10 @@ def running(specs: Sequence[ArmSpec], n_threads: int) -> Iterator[list[Arm]]:
         for spec in specs:
             arms.append(Arm(spec, n_threads))
         yield arms
+    except BaseException:
+        for arm in arms:
+            arm.kill()
+        raise
     finally:
         for arm in arms:
             arm.close()

@@ -223,31 +223,37 @@ def doctor(as_json: bool) -> None:
 
 def main() -> None:
     """Entry point: errors of ours become one line and an exit code, without a traceback."""
-    verbose = False
-    signal.signal(signal.SIGTERM, _interrupted)
+    interrupts: list[int] = []
+
+    def interrupted(number: int, _frame: Any) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupted)
     try:
-        verbose = any(flag in sys.argv[1:2] for flag in ("-v", "--verbose"))
-        cli(standalone_mode=False)
-    except click.exceptions.Abort:
-        _fail("interrupted; run the same command again to go on", 130)
-    except KeyboardInterrupt:
-        _fail("interrupted; run the same command again to go on", 130)
+        cli(standalone_mode=False, prog_name="kdexport")
     except click.ClickException as error:
         error.show()
         raise SystemExit(error.exit_code) from None
     except click.exceptions.Exit as done:
         raise SystemExit(done.exit_code) from None
-    except KdexportError as error:
-        if verbose:
-            raise
+    except (Exception, KeyboardInterrupt) as error:
+        # An interrupt may come out as another error: a library's import that fails half-way.
+        if interrupts or isinstance(error, click.Abort):
+            _fail("interrupted; run the same command again to go on", 130)
+        _end(error)
+
+
+def _end(error: BaseException) -> None:
+    """One line for an error of ours; a traceback for a mistake of ours, or when asked for."""
+    verbose = any(flag in sys.argv[1:2] for flag in ("-v", "--verbose"))
+    if isinstance(error, KdexportError) and not verbose:
         _fail(str(error), error.exit_code)
-    except BrokenPipeError:
+    if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
-
-
-def _interrupted(_number: int, _frame: Any) -> None:
-    raise KeyboardInterrupt
+        raise SystemExit(0)
+    raise error
 
 
 def _fail(text: str, code: int) -> None:

@@ -10,6 +10,9 @@ from kdexport.errors import InputError
 
 Lines = dict[tuple[str, ...], int]
 MAX_BYTES = 1_000_000
+PLAIN_TAGS = {
+    f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "timestamp")
+}
 FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")  # 3e-4, a string in YAML 1.1
 
 
@@ -66,7 +69,7 @@ def _value(node: yaml.Node, place: tuple[str, ...], lines: Lines, path: Path) ->
         return found
     if isinstance(node, yaml.SequenceNode):
         return [_value(item, place, lines, path) for item in node.value]
-    if isinstance(node, yaml.ScalarNode) and node.tag.startswith("tag:yaml.org,2002:"):
+    if isinstance(node, yaml.ScalarNode) and node.tag in PLAIN_TAGS:
         return scalar(node.value) if node.style is None else node.value
     raise InputError(
         f"the tag {node.tag} is not allowed", where=f"{path}:{node.start_mark.line + 1}"

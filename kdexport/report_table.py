@@ -115,13 +115,12 @@ def footnotes(report: BenchReport) -> list[str]:
 
 def render_table(report: BenchReport) -> Table:
     """The table for the terminal; fits 100 columns and reads well without colour."""
-    from rich import box
     from rich.table import Table
     from rich.text import Text
 
     hero = report.hero
     table = Table(
-        box=box.SIMPLE_HEAD,
+        box=None,
         pad_edge=False,
         padding=(0, 1, 0, 0),
         caption=Text("\n".join(footnotes(report)), style="dim"),
@@ -133,7 +132,8 @@ def render_table(report: BenchReport) -> Table:
         table.add_column(Text(head), justify="right", no_wrap=True, vertical="bottom")
     for row in table_rows(report):
         style = "bold" if hero is not None and row.arm == hero.arm else ""
-        table.add_row(Text(row.label), *map(Text, row.cells), style=style)
+        cells = [Text(cell.replace(" ", "")) for cell in row.cells]  # 100 columns are few
+        table.add_row(Text(row.label), *cells, style=style)
     return table
 
 

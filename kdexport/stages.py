@@ -176,7 +176,7 @@ def make_quantized(run: Run) -> None:
 
 
 def measure(run: Run) -> None:
-    """Time and score teacher and student, and write bench.json, report.html and the model card."""
+    """Time and score teacher and student, and write bench.json and report.html."""
     from kdexport.arms import bench_run
 
     bench_run(run)

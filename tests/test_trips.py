@@ -85,7 +85,7 @@ def test_a_run_ends_with_bundles_and_a_report(
     ]
     for arm in arms.values():
         assert arm["n_quality_tokens"] > 0
-        assert arm["kl_mean"] >= 0
+        assert arm["kl_mean"] > -1e-6  # rounding
         assert len(arm["samples"]) == 2
     # Export changes nothing but the engine; the teacher is at no distance from itself.
     assert arms["student-fp32"]["kl_mean"] == pytest.approx(
@@ -188,7 +188,7 @@ def test_an_interrupt_is_one_line_and_leaves_whole_files(folder: Path) -> None:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert out == ""
     assert "Traceback" not in err
     assert err.splitlines()[-1].startswith("kdexport: interrupted")
@@ -198,7 +198,7 @@ def test_an_interrupt_is_one_line_and_leaves_whole_files(folder: Path) -> None:
 
 def test_the_founding_recipe_runs_on_a_small_gpt2(tmp_path: Path) -> None:
     """recipes/gpt2-marketing.yaml as it stands, with another teacher and smaller sizes."""
-    make_gpt2(tmp_path / "teacher", n_layers=8, hidden=48)
+    make_gpt2(tmp_path / "teacher", n_layers=8, hidden=64)
     changes = ["teacher.source=teacher", "student.hidden_size=32", "student.n_heads=4"]
     changes += ["train.max_steps=6", "train.max_length=256", "bench.n_runs=1"]
     changes += ["bench.prompt_tokens=12", "bench.new_tokens=4", "bench.n_threads=1"]

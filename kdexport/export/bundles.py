@@ -87,6 +87,11 @@ def model_facts(draft: Draft, config: Any) -> ModelFacts:
     """Sizes, read off the graph's own inputs where it has them."""
     pasts = [i for i in draft.graph.input if i.name.startswith("past_key_values.")]
     dims = [d.dim_value for d in pasts[0].type.tensor_type.shape.dim]
+    if dims[3] % 8:
+        raise InputError(
+            f"heads of {dims[3]} channels cannot be exported",
+            remedy="choose n_heads so that hidden_size / n_heads is a multiple of 8",
+        )
     logits = draft.writer("logits")
     vocab_size = draft.weights[logits.input[1]].shape[1] if logits else config.vocab_size
     tables = {id(array): array.size for array in draft.weights.values() if array.dtype == "float32"}

@@ -44,8 +44,11 @@ def serve_arm(session: Runs, codec: Any, facts: Answer) -> None:
 
 
 def _answer(answer: Answer) -> None:
-    sys.stdout.write(json.dumps(answer) + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os._exit(1)  # whoever asked is gone
 
 
 def _latency(session: Runs, codec: Any, prompt_tokens: int, new_tokens: int) -> Answer:

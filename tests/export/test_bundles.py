@@ -18,6 +18,7 @@ from kdexport.export.draft import load_draft
 from kdexport.export.quantize import quantize_bundle
 from kdexport.runtime.session import open_session
 from kdexport.train.model import load_model
+from tests.models import make_gpt2
 
 FAMILIES = ("llama", "llama-untied", "gpt2")
 
@@ -117,6 +118,13 @@ def test_an_unknown_family_is_refused(checkpoints: dict[str, Path], tmp_path: Pa
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "blenderbot"}))
     with pytest.raises(InputError, match="blenderbot"):
+        export_bundle(folder, tmp_path / "b", name="x")
+    assert not (tmp_path / "b").exists()
+
+
+def test_heads_that_the_engine_cannot_run_are_refused(tmp_path: Path) -> None:
+    folder = make_gpt2(tmp_path / "m", hidden=48)  # four heads of 12
+    with pytest.raises(InputError, match="heads of 12 channels"):
         export_bundle(folder, tmp_path / "b", name="x")
     assert not (tmp_path / "b").exists()
 

@@ -55,9 +55,7 @@ def test_stop_tokens_end_a_text_and_are_not_part_of_it(session: Session) -> None
     whole = alone(session, PROMPTS[0], 8)
     stop = whole[3]
     before = whole[: whole.index(stop)]
-    steps = list(
-        generate(session, PROMPTS[0], make_sampler(), max_new_tokens=8, stop_ids={stop})
-    )
+    steps = list(generate(session, PROMPTS[0], make_sampler(), max_new_tokens=8, stop_ids={stop}))
     assert [step.token_id for step in steps] == [*before, stop]
     assert steps[-1].finish_reason == "stop"
     [found] = generate_batch(
