@@ -94,18 +94,28 @@ def load_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def target_logits(model: Any, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def target_logits(
+    model: Any,
+    ids: torch.Tensor,
+    targets: torch.Tensor,
+    kept_ids: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Logits at the marked positions only: float [N, V] from ids [B, L], bool [B, L - 1].
 
-    The vocabulary head is the dearest product of a small model; prompts do not need it.
+    ``kept_ids``, int64 [V]: of these tokens only. The vocabulary head is the dearest product of a
+    small model; other positions and tokens do not need it.
     """
     ids = ids.to(model.device)
     if not _head_is_plain(model):
-        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
-        return logits[:, :-1][targets]
+        whole: torch.Tensor = model(input_ids=ids, use_cache=False).logits[:, :-1][targets]
+        return whole if kept_ids is None else whole[:, kept_ids]
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     rows: torch.Tensor = hidden[:, :-1][targets.to(hidden.device)]
-    return model.get_output_embeddings()(rows)  # type: ignore[no-any-return]
+    head = model.get_output_embeddings()
+    if kept_ids is None:
+        return head(rows)  # type: ignore[no-any-return]
+    bias = None if head.bias is None else head.bias[kept_ids]
+    return torch.nn.functional.linear(rows, head.weight[kept_ids], bias)
 
 
 def _head_is_plain(model: Any) -> bool:

@@ -43,9 +43,7 @@ def live_targets(
     @torch.no_grad()
     def ask(batch: Batch) -> Targets:
         ids = batch.ids if kept is None else kept[batch.ids]
-        logits = target_logits(teacher, ids, batch.targets)
-        if kept is not None:
-            logits = logits[:, kept]
+        logits = target_logits(teacher, ids, batch.targets, kept)
         logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)
         if top_k is None or top_k >= logprobs.shape[-1]:
             return Targets(logprobs)
