@@ -1,4 +1,4 @@
-"""What a measurement ran on: CPU, memory, system and library versions.
+"""What the machine is and has: CPU, memory, disk, system and library versions.
 
 Knows nothing of models or reports, and imports none of the libraries whose versions it tells.
 """
@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 from importlib import metadata
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
+
+from kdexport.errors import InputError
 
 VERSIONS_OF = ("kdexport", "onnxruntime", "numpy", "tokenizers", "torch", "transformers")
 
@@ -116,3 +119,14 @@ def _version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+
+
+def need_room(folder: Path, n_bytes: int) -> None:
+    """Refuse to begin what the disk of ``folder`` cannot hold."""
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes:
+        raise InputError(
+            f"{free / 1e9:.1f} GB are free, {n_bytes / 1e9:.1f} GB may be needed",
+            where=str(folder),
+            remedy="make room, or name a folder of another disk",
+        )

