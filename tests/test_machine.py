@@ -10,6 +10,7 @@ from kdexport.errors import InputError
 from kdexport.machine import machine_facts, need_room
 from kdexport.pipeline import open_run, run_stages
 from kdexport.recipe import load_recipe
+from tests.models import make_llama
 
 Usage = namedtuple("Usage", "total used free")
 RECIPE = """\
@@ -27,11 +28,9 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         need_room(tmp_path, 2_500_000_000)
 
 
-def test_a_run_looks_at_the_disk_first(
-    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_looks_at_the_disk_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(llama, tmp_path / "teacher")
+    make_llama(tmp_path / "teacher")
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     (tmp_path / "briefs.jsonl").write_text('{"product": "Tea"}\n')
     run = open_run(load_recipe(tmp_path / "recipe.yaml"))

@@ -226,10 +226,12 @@ def test_the_quickstart_recipe_runs_with_its_real_teacher(tmp_path: Path) -> Non
     assert arms["student-int8"]["size_mb"] < arms["teacher-torch-fp32"]["size_mb"] / 10
     # The teacher's int8 form is the teacher still; four steps do not make a student.
     assert arms["teacher-int8"]["kl_mean"] < 0.1
+    assert arms["teacher-int8"]["top1"] > 0.8
     assert arms["teacher-int8"]["kl_mean"] < arms["student-int8"]["kl_mean"] < 6
     copy = good(
         tmp_path,
         *("generate", "exported/quickstart-teacher-int8", "-n", 24),
         *("-p", "Write one short sentence about fresh bread."),
     ).stdout
-    assert "bread" in copy.lower()
+    # Which words it takes differs with the CPU's rounding; what they are about does not.
+    assert any(word in copy.lower() for word in ("bread", "bak", "loaf", "crust", "oven"))

@@ -121,17 +121,18 @@ class _Graph:
         self._n_layers = manifest.model.n_layers
         self._vocab_size = manifest.model.vocab_size
         self._wants_positions = "position_ids" in {i.name for i in session.get_inputs()}
-        self._bound: tuple[int, int, int, int, int] | None = None
+        self._cache: KVCache | None = None  # held: another cache may not get its identity
+        self._bound: tuple[int, ...] = ()
         self._binding: Any = None
         self._inputs: dict[str, Array] = {}
         self._logits = np.empty((0, 0), dtype=np.float32)
         self._held: list[Any] = []
 
     def run(self, ids: Array, cache: KVCache, total: Array, logit_rows: Array) -> Array:
-        key = (id(cache), cache.version, *ids.shape, len(logit_rows))
-        if key != self._bound:
+        bound = (cache.version, *ids.shape, len(logit_rows))
+        if cache is not self._cache or bound != self._bound:
             self._bind(cache, ids.shape, len(logit_rows))
-            self._bound = key
+            self._cache, self._bound = cache, bound
         inputs = self._inputs
         inputs["input_ids"][...] = ids
         inputs["seqlens_k"][...] = total - 1

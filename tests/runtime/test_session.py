@@ -8,7 +8,7 @@ import pytest
 
 from kdexport.bundle import Bundle, open_bundle
 from kdexport.errors import InputError
-from kdexport.runtime.session import open_session
+from kdexport.runtime.session import Session, open_session
 
 IDS = np.arange(5, 45, dtype=np.int64)
 
@@ -39,6 +39,18 @@ def test_two_caches_do_not_disturb_each_other(llama_bundle: Bundle) -> None:
     session.run(IDS[None, ::-1][:, :7], other)
     session.run(IDS[None, :1], other)
     np.testing.assert_allclose(session.run(IDS[None, -1:], one)[0], expected, atol=1e-4)
+
+
+def test_a_new_cache_where_an_old_one_lay_is_another(int8_bundle: Bundle) -> None:
+    def last_logits(session: Session, first: int) -> np.ndarray:
+        cache = session.new_cache(1, 64)  # gets the identity of the one just dropped, as a rule
+        session.run(IDS[None, first : 2 * first + 4], cache)
+        return session.run(IDS[None, :1], cache)[0].copy()
+
+    expected = [last_logits(open_session(int8_bundle, n_threads=1), n) for n in range(6)]
+    session = open_session(int8_bundle, n_threads=1)
+    found = [last_logits(session, n) for n in range(6)]
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_kept_rows_go_on_as_they_were(llama_bundle: Bundle) -> None:
