@@ -55,13 +55,14 @@ def run(recipe: Path, overrides: Sequence[str], dry_run: bool, as_json: bool) ->
     """
     from kdexport import pipeline
 
-    opened = pipeline.open_run(_recipe(recipe, overrides))
+    loaded = _recipe(recipe, overrides)
     if dry_run:
-        from kdexport.plan import plan_rows, render_plan
+        from kdexport.plan import plan_recipe, render_plan
 
-        rows = plan_rows(opened)
+        rows = plan_recipe(loaded)
         _print_json(rows) if as_json else _print_rich(render_plan(rows))
         return
+    opened = pipeline.open_run(loaded)
     pipeline.run_stages(opened)
     _show_report(opened.folder / "bench.json", as_json)
     if not as_json:

@@ -39,6 +39,10 @@ class MissingExtraError(KdexportError):
         super().__init__(f"{library} is missing", remedy=f"pip install 'kdexport[{extra}]'")
 
 
+class NotAtHandError(KdexportError):
+    """A model that has to be fetched or converted first."""
+
+
 class ParityError(KdexportError):
     """An exported graph does not compute what its source model computes."""
 

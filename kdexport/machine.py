@@ -130,3 +130,17 @@ def need_room(folder: Path, n_bytes: int) -> None:
             where=str(folder),
             remedy="make room, or name a folder of another disk",
         )
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that results go to; refuse a place that cannot be one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot be made a folder ({error.strerror})",
+            where=str(folder),
+            remedy="name another folder",
+        ) from None
+    if not os.access(folder, os.W_OK):
+        raise InputError("cannot be written to", where=str(folder), remedy="name another folder")

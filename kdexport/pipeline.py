@@ -6,14 +6,15 @@ kill loses minutes at most. How a stage does its work is told in `stages`.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdexport.console import say
 from kdexport.errors import InputError, require_extras
 from kdexport.journal import Journal, file_sha256, fingerprint
-from kdexport.machine import need_room
+from kdexport.machine import make_folder, need_room
 from kdexport.recipe import Recipe
 from kdexport.sources import ResolvedModel, resolve_teacher
 
@@ -77,22 +78,30 @@ class Stage:
     after: tuple[str, ...] = field(default=())
 
 
-def open_run(recipe: Recipe) -> Run:
-    """Fetch the teacher and make the run's folders; first see that the libraries are there."""
+def open_run(recipe: Recipe, *, fetch: bool = True) -> Run:
+    """Bring the teacher to this machine; first see that the libraries are there.
+
+    Raises NotAtHandError without ``fetch`` where the teacher is not here yet.
+    """
     require_extras("train", "export")
-    teacher = resolve_teacher(recipe.teacher.source, revision=recipe.teacher.revision)
+    wish = recipe.teacher
+    teacher = resolve_teacher(wish.source, licence=wish.licence, fetch=fetch)
     folder = Path(recipe.output.runs) / recipe.name
-    exported = Path(recipe.output.exported)
-    folder.mkdir(parents=True, exist_ok=True)
-    exported.mkdir(parents=True, exist_ok=True)
-    return Run(recipe, folder, exported, teacher)
+    return Run(recipe, folder, Path(recipe.output.exported), teacher)
 
 
 def run_stages(run: Run, *, until: str | None = None) -> None:
     """Do every stage whose output is not whole yet, up to and with ``until``."""
+    make_folder(run.folder)
+    make_folder(run.exported)
+    with only_one(run.folder):
+        check_disk(run)
+        _run_stages(run, until)
+
+
+def _run_stages(run: Run, until: str | None) -> None:
     from kdexport.stages import STAGES
 
-    check_disk(run)
     journal = Journal(run.folder / "journal.json")
     prints: dict[str, str] = {}
     wanted = _up_to(STAGES, until)
@@ -108,6 +117,27 @@ def run_stages(run: Run, *, until: str | None = None) -> None:
         seconds = time.monotonic() - started
         journal.record(stage.name, prints[stage.name], stage.outputs(run), seconds)
         say(f"{head}: {seconds:.0f} s")
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold a run folder; two runs at once in it would write over each other.
+
+    The lock is the system's: it ends with its process, however that ends.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(
+            "another kdexport is at work here", where=str(folder), remedy="wait until it has ended"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def plan(run: Run, *, until: str | None = None) -> list[tuple[Stage, bool]]:

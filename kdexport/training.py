@@ -5,7 +5,7 @@ Stands between the recipe and the loop in `train.trainer`, which knows no recipe
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,31 @@ from kdexport.console import Tracker, say, tracked
 from kdexport.content.prompts import plain_chat, split_opening
 from kdexport.errors import InputError
 from kdexport.journal import fingerprint
+from kdexport.machine import machine_facts
 from kdexport.pairs import by_split, load_pairs
 from kdexport.pipeline import Run
 from kdexport.recipe import TrainSection
-from kdexport.train.data import Encoded, encode_pairs
-from kdexport.train.model import load_facts, load_model, load_tokenizer, save_model
+from kdexport.train.data import Batch, Encoded, encode_pairs
+from kdexport.train.model import (
+    head_is_plain,
+    load_facts,
+    load_model,
+    load_tokenizer,
+    save_model,
+)
 from kdexport.train.reference import write_reference
 from kdexport.train.schedule import Budget
 from kdexport.train.teacher import (
+    Columns,
     TargetFn,
     cached_targets,
     check_vocabularies,
     fill_cache,
     fingerprint_examples,
+    hidden_columns,
     live_targets,
+    targets_of_hidden,
+    top_k_columns,
 )
 from kdexport.train.trainer import Event, TrainSettings, distill
 
@@ -70,17 +81,22 @@ def train_student(run: Run) -> None:
         torch.set_num_threads(wish.n_threads)
     torch.manual_seed(run.recipe.seed)
     device = _device(wish.device)
-    teacher = load_model(run.teacher.path).to(device)
-    student = load_model(run.student_init).to(device)
+    precision = _precision(wish.precision, device)
+    # The texts are short: plain attention is faster on a CPU than the tiled kind.
+    attention = "eager" if device == "cpu" else "sdpa"
+    teacher = load_model(run.teacher.path, attention=attention).to(device)
+    student = load_model(run.student_init, attention=attention).to(device)
     kept_ids = load_facts(run.student_init).get("kept_ids")
     teacher_tokenizer = load_tokenizer(run.teacher.path)
     tokenizer = load_tokenizer(run.student_init)
     check_vocabularies(teacher_tokenizer.get_vocab(), tokenizer.get_vocab(), kept_ids)
     data = _encode(run, tokenizer, student)
-    key = fingerprint(run.teacher.fingerprint, kept_ids, fingerprint_examples(data.train))
-
-    targets, held_out_targets = _target_functions(run, teacher, kept_ids, data, key)
-    _train(run, student, data, targets, held_out_targets, fingerprint(key, wish.model_dump()))
+    _check_hidden(wish, teacher, student)
+    service = Service(run, teacher, kept_ids, precision)
+    targets, held_out_targets = service.targets(data)
+    key = fingerprint(service.key, fingerprint_examples(data.train), wish.model_dump())
+    settings = train_settings(wish, run.recipe.seed, len(data.train), precision)
+    _train(run, student, data, targets, held_out_targets, settings, key)
     write_reference(
         run.reference,
         teacher,
@@ -128,38 +144,66 @@ def _encode(run: Run, tokenizer: Any, student: Any) -> Data:
     return Data(splits["train"], splits["validation"], splits["test"])
 
 
-def _target_functions(
-    run: Run, teacher: Any, kept_ids: Sequence[int] | None, data: Data, key: str
-) -> tuple[TargetFn, TargetFn]:
-    """The teacher's targets for training (at the recipe's temperature) and for held-out pairs."""
-    wish = run.recipe.train
-    if wish.targets == "live":
-        return (
-            live_targets(teacher, kept_ids, wish.temperature),
-            live_targets(teacher, kept_ids, 1.0),
+@dataclass(frozen=True)
+class Service:
+    """The teacher of a run, as the recipe wants to ask it."""
+
+    run: Run
+    teacher: Any
+    kept_ids: Sequence[int] | None
+    precision: str
+
+    @property
+    def key(self) -> str:
+        """A fingerprint of all that targets depend on but the texts and how they are asked."""
+        return fingerprint(self.run.teacher.fingerprint, self.kept_ids)
+
+    def targets(self, data: Data) -> tuple[TargetFn, TargetFn]:
+        """For training (at the recipe's temperature) and for held-out pairs."""
+        wish = self.run.recipe.train
+        ask: Mapping[str, Callable[[], TargetFn]] = {
+            "live": lambda: live_targets(self.teacher, self.kept_ids, wish.temperature),
+            "cached": lambda: self._top_k(data.train, wish.temperature, 0),
+            "hidden": lambda: self._hidden(data.train, wish.temperature),
+        }
+        if wish.targets == "live":
+            return ask["live"](), live_targets(self.teacher, self.kept_ids, 1.0)
+        return ask[wish.targets](), self._top_k(data.validation, 1.0, HELD_OUT_DRAWN)
+
+    def _top_k(self, examples: Sequence[Encoded], temperature: float, n_drawn: int) -> TargetFn:
+        size = len(self.kept_ids or range(self.teacher.config.vocab_size))
+        top_k = min(self.run.recipe.train.top_k, size - 1)
+        ask = live_targets(self.teacher, self.kept_ids, temperature, top_k, n_drawn)
+        folder = self._fill(examples, top_k_columns(ask), ["top-k", temperature, top_k, n_drawn])
+        return cached_targets(folder, n_drawn)
+
+    def _hidden(self, examples: Sequence[Encoded], temperature: float) -> TargetFn:
+        columns = hidden_columns(self.teacher, self.kept_ids, self.precision)
+        folder = self._fill(examples, columns, ["hidden", self.precision])
+        return targets_of_hidden(folder, self.teacher, self.kept_ids, temperature)
+
+    def _fill(
+        self, examples: Sequence[Encoded], ask: Callable[[Batch], Columns], how: Sequence[Any]
+    ) -> Path:
+        name = fingerprint(self.key, fingerprint_examples(examples), how)[:16]
+        folder = self.run.folder / "targets" / name
+        with tracked("    teacher's targets", "texts") as progress:
+            fill_cache(folder, examples, ask, batch_size=TEACHER_BATCH, progress=progress)
+        return folder
+
+
+def _check_hidden(wish: TrainSection, teacher: Any, student: Any) -> None:
+    """Hidden states can be compared where both have them, and of one width."""
+    if not wish.hidden_weight:
+        return
+    widths = [model.config.hidden_size for model in (teacher, student)]
+    if widths[0] != widths[1] or not (head_is_plain(teacher) and head_is_plain(student)):
+        raise InputError(
+            f"the last hidden states of teacher and student ({widths[0]} and {widths[1]} wide) "
+            "cannot be compared",
+            where="train.hidden_weight",
+            remedy="set it to 0",
         )
-    return (
-        _cache(run, teacher, kept_ids, data.train, wish.temperature, key),
-        _cache(run, teacher, kept_ids, data.validation, 1.0, key, n_drawn=HELD_OUT_DRAWN),
-    )
-
-
-def _cache(
-    run: Run,
-    teacher: Any,
-    kept_ids: Sequence[int] | None,
-    examples: Sequence[Encoded],
-    temperature: float,
-    key: str,
-    n_drawn: int = 0,
-) -> TargetFn:
-    top_k = min(run.recipe.train.top_k, len(kept_ids or range(teacher.config.vocab_size)) - 1)
-    name = fingerprint(key, fingerprint_examples(examples), temperature, top_k, n_drawn)[:16]
-    folder = run.folder / "targets" / name
-    ask = live_targets(teacher, kept_ids, temperature, top_k, n_drawn)
-    with tracked("    teacher's targets", "texts") as progress:
-        fill_cache(folder, examples, ask, batch_size=TEACHER_BATCH, progress=progress)
-    return cached_targets(folder)
 
 
 def _train(
@@ -168,11 +212,11 @@ def _train(
     data: Data,
     targets: TargetFn,
     held_out_targets: TargetFn,
+    settings: TrainSettings,
     key: str,
 ) -> None:
     if run.recipe.train.freeze_embeddings:
         student.get_input_embeddings().requires_grad_(False)
-    settings = train_settings(run.recipe.train, run.recipe.seed, len(data.train))
     log = run.folder / "train_log.jsonl"
     checkpoint = run.folder / "checkpoints" / "last"
     if not checkpoint.exists():
@@ -226,7 +270,7 @@ def _rows_before(log: Path, step: int) -> list[str]:
     return [row for row in rows if json.loads(row)["step"] < step]
 
 
-def train_settings(wish: TrainSection, seed: int, n_examples: int) -> TrainSettings:
+def train_settings(wish: TrainSection, seed: int, n_examples: int, precision: str) -> TrainSettings:
     """The loop's settings from the recipe's; epochs become steps."""
     steps = [wish.max_steps] if wish.max_steps else []
     if wish.epochs:
@@ -237,6 +281,8 @@ def train_settings(wish: TrainSection, seed: int, n_examples: int) -> TrainSetti
         loss=wish.loss,
         kd_weight=wish.kd_weight,
         prompt_weight=wish.prompt_weight,
+        hidden_weight=wish.hidden_weight,
+        precision=precision,
         temperature=wish.temperature,
         lr=wish.lr,
         batch_size=wish.batch_size,
@@ -257,3 +303,13 @@ def _device(wish: str) -> str:
     if wish == "cuda" and not torch.cuda.is_available():
         raise InputError("there is no CUDA device", where="train.device", remedy="use cpu or auto")
     return wish
+
+
+def _precision(wish: str, device: str) -> str:
+    """bfloat16 halves the time of products, on devices that compute it; elsewhere it costs some."""
+    if wish != "auto":
+        return wish
+    if device == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    has = {"bf16", "amx"} & set(machine_facts().features)
+    return "bfloat16" if has else "float32"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kdexport import sources
-from kdexport.errors import InputError, KdexportError
+from kdexport.errors import InputError, KdexportError, NotAtHandError
 from kdexport.sources import check_model_folder, check_safetensors, resolve_teacher
 from tests.models import make_llama
 
@@ -81,13 +81,16 @@ def test_what_is_no_source_is_refused(source: str) -> None:
 
 
 def test_a_hub_model_needs_its_commit() -> None:
-    with pytest.raises(InputError, match="commit"):
-        resolve_teacher("someone/model", revision="main")
+    for source in ("someone/model", "someone/model@main", f"someone/model@{'g' * 40}"):
+        with pytest.raises(InputError, match="commit"):
+            resolve_teacher(source)
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line() -> None:
     with pytest.raises(KdexportError, match="cannot be fetched"):
-        resolve_teacher("kdexport-tests/no-such-model", revision="0" * 40)
+        resolve_teacher(f"kdexport-tests/no-such-model@{'0' * 40}")
+    with pytest.raises(NotAtHandError):
+        resolve_teacher(f"kdexport-tests/no-such-model@{'0' * 40}", fetch=False)
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF\x03\x00\x00\x00" + b"\xff" * 64])

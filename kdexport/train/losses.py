@@ -19,12 +19,14 @@ class Targets:
     k is the whole vocabulary in order. ``tail``: float [N], log of the mass outside of the most
     likely tokens, or None when nothing is outside. The last ``n_drawn`` columns are no top tokens
     but draws from that tail, with replacement. All at the temperature they were asked for.
+    ``hidden``: float [N, H], what the teacher's head made them of, where it is known.
     """
 
     logprobs: torch.Tensor
     ids: torch.Tensor | None = None
     tail: torch.Tensor | None = None
     n_drawn: int = 0
+    hidden: torch.Tensor | None = None
 
     def top1(self) -> torch.Tensor:
         """The teacher's most likely token, int64 [N]."""
@@ -58,6 +60,16 @@ def forward_kl(logits: torch.Tensor, targets: Targets, temperature: float) -> to
     if targets.n_drawn:
         return value + targets.tail.exp() * distance[:, n_top:].mean(-1)
     return value + targets.tail.exp() * (targets.tail - log_remainder(student))
+
+
+def hidden_distance(hidden: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """|h - t|² / |t|² per token: float [N] from hidden states [N, H] of student and teacher.
+
+    Sun et al. 2019 (patient knowledge distillation, section 3.2) compare normalised states; a head
+    reads a state's length as well as its direction, so here the student's length counts too.
+    """
+    difference = (hidden.float() - teacher).square().sum(-1)
+    return difference / teacher.square().sum(-1).clamp(min=1e-12)
 
 
 Loss = Callable[[torch.Tensor, Targets, float], torch.Tensor]

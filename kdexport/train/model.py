@@ -5,11 +5,13 @@ Knows no family by name: the parts are found through the methods that every mode
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from torch.nn import functional as F  # noqa: N812
 
 from kdexport.console import quiet_transformers
 from kdexport.errors import InputError
@@ -23,14 +25,21 @@ TOKENIZER_FILES = (
 )
 
 
-def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> Any:
-    """A causal language model from a Hugging Face folder, in evaluation mode, safetensors only."""
+def load_model(folder: Path, *, attention: str = "sdpa") -> Any:
+    """A causal language model from a Hugging Face folder, in evaluation mode: float32, safetensors.
+
+    ``attention``: transformers' name of the implementation.
+    """
     from transformers import AutoModelForCausalLM
 
     with quiet_transformers():
         try:
             model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, use_safetensors=True
+                folder,
+                dtype=torch.float32,
+                attn_implementation=attention,
+                local_files_only=True,
+                use_safetensors=True,
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             first = str(error).strip().splitlines()[0]
@@ -94,31 +103,64 @@ def load_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def target_logits(
+@dataclass(frozen=True)
+class Reading:
+    """What a model makes of N marked positions.
+
+    ``logits``: float [N, V]. ``hidden``: float [N, H], what its head makes them of; None where the
+    logits are more than the head's product.
+    """
+
+    logits: torch.Tensor
+    hidden: torch.Tensor | None
+
+
+def read_targets(
     model: Any,
     ids: torch.Tensor,
     targets: torch.Tensor,
     kept_ids: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Logits at the marked positions only: float [N, V] from ids [B, L], bool [B, L - 1].
+) -> Reading:
+    """Read ids [B, L]; logits at the marked positions, bool [B, L - 1], only.
 
     ``kept_ids``, int64 [V]: of these tokens only. The vocabulary head is the dearest product of a
     small model; other positions and tokens do not need it.
     """
     ids = ids.to(model.device)
-    if not _head_is_plain(model):
+    if not head_is_plain(model):
         whole: torch.Tensor = model(input_ids=ids, use_cache=False).logits[:, :-1][targets]
-        return whole if kept_ids is None else whole[:, kept_ids]
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    rows: torch.Tensor = hidden[:, :-1][targets.to(hidden.device)]
+        return Reading(whole if kept_ids is None else whole[:, kept_ids], None)
+    hidden = target_hidden(model, ids, targets)
+    return Reading(F.linear(hidden, *head_of(model, kept_ids)), hidden)
+
+
+def target_hidden(model: Any, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The last hidden state at the marked positions, float [N, H]."""
+    hidden = model.base_model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
+    marked: torch.Tensor = hidden[:, :-1][targets.to(hidden.device)]
+    return marked
+
+
+def head_of(
+    model: Any, kept_ids: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight [V, H] and bias [V] of the vocabulary head, for ``kept_ids`` only where given."""
     head = model.get_output_embeddings()
+    bias = getattr(head, "bias", None)
     if kept_ids is None:
-        return head(rows)  # type: ignore[no-any-return]
-    bias = None if head.bias is None else head.bias[kept_ids]
-    return torch.nn.functional.linear(rows, head.weight[kept_ids], bias)
+        return head.weight, bias
+    return head.weight[kept_ids], None if bias is None else bias[kept_ids]
 
 
-def _head_is_plain(model: Any) -> bool:
+def low_precision(model: Any, precision: str) -> torch.autocast:
+    """Products of a model's device in bfloat16 within the block, where ``precision`` is bfloat16.
+
+    Weights and sums stay float32 (mixed precision, Micikevicius et al. 2018).
+    """
+    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def head_is_plain(model: Any) -> bool:
     """Whether logits are the output embedding of the last hidden state and nothing more.
 
     Checked once for each model by computing both; soft caps and logit scales fail it.

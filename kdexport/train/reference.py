@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from kdexport.train.data import Encoded, ordered_batches
+from kdexport.train.model import read_targets
 from kdexport.train.teacher import live_targets
 
 
@@ -67,14 +68,13 @@ def write_reference(
 
 def _kept_mass(teacher: Any, kept_ids: Sequence[int] | None) -> Any:
     """The share of the teacher's probability that falls on the student's vocabulary."""
-    from kdexport.train.model import target_logits
 
     @torch.no_grad()
     def mass(batch: Any) -> np.ndarray:
         if kept_ids is None:
             return np.ones(batch.n_targets, dtype=np.float32)
         kept = torch.as_tensor(kept_ids)
-        logits = target_logits(teacher, kept[batch.ids], batch.targets).float()
+        logits = read_targets(teacher, kept[batch.ids], batch.targets).logits.float()
         share = torch.logsumexp(logits[:, kept], -1) - torch.logsumexp(logits, -1)
         return share.exp().cpu().numpy().astype(np.float32)
 

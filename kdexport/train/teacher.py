@@ -1,7 +1,8 @@
 """The teacher as a service of targets: asked live, or read from a cache that it filled once.
 
-Both are a ``TargetFn`` and give the same type. The cache holds the top k tokens and the tail's
-mass in half precision, keyed by example and by a fingerprint of all that the targets depend on.
+All are a ``TargetFn`` and give the same type. A cache is keyed by example and by a fingerprint of
+all that the targets depend on. It holds, in half precision, either the top k tokens and the tail's
+mass, or the teacher's last hidden state, of which its head makes the whole distribution again.
 """
 
 import json
@@ -13,13 +14,15 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch.nn import functional as F  # noqa: N812
 
 from kdexport.errors import InputError
 from kdexport.train.data import Batch, Encoded, ordered_batches
 from kdexport.train.losses import Targets, log_remainder
-from kdexport.train.model import target_logits
+from kdexport.train.model import head_is_plain, head_of, low_precision, read_targets, target_hidden
 
 TargetFn = Callable[[Batch], Targets]
+Columns = dict[str, torch.Tensor]
 EXAMPLES_PER_SHARD = 128
 Progress = Callable[[int, int], None]
 
@@ -38,20 +41,27 @@ def live_targets(
     over the student's vocabulary. ``top_k``: only the most likely tokens, with ``n_drawn`` draws
     from the rest; the same batch gives the same draws.
     """
-    kept = None if kept_ids is None else torch.as_tensor(kept_ids, dtype=torch.long)
+    kept = _as_ids(kept_ids)
 
     @torch.no_grad()
     def ask(batch: Batch) -> Targets:
-        ids = batch.ids if kept is None else kept[batch.ids]
-        logits = target_logits(teacher, ids, batch.targets, kept)
-        logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)
+        reading = read_targets(teacher, _teacher_ids(batch, kept), batch.targets, kept)
+        logprobs = torch.log_softmax(reading.logits.float() / temperature, dim=-1)
         if top_k is None or top_k >= logprobs.shape[-1]:
-            return Targets(logprobs)
+            return Targets(logprobs, hidden=reading.hidden)
         best = logprobs.topk(top_k, dim=-1)
         targets = Targets(best.values, best.indices, log_remainder(best.values))
         return _with_draws(targets, logprobs, n_drawn, batch) if n_drawn else targets
 
     return ask
+
+
+def _as_ids(kept_ids: Sequence[int] | None) -> torch.Tensor | None:
+    return None if kept_ids is None else torch.as_tensor(kept_ids, dtype=torch.long)
+
+
+def _teacher_ids(batch: Batch, kept: torch.Tensor | None) -> torch.Tensor:
+    return batch.ids if kept is None else kept[batch.ids]
 
 
 def _with_draws(targets: Targets, logprobs: torch.Tensor, n_drawn: int, batch: Batch) -> Targets:
@@ -70,18 +80,57 @@ def _with_draws(targets: Targets, logprobs: torch.Tensor, n_drawn: int, batch: B
     )
 
 
+def top_k_columns(ask: TargetFn) -> Callable[[Batch], Columns]:
+    """What a cache keeps of top-k targets: int32 ids, float16 logprobs [N, k], float16 tail [N]."""
+
+    def columns(batch: Batch) -> Columns:
+        targets = ask(batch)
+        if targets.ids is None or targets.tail is None:
+            raise ValueError("the cache keeps top-k targets; ask with top_k below the vocabulary")
+        return {
+            "ids": targets.ids.to(torch.int32),
+            "logprobs": targets.logprobs.half(),
+            "tail": targets.tail.half(),
+        }
+
+    return columns
+
+
+def hidden_columns(
+    teacher: Any, kept_ids: Sequence[int] | None, precision: str
+) -> Callable[[Batch], Columns]:
+    """What a cache keeps of a teacher's last hidden states: float16 [N, H].
+
+    Raises InputError where the teacher's logits are more than its head's product of them.
+    """
+    if not head_is_plain(teacher):
+        raise InputError(
+            "the teacher's logits do not follow from its last hidden state alone",
+            where="train.targets",
+            remedy="use cached or live",
+        )
+    kept = _as_ids(kept_ids)
+
+    @torch.no_grad()
+    def columns(batch: Batch) -> Columns:
+        with low_precision(teacher, precision):
+            hidden = target_hidden(teacher, _teacher_ids(batch, kept), batch.targets)
+        return {"hidden": hidden.half()}
+
+    return columns
+
+
 def fill_cache(
     folder: Path,
     examples: Sequence[Encoded],
-    ask: TargetFn,
+    ask: Callable[[Batch], Columns],
     *,
     batch_size: int,
     progress: Progress | None = None,
 ) -> None:
-    """Write the targets of all examples as safetensors shards; whole shards are not asked again.
+    """Write what ``ask`` gives as safetensors shards, per example and column ``EXAMPLE/COLUMN``.
 
-    ``ask`` must give top-k targets. Per example: ``ID/ids`` int32 [n, k], ``ID/logprobs`` float16
-    [n, k], ``ID/tail`` float16 [n]; how many of the k are draws is in the file's metadata.
+    Whole shards are not asked again.
     """
     folder.mkdir(parents=True, exist_ok=True)
     by_length = sorted(examples, key=lambda example: len(example.ids))
@@ -89,59 +138,78 @@ def fill_cache(
         shard = folder / f"{begin // EXAMPLES_PER_SHARD:05d}.safetensors"
         group = by_length[begin : begin + EXAMPLES_PER_SHARD]
         if not shard.exists():
-            tensors: dict[str, torch.Tensor] = {}
-            n_drawn = 0
+            tensors: Columns = {}
             for batch in ordered_batches(group, batch_size):
-                targets = ask(batch)
-                n_drawn = targets.n_drawn
-                tensors |= _by_example(batch, targets)
+                tensors |= _by_example(batch, ask(batch))
             beside = shard.with_suffix(".partial")
-            save_file(tensors, beside, {"n_drawn": str(n_drawn)})
+            save_file(tensors, beside)
             beside.replace(shard)
         if progress:
             progress(begin + len(group), len(examples))
 
 
-def _by_example(batch: Batch, targets: Targets) -> dict[str, torch.Tensor]:
-    """Split the N rows of a batch's targets into tensors named by example."""
-    if targets.ids is None or targets.tail is None:
-        raise ValueError("the cache keeps top-k targets; ask with top_k below the vocabulary")
-    tensors: dict[str, torch.Tensor] = {}
+def _by_example(batch: Batch, columns: Columns) -> Columns:
+    """Split the N rows of a batch's columns into tensors named by example."""
+    tensors: Columns = {}
     begin = 0
     for example in batch.examples:
         rows = slice(begin, begin + example.n_targets)
         begin = rows.stop
-        name = example.example_id
-        tensors[f"{name}/ids"] = targets.ids[rows].to(torch.int32).contiguous()
-        tensors[f"{name}/logprobs"] = targets.logprobs[rows].half().contiguous()
-        tensors[f"{name}/tail"] = targets.tail[rows].half().contiguous()
+        for name, values in columns.items():
+            tensors[f"{example.example_id}/{name}"] = values[rows].cpu().contiguous()
     return tensors
 
 
-def cached_targets(folder: Path) -> TargetFn:
-    """Read the targets that ``fill_cache`` wrote; they are held in memory."""
-    held: dict[str, torch.Tensor] = {}
-    n_drawn = 0
-    for shard in sorted(folder.glob("*.safetensors")):
-        with safe_open(shard, framework="pt") as file:
-            n_drawn = int((file.metadata() or {}).get("n_drawn", 0))
-            held |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+class _Cache:
+    """The columns that `fill_cache` wrote, held in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._held: Columns = {}
+        for shard in sorted(folder.glob("*.safetensors")):
+            with safe_open(shard, framework="pt") as file:
+                self._held |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+    def column(self, batch: Batch, name: str) -> torch.Tensor:
+        """One column of a batch's examples, [N, ...]."""
+        try:
+            return torch.cat([self._held[f"{e.example_id}/{name}"] for e in batch.examples])
+        except KeyError as missing:
+            raise InputError(
+                f"no cached targets for example {missing.args[0].rpartition('/')[0]!r}",
+                where=str(self._folder),
+                remedy="remove the folder to have them written again",
+            ) from None
+
+
+def cached_targets(folder: Path, n_drawn: int = 0) -> TargetFn:
+    """Targets from `top_k_columns`; the last ``n_drawn`` of them are draws."""
+    cache = _Cache(folder)
 
     def read(batch: Batch) -> Targets:
-        names = [example.example_id for example in batch.examples]
-        missing = [name for name in names if f"{name}/ids" not in held]
-        if missing:
-            raise InputError(
-                f"no cached targets for example {missing[0]!r}",
-                where=str(folder),
-                remedy="remove the folder to have them written again",
-            )
         return Targets(
-            torch.cat([held[f"{name}/logprobs"] for name in names]).float(),
-            torch.cat([held[f"{name}/ids"] for name in names]).long(),
-            torch.cat([held[f"{name}/tail"] for name in names]).float(),
+            cache.column(batch, "logprobs").float(),
+            cache.column(batch, "ids").long(),
+            cache.column(batch, "tail").float(),
             n_drawn,
         )
+
+    return read
+
+
+def targets_of_hidden(
+    folder: Path, teacher: Any, kept_ids: Sequence[int] | None, temperature: float
+) -> TargetFn:
+    """Whole distributions, from `hidden_columns` through the teacher's head."""
+    cache = _Cache(folder)
+    with torch.no_grad():
+        weight, bias = head_of(teacher, _as_ids(kept_ids))
+
+    @torch.no_grad()
+    def read(batch: Batch) -> Targets:
+        hidden = cache.column(batch, "hidden").to(weight)
+        logits = F.linear(hidden, weight, bias)
+        return Targets(torch.log_softmax(logits / temperature, dim=-1), hidden=hidden)
 
     return read
 

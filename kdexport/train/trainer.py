@@ -14,8 +14,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from kdexport.train.checkpoint import load_checkpoint, save_checkpoint
 from kdexport.train.data import Batch, Encoded, ordered_batches, token_batches
-from kdexport.train.losses import LOSSES, Loss, forward_kl
-from kdexport.train.model import target_logits
+from kdexport.train.losses import LOSSES, Loss, forward_kl, hidden_distance
+from kdexport.train.model import low_precision, read_targets
 from kdexport.train.schedule import Budget, learning_rate
 from kdexport.train.teacher import TargetFn
 
@@ -25,12 +25,15 @@ class TrainSettings:
     """How to train. ``kd_weight`` is λ; a weight of 0 trains on the texts alone.
 
     ``prompt_weight``: what a prompt's token counts in the divergence, a completion's counting 1.
+    ``hidden_weight``: what the distance of the last hidden states counts beside the divergence.
     """
 
     budget: Budget
     loss: str = "forward_kl"
     kd_weight: float = 1.0
     prompt_weight: float = 0.0
+    hidden_weight: float = 0.0
+    precision: str = "float32"
     temperature: float = 1.0
     lr: float = 5e-4
     batch_size: int = 8
@@ -160,21 +163,29 @@ def train_step(
 def token_losses(
     student: Any, batch: Batch, targets: TargetFn, settings: TrainSettings
 ) -> torch.Tensor:
-    """L_task + λ·T²·L_KD of every target token, float [N].
+    """L_task + λ·(T²·L_KD + μ·L_hidden) of every target token, float [N].
 
     L_task counts completions only: nobody asks a student for prompts. The teacher's distribution
     over a prompt's tokens teaches language all the same, at hardly any cost: the student has read
     the prompt anyway.
     """
-    logits = target_logits(student, batch.ids, batch.targets).float()
+    with low_precision(student, settings.precision):
+        reading = read_targets(student, batch.ids, batch.targets)
+    logits = reading.logits.float()
     is_completion = batch.is_completion.to(logits.device)
     loss = F.cross_entropy(logits, batch.labels.to(logits.device), reduction="none")
     loss = loss * is_completion
     if settings.kd_weight:
+        asked = targets(batch)
         divergence: Loss = LOSSES[settings.loss]
-        distance = divergence(logits, targets(batch), settings.temperature)
-        weight = settings.kd_weight * settings.temperature**2
-        loss = loss + weight * torch.where(is_completion, 1.0, settings.prompt_weight) * distance
+        distance = settings.temperature**2 * divergence(logits, asked, settings.temperature)
+        if settings.hidden_weight:
+            assert reading.hidden is not None and asked.hidden is not None
+            distance = distance + settings.hidden_weight * hidden_distance(
+                reading.hidden, asked.hidden
+            )
+        weight = torch.where(is_completion, 1.0, settings.prompt_weight)
+        loss = loss + settings.kd_weight * weight * distance
     return loss
 
 
@@ -188,7 +199,7 @@ def evaluate(
     kl = agree = nats = 0.0
     n_tokens = 0
     for batch in ordered_batches(held_out, batch_size):
-        logits = target_logits(student, batch.ids, batch.targets).float()
+        logits = read_targets(student, batch.ids, batch.targets).logits.float()
         asked = targets(batch)
         kl += float(forward_kl(logits, asked, 1.0).sum())
         agree += float((logits.argmax(-1) == asked.top1()).sum())

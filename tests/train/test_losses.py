@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdexport.train.losses import LOSSES, Targets, forward_kl, log_remainder
+from kdexport.train.losses import LOSSES, Targets, forward_kl, hidden_distance, log_remainder
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -95,3 +95,12 @@ def test_gradient_at_t_squared_does_not_shrink_with_temperature() -> None:
         return float(z.grad.norm())
 
     assert gradient(50.0) == pytest.approx(gradient(100.0), rel=0.1)
+
+
+def test_hidden_distance_is_relative_to_the_teacher() -> None:
+    rng = np.random.default_rng(3)
+    h, t = rng.normal(size=(2, 5, 8)).astype(np.float32)
+    expected = ((h - t) ** 2).sum(-1) / (t**2).sum(-1)
+    found = hidden_distance(torch.from_numpy(h), torch.from_numpy(t))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
+    assert hidden_distance(torch.zeros(1, 4), torch.zeros(1, 4)).item() == 0

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,13 +8,16 @@ import torch
 from kdexport.errors import InputError
 from kdexport.train.data import Encoded, collate
 from kdexport.train.losses import forward_kl
-from kdexport.train.model import load_model, target_logits
+from kdexport.train.model import load_model, read_targets
 from kdexport.train.teacher import (
     cached_targets,
     check_vocabularies,
     fill_cache,
     fingerprint_examples,
+    hidden_columns,
     live_targets,
+    targets_of_hidden,
+    top_k_columns,
 )
 
 
@@ -61,8 +65,8 @@ def test_draws_come_from_the_tail_and_stay_the_same(llama: Path, tmp_path: Path)
     torch.testing.assert_close(targets.logprobs, whole.gather(1, targets.ids))
     again = ask(batch).ids
     assert again is not None and torch.equal(again, targets.ids)
-    fill_cache(tmp_path / "cache", [example], ask, batch_size=4)
-    assert cached_targets(tmp_path / "cache")(batch).n_drawn == 16
+    fill_cache(tmp_path / "cache", [example], top_k_columns(ask), batch_size=4)
+    assert cached_targets(tmp_path / "cache", 16)(batch).n_drawn == 16
 
 
 def test_a_trimmed_student_sees_the_teacher_renormalised(llama: Path) -> None:
@@ -82,22 +86,39 @@ def test_the_cache_gives_what_was_asked_live(
 ) -> None:
     model = load_model(llama)
     ask = live_targets(model, None, 1.0, top_k=64)
-    fill_cache(tmp_path / "cache", examples, ask, batch_size=16)
+    fill_cache(tmp_path / "cache", examples, top_k_columns(ask), batch_size=16)
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 2
     batch = collate(examples[3:9])
     live, cached = ask(batch), cached_targets(tmp_path / "cache")(batch)
     with torch.no_grad():
-        student = target_logits(model, batch.ids, batch.targets) * 0.7
+        student = read_targets(model, batch.ids, batch.targets).logits * 0.7
     # Half precision: 2^-11 of a log-probability of about 6 is 3e-3.
     torch.testing.assert_close(
         forward_kl(student, live, 1.0), forward_kl(student, cached, 1.0), rtol=2e-2, atol=3e-3
     )
 
 
+def test_hidden_states_give_the_whole_distribution_again(
+    llama: Path, examples: list[Encoded], tmp_path: Path
+) -> None:
+    model = load_model(llama)
+    kept = list(range(0, 300, 2))
+    seen = [replace(e, ids=e.ids % len(kept)) for e in examples]
+    columns = hidden_columns(model, kept, "float32")
+    fill_cache(tmp_path / "cache", seen, columns, batch_size=16)
+    batch = collate(seen[3:9])
+    found = targets_of_hidden(tmp_path / "cache", model, kept, 2.0)(batch)
+    expected = live_targets(model, kept, 2.0)(batch)
+    assert found.ids is None and found.hidden is not None and expected.hidden is not None
+    # Half precision: 2^-11 of each of 64 products, of logits that reach 10.
+    torch.testing.assert_close(found.logprobs, expected.logprobs, rtol=0, atol=2e-2)
+    torch.testing.assert_close(found.hidden, expected.hidden, rtol=1e-3, atol=1e-3)
+
+
 def test_whole_shards_are_not_asked_again(
     llama: Path, examples: list[Encoded], tmp_path: Path
 ) -> None:
-    ask = live_targets(load_model(llama), None, 1.0, top_k=4)
+    ask = top_k_columns(live_targets(load_model(llama), None, 1.0, top_k=4))
     folder = tmp_path / "cache"
 
     def refuse(_batch: object) -> None:

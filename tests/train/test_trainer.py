@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kdexport.train.data import Encoded, collate
-from kdexport.train.model import load_model
+from kdexport.train.model import load_model, read_targets
 from kdexport.train.schedule import Budget
 from kdexport.train.student import StudentSpec, prune
 from kdexport.train.teacher import live_targets
@@ -194,6 +194,34 @@ def test_the_loss_is_the_formula(student: Any, examples: list[Encoded], llama: P
     task = -logprobs(student, 1.0)[np.arange(len(p)), batch.labels.numpy()]
     expected = task + weight * temperature**2 * kl
     np.testing.assert_allclose(loss.detach().numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_hidden_states_add_their_distance(
+    student: Any, examples: list[Encoded], llama: Path
+) -> None:
+    targets = live_targets(load_model(llama), None, 1.0)
+    batch = collate(examples[:3])
+    without, once, twice = (
+        token_losses(student, batch, targets, settings(hidden_weight=w, kd_weight=3.0))
+        for w in (0.0, 0.5, 1.0)
+    )
+    mine, asked = read_targets(student, batch.ids, batch.targets).hidden, targets(batch).hidden
+    assert mine is not None and asked is not None
+    expected = 3.0 * ((mine - asked) ** 2).sum(-1) / (asked**2).sum(-1)
+    torch.testing.assert_close(twice - without, expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(once - without, expected / 2, rtol=1e-3, atol=1e-3)
+
+
+def test_bfloat16_is_near_float32(student: Any, examples: list[Encoded], llama: Path) -> None:
+    targets = live_targets(load_model(llama), None, 1.0)
+    batch = collate(examples[:6])
+    exact, rough = (
+        token_losses(student, batch, targets, settings(precision=p)).mean()
+        for p in ("float32", "bfloat16")
+    )
+    # 2^-8 of logits that reach 10 is 0.04
+    assert rough.item() == pytest.approx(exact.item(), abs=0.04)
+    assert rough.item() != exact.item()
 
 
 def test_prompts_weigh_what_they_are_said_to(
