@@ -5,6 +5,7 @@ are done; long stages also keep their own progress (drafts, cached targets, chec
 kill loses minutes at most. How a stage does its work is told in `stages`.
 """
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,11 @@ class Run:
     def student(self) -> Path:
         """The trained student."""
         return self.folder / "student"
+
+    @property
+    def checkpoints(self) -> Path:
+        """What a long stage goes on from after an interruption."""
+        return self.folder / "checkpoints"
 
     @property
     def reference(self) -> Path:
@@ -116,6 +122,7 @@ def _run_stages(run: Run, until: str | None) -> None:
         stage.work(run)
         seconds = time.monotonic() - started
         journal.record(stage.name, prints[stage.name], stage.outputs(run), seconds)
+        shutil.rmtree(run.checkpoints, ignore_errors=True)  # of the stage that has just ended
         say(f"{head}: {seconds:.0f} s")
 
 

@@ -43,6 +43,7 @@ def make_teacher_bundle(run: Run) -> None:
 
 def make_pairs(run: Run) -> None:
     """Briefs -> pairs written by the teacher, or the user's own pairs checked and copied."""
+    check_student(run)
     data = run.recipe.data
     if data.pairs is not None:
         pairs = load_pairs(
@@ -101,7 +102,7 @@ def make_student(run: Run) -> None:
     import torch
 
     from kdexport.train.model import load_model, load_tokenizer, save_model
-    from kdexport.train.student import INITS, StudentSpec
+    from kdexport.train.student import INITS
     from kdexport.train.vocabulary import trim_tokenizer
     from kdexport.training import renderer
 
@@ -115,16 +116,10 @@ def make_student(run: Run) -> None:
     backend = tokenizer.backend_tokenizer
     if wish.vocab_size is not None and wish.vocab_size < backend.get_vocab_size():
         trimmed, kept_ids = trim_tokenizer(backend, texts, wish.vocab_size)
-    spec = StudentSpec(
-        n_layers=wish.n_layers,
-        hidden_size=wish.hidden_size,
-        n_heads=wish.n_heads,
-        n_kv_heads=wish.n_kv_heads,
-        intermediate_size=wish.intermediate_size,
-    )
+    spec = _sizes_of(run)
     probe = [torch.tensor([backend.encode(text).ids]) for text in texts[:N_PROBE_TEXTS]]
     torch.manual_seed(run.recipe.seed)
-    student = INITS[wish.init](teacher, spec, kept_ids, probe)
+    student = INITS[wish.init].make(teacher, spec, kept_ids, probe)
     facts = {
         "teacher": run.teacher.source,
         "kept_layers": student.kept_layers,
@@ -138,6 +133,20 @@ def make_student(run: Run) -> None:
         f"    {n_parameters:.1f} M parameters of {teacher.num_parameters() / 1e6:.1f} M, "
         f"layers kept: {student.kept_layers or 'none (from scratch)'}"
     )
+
+
+def _sizes_of(run: Run) -> Any:
+    from kdexport.train.student import StudentSpec
+
+    return StudentSpec(**run.recipe.student.model_dump(exclude={"init", "vocab_size"}))
+
+
+def check_student(run: Run) -> None:
+    """Refuse sizes that the student cannot have, before the teacher writes for minutes."""
+    from kdexport.train.model import load_config
+    from kdexport.train.student import INITS
+
+    INITS[run.recipe.student.init].check(load_config(run.teacher.path), _sizes_of(run))
 
 
 def train_student(run: Run) -> None:

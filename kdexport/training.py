@@ -20,6 +20,7 @@ from kdexport.machine import machine_facts
 from kdexport.pairs import by_split, load_pairs
 from kdexport.pipeline import Run
 from kdexport.recipe import TrainSection
+from kdexport.sources import folder_fingerprint
 from kdexport.train.data import Batch, Encoded, encode_pairs
 from kdexport.train.model import (
     head_is_plain,
@@ -27,6 +28,7 @@ from kdexport.train.model import (
     load_model,
     load_tokenizer,
     save_model,
+    swap_folder,
 )
 from kdexport.train.reference import write_reference
 from kdexport.train.schedule import Budget
@@ -94,11 +96,19 @@ def train_student(run: Run) -> None:
     _check_hidden(wish, teacher, student)
     service = Service(run, teacher, kept_ids, precision)
     targets, held_out_targets = service.targets(data)
-    key = fingerprint(service.key, fingerprint_examples(data.train), wish.model_dump())
+    key = fingerprint(
+        service.key,
+        fingerprint_examples(data.train),
+        folder_fingerprint(run.student_init),
+        wish.model_dump(),
+        run.recipe.seed,
+    )
     settings = train_settings(wish, run.recipe.seed, len(data.train), precision)
     _train(run, student, data, targets, held_out_targets, settings, key)
+    measured_on = "test" if data.test else "validation"
+    reference = run.checkpoints / run.reference.name
     write_reference(
-        run.reference,
+        reference,
         teacher,
         data.test or data.validation,
         kept_ids,
@@ -106,8 +116,17 @@ def train_student(run: Run) -> None:
         top_k=REFERENCE_TOP_K,
         n_drawn=REFERENCE_DRAWN,
         batch_size=TEACHER_BATCH,
-        meta={"teacher": run.teacher.source, "fingerprint": run.teacher.fingerprint},
+        meta={
+            "teacher": run.teacher.source,
+            "fingerprint": run.teacher.fingerprint,
+            "split": measured_on,
+        },
     )
+    # A copy: killed before the stage is recorded, the next run finds the best one where it was.
+    finished = run.checkpoints / "student"
+    shutil.copytree(run.checkpoints / "best", finished, dirs_exist_ok=True)
+    swap_folder(finished, run.student)
+    reference.replace(run.reference)
 
 
 def _encode(run: Run, tokenizer: Any, student: Any) -> Data:
@@ -218,12 +237,12 @@ def _train(
     if run.recipe.train.freeze_embeddings:
         student.get_input_embeddings().requires_grad_(False)
     log = run.folder / "train_log.jsonl"
-    checkpoint = run.folder / "checkpoints" / "last"
+    checkpoint = run.checkpoints / "last"
     if not checkpoint.exists():
         log.unlink(missing_ok=True)
 
     def keep_best(model: Any) -> None:
-        save_model(model, run.student, tokenizer_from=run.student_init)
+        save_model(model, run.checkpoints / "best", tokenizer_from=run.student_init)
 
     with tracked("    distilling", "%", 100) as progress:
         distill(
@@ -238,7 +257,6 @@ def _train(
             keep_best=keep_best,
             report=_reporter(progress, log),
         )
-    shutil.rmtree(checkpoint.parent)
 
 
 def _reporter(progress: Tracker, log: Path) -> Callable[[Event], None]:

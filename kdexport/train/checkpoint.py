@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from kdexport.errors import InputError
+from kdexport.train.model import swap_folder
 
 State = dict[str, Any]
 
@@ -27,17 +28,12 @@ def save_checkpoint(
     staging.mkdir(parents=True)
     save_file(_own_tensors(model), staging / "model.safetensors")
     save_file(_moments(optimizer), staging / "optimizer.safetensors")
-    save_file({"cpu": torch.get_rng_state()}, staging / "random.safetensors")
+    save_file(_random_states(), staging / "random.safetensors")
     with (staging / "state.json").open("w", encoding="utf-8") as file:
         json.dump(state, file)
         file.flush()
         os.fsync(file.fileno())
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    staging.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    swap_folder(staging, folder)
 
 
 def load_checkpoint(
@@ -70,8 +66,17 @@ def load_checkpoint(
         for name, value in weights.items():
             own[name].copy_(value)
     _restore_moments(optimizer, moments)
-    torch.set_rng_state(random["cpu"])
+    torch.set_rng_state(random.pop("cpu"))
+    if random and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(list(random.values()))
     return state
+
+
+def _random_states() -> dict[str, torch.Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states |= {f"cuda{n:02d}": s for n, s in enumerate(torch.cuda.get_rng_state_all())}
+    return states
 
 
 def _own_tensors(model: Any) -> dict[str, torch.Tensor]:

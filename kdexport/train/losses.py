@@ -28,6 +28,20 @@ class Targets:
     n_drawn: int = 0
     hidden: torch.Tensor | None = None
 
+    def to(self, device: torch.device) -> "Targets":
+        """The same on another device."""
+
+        def moved(part: torch.Tensor | None) -> torch.Tensor | None:
+            return None if part is None else part.to(device)
+
+        return Targets(
+            self.logprobs.to(device),
+            moved(self.ids),
+            moved(self.tail),
+            self.n_drawn,
+            moved(self.hidden),
+        )
+
     def top1(self) -> torch.Tensor:
         """The teacher's most likely token, int64 [N]."""
         best = self.logprobs.argmax(-1)

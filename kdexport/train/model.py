@@ -53,12 +53,22 @@ def load_model(folder: Path, *, attention: str = "sdpa") -> Any:
     return model.eval()
 
 
+def load_config(folder: Path) -> Any:
+    """The configuration of a Hugging Face folder."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder, local_files_only=True)
+
+
 def load_tokenizer(folder: Path) -> Any:
-    """The fast tokenizer of a Hugging Face folder."""
+    """The fast tokenizer of a Hugging Face folder, which neither cuts nor pads a text."""
     from transformers import AutoTokenizer
 
     with quiet_transformers():
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
 
 
 def save_model(
@@ -79,11 +89,16 @@ def save_model(
     if tokenizer is not None:
         tokenizer.save(str(staging / "tokenizer.json"))
         _forget_old_ids(staging / "tokenizer_config.json")
-    old = folder.with_name(f".{folder.name}.old")
+    swap_folder(staging, folder)
+
+
+def swap_folder(new: Path, place: Path) -> None:
+    """Rename a whole folder into its place; the one that was there goes last."""
+    old = place.with_name(f".{place.name}.old")
     shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    staging.rename(folder)
+    if place.exists():
+        place.rename(old)
+    new.rename(place)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from kdexport.errors import InputError
 
 SIZES = ("n_layers", "hidden_size", "n_heads", "n_kv_heads", "intermediate_size", "vocab_size")
+HEAD_STEP = 8  # what ONNX Runtime's rotary attention asks of a head's size
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -50,18 +51,12 @@ def prune(
     """
     layers = decoder_layers(teacher)
     n_layers = len(layers) if spec.n_layers is None else spec.n_layers
-    if not 2 <= n_layers <= len(layers):
-        raise InputError(
-            f"{n_layers} layers asked of a teacher that has {len(layers)}",
-            where="student.n_layers",
-            remedy=f"use 2 to {len(layers)}",
-        )
+    check_pruning(teacher.config, spec)
     influence = block_influence(teacher, texts)
     inner = sorted(range(1, len(layers) - 1), key=lambda i: -influence[i])[: n_layers - 2]
     kept_layers = [0, *sorted(inner), len(layers) - 1]
     narrower = StudentSpec(n_layers=n_layers, intermediate_size=spec.intermediate_size)
-    config = resized_config(teacher.config, narrower, kept_ids)
-    _select_per_layer(config, kept_layers, len(layers))
+    config = resized_config(teacher.config, narrower, kept_ids, kept_layers)
     student = _new_model(config, teacher, kept_ids)
     state = _state_of_kept(teacher, kept_layers, kept_ids)
     if spec.intermediate_size is not None:
@@ -83,6 +78,27 @@ def from_scratch(
     """A randomly initialised model of the teacher's family with other sizes."""
     config = resized_config(teacher.config, spec, kept_ids)
     return Student(_new_model(config, teacher, kept_ids), None, None)
+
+
+def check_pruning(config: Any, spec: StudentSpec) -> None:
+    """Refuse sizes that cannot be cut from a teacher of this configuration."""
+    n_layers, width = config.num_hidden_layers, configured_width(config)
+    if spec.n_layers is not None and not 2 <= spec.n_layers <= n_layers:
+        raise InputError(
+            f"{spec.n_layers} layers asked of a teacher that has {n_layers}",
+            where="student.n_layers",
+            remedy=f"use 2 to {n_layers}",
+        )
+    if spec.intermediate_size is not None and not 0 < spec.intermediate_size <= width:
+        raise InputError(
+            f"{spec.intermediate_size} asked of a teacher that has {width}",
+            where="student.intermediate_size",
+        )
+
+
+def check_scratch(config: Any, spec: StudentSpec) -> None:
+    """Refuse sizes that no model of this family can have."""
+    resized_config(config, spec, None)
 
 
 @torch.no_grad()
@@ -113,8 +129,16 @@ def block_influence(model: Any, texts: Sequence[torch.Tensor]) -> list[float]:
     return [float(value) for value in total / max(n_tokens, 1)]
 
 
-def resized_config(config: Any, spec: StudentSpec, kept_ids: Sequence[int] | None) -> Any:
-    """A copy of a model's configuration with other sizes, whatever its family calls them."""
+def resized_config(
+    config: Any,
+    spec: StudentSpec,
+    kept_ids: Sequence[int] | None,
+    kept_layers: Sequence[int] | None = None,
+) -> Any:
+    """A copy of a model's configuration with other sizes, whatever its family calls them.
+
+    ``kept_layers``: which layers' entries the lists with one a layer keep; None: the first.
+    """
     new = copy.deepcopy(config)
     names = _normalized_names(config)
     wanted = {
@@ -130,7 +154,10 @@ def resized_config(config: Any, spec: StudentSpec, kept_ids: Sequence[int] | Non
         if name is None or not hasattr(new, name):
             raise InputError(f"a {config.model_type} model has no such size", where="student")
         setattr(new, name, value)
-    if spec.hidden_size or spec.n_heads:
+    if spec.n_layers is not None:
+        kept = range(spec.n_layers) if kept_layers is None else kept_layers
+        _select_per_layer(new, kept, config.num_hidden_layers)
+    if spec.hidden_size or spec.n_heads or spec.n_kv_heads:
         _settle_heads(new, names)
     if kept_ids is not None:
         _renumber_special_tokens(new, kept_ids)
@@ -169,6 +196,17 @@ def _settle_heads(config: Any, names: Mapping[str, str | None]) -> None:
         raise InputError(
             f"hidden_size {width} is not a multiple of n_heads {n_heads}", where="student"
         )
+    n_kv_heads = getattr(config, names["n_kv_heads"] or "", n_heads)
+    if n_heads % n_kv_heads:
+        raise InputError(
+            f"n_heads {n_heads} is not a multiple of n_kv_heads {n_kv_heads}", where="student"
+        )
+    if width // n_heads % HEAD_STEP:
+        raise InputError(
+            f"heads of {width // n_heads} channels cannot be exported",
+            where="student",
+            remedy=f"choose n_heads so that hidden_size / n_heads is a multiple of {HEAD_STEP}",
+        )
     if getattr(config, "head_dim", None) is not None:
         config.head_dim = width // n_heads
 
@@ -188,7 +226,7 @@ def _select_per_layer(config: Any, kept_layers: Sequence[int], n_before: int) ->
     """Lists in the configuration with one entry a layer (layer_types, …) follow the layers."""
     for name, value in list(vars(config).items()):
         if isinstance(value, list) and len(value) == n_before and name != "eos_token_id":
-            setattr(config, name, [value[i] for i in kept_layers])
+            setattr(config, name, [value[i] for i in kept_layers if i < n_before])
 
 
 def _new_model(config: Any, teacher: Any, kept_ids: Sequence[int] | None) -> Any:
@@ -251,7 +289,7 @@ def ffn_importance(model: Any, texts: Sequence[torch.Tensor]) -> list[torch.Tens
     float [width] per layer: the mean square of the channel's activation times the squared norm of
     the weights that read it (after Muralidharan et al. 2024, Minitron, section 2.2).
     """
-    width = feed_forward_width(model)
+    width = configured_width(model.config)
     readers = [feed_forward_reader(layer, width) for layer in decoder_layers(model)]
     power = [torch.zeros(width, dtype=torch.float64) for _ in readers]
 
@@ -274,10 +312,10 @@ def ffn_importance(model: Any, texts: Sequence[torch.Tensor]) -> list[torch.Tens
     ]
 
 
-def feed_forward_width(model: Any) -> int:
+def configured_width(config: Any) -> int:
     """Channels of the feed-forward blocks; GPT-2's configuration leaves it unsaid at 4 x hidden."""
-    name = _normalized_names(model.config)["intermediate_size"]
-    return int((name and getattr(model.config, name)) or 4 * model.config.hidden_size)
+    name = _normalized_names(config)["intermediate_size"]
+    return int((name and getattr(config, name)) or 4 * config.hidden_size)
 
 
 def feed_forward_reader(layer: Any, width: int) -> tuple[Any, int]:
@@ -306,11 +344,7 @@ def _narrow_state(
     texts: Sequence[torch.Tensor],
 ) -> dict[str, torch.Tensor]:
     """Keep the ``width`` most important feed-forward channels of each layer."""
-    before = feed_forward_width(teacher)
-    if not 0 < width <= before:
-        raise InputError(
-            f"{width} asked of a teacher that has {before}", where="student.intermediate_size"
-        )
+    before = configured_width(teacher.config)
     layers = decoder_layers(teacher)
     prefix = next(name for name, module in teacher.named_modules() if module is layers) + "."
     importance = ffn_importance(teacher, texts)
@@ -344,11 +378,15 @@ def _tied_names(model: Any) -> set[str]:
     } - {name for name, parameter in model.named_parameters() if parameter is head.weight}
 
 
-Init = Callable[
-    [Any, StudentSpec, Sequence[int] | None, Sequence[torch.Tensor]],
-    Student,
-]
+@dataclass(frozen=True)
+class Init:
+    """A way to make a student. ``check`` refuses impossible sizes before any work is done."""
+
+    make: Callable[[Any, StudentSpec, Sequence[int] | None, Sequence[torch.Tensor]], Student]
+    check: Callable[[Any, StudentSpec], None]
+
+
 INITS: Mapping[str, Init] = {
-    "prune": prune,
-    "scratch": from_scratch,
+    "prune": Init(prune, check_pruning),
+    "scratch": Init(from_scratch, check_scratch),
 }

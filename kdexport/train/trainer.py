@@ -3,6 +3,7 @@
 Knows batches, a function that gives targets, and a student; not where any of them come from.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from kdexport.errors import KdexportError
 from kdexport.train.checkpoint import load_checkpoint, save_checkpoint
 from kdexport.train.data import Batch, Encoded, ordered_batches, token_batches
 from kdexport.train.losses import LOSSES, Loss, forward_kl, hidden_distance
@@ -115,12 +117,14 @@ def distill(
         group = [next(batches) for _ in range(settings.accumulate)]
         loss = train_step(student, optimizer, group, targets, settings, lr)
         at.step += 1
+        _check_finite(loss, at.step)
         at.tokens += sum(batch.n_targets for batch in group)
         at.elapsed_s = time.monotonic() - started
         progress = settings.budget.progress(at.step, at.elapsed_s)
         evaluation = None
         if at.step % settings.evaluate_steps == 0 or progress >= 1.0:
             evaluation = evaluate(student, held_out, held_out_targets, settings.batch_size)
+            _check_finite(evaluation.kl, at.step)
             if evaluation.kl < at.best_kl:
                 at.best_kl = evaluation.kl
                 keep_best(student)
@@ -131,6 +135,16 @@ def distill(
             last_saved = time.monotonic()
     student.eval()
     return at
+
+
+def _check_finite(value: float, step: int) -> None:
+    """End a run that has diverged: nothing good comes of going on."""
+    if not math.isfinite(value):
+        raise KdexportError(
+            f"training has diverged: the loss of step {step} is {value}",
+            where="distill",
+            remedy="lower train.lr, or train.lambda",
+        )
 
 
 def train_step(
@@ -176,7 +190,7 @@ def token_losses(
     loss = F.cross_entropy(logits, batch.labels.to(logits.device), reduction="none")
     loss = loss * is_completion
     if settings.kd_weight:
-        asked = targets(batch)
+        asked = targets(batch).to(logits.device)
         divergence: Loss = LOSSES[settings.loss]
         distance = settings.temperature**2 * divergence(logits, asked, settings.temperature)
         if settings.hidden_weight:
@@ -200,7 +214,7 @@ def evaluate(
     n_tokens = 0
     for batch in ordered_batches(held_out, batch_size):
         logits = read_targets(student, batch.ids, batch.targets).logits.float()
-        asked = targets(batch)
+        asked = targets(batch).to(logits.device)
         kl += float(forward_kl(logits, asked, 1.0).sum())
         agree += float((logits.argmax(-1) == asked.top1()).sum())
         nats += float(F.cross_entropy(logits, batch.labels.to(logits.device), reduction="sum"))

@@ -4,13 +4,15 @@ import pytest
 import torch
 
 from kdexport.errors import InputError
-from kdexport.train.model import load_model
+from kdexport.train.model import load_config, load_model
 from kdexport.train.student import (
+    INITS,
     StudentSpec,
     block_influence,
     ffn_importance,
     from_scratch,
     prune,
+    resized_config,
 )
 
 TEXTS = [torch.arange(3, 40)[None], torch.arange(60, 90)[None]]
@@ -116,3 +118,25 @@ def test_from_scratch_takes_any_size(teacher: object) -> None:
         assert student(torch.tensor([[1, 2]])).logits.shape == (1, 2, 50)
     with pytest.raises(InputError, match="not a multiple"):
         from_scratch(teacher, StudentSpec(hidden_size=33, n_heads=2), None, TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (StudentSpec(n_heads=8, n_kv_heads=3), "not a multiple of n_kv_heads 3"),
+        (StudentSpec(hidden_size=102), "not a multiple of n_heads"),
+        (StudentSpec(hidden_size=48), "heads of 12 channels"),
+    ],
+)
+def test_sizes_that_no_model_can_have_are_refused(
+    llama: Path, spec: StudentSpec, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        INITS["scratch"].check(load_config(llama), spec)
+
+
+def test_lists_with_one_entry_a_layer_follow_the_layers() -> None:
+    from transformers import Qwen2Config
+
+    config = Qwen2Config(num_hidden_layers=4, layer_types=["full_attention"] * 4)
+    assert len(resized_config(config, StudentSpec(n_layers=2), None).layer_types) == 2

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from kdexport.errors import KdexportError
 from kdexport.train.data import Encoded, collate
 from kdexport.train.model import load_model, read_targets
 from kdexport.train.schedule import Budget
@@ -146,6 +147,15 @@ def test_a_damaged_checkpoint_is_one_line(
     weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(InputError, match="damaged"):
         load_checkpoint(tmp_path / "last", student, make_optimizer(student, settings()), "f")
+
+
+def test_a_run_that_diverges_ends_in_one_line(
+    student: Any, examples: list[Encoded], llama: Path, tmp_path: Path
+) -> None:
+    kept: list[Any] = []
+    with pytest.raises(KdexportError, match=r"diverged.*lower train\.lr"):
+        train(student, examples, llama, tmp_path, keep_best=kept.append, changes={"lr": 1e30})
+    assert not kept
 
 
 def test_how_a_group_is_cut_into_batches_changes_nothing(
