@@ -10,7 +10,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from kdexport.errors import InputError
 from kdexport.recipe_yaml import Lines, read_yaml, scalar
@@ -18,12 +26,30 @@ from kdexport.recipe_yaml import Lines, read_yaml, scalar
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+MAX_SEED = 2**63 - 1  # what every random generator takes
+
+
+def _below_one(value: float) -> float:
+    if value >= 1:
+        raise ValueError("must be below 1")
+    return value
+
+
+def _seed(value: int) -> int:
+    if value > MAX_SEED:
+        raise ValueError(f"must be at most {MAX_SEED}")
+    return value
+
+
+Decay = Annotated[Share, AfterValidator(_below_one)]
 
 
 class Section(BaseModel):
     """A part of a recipe."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False
+    )
 
 
 class TeacherSection(Section):
@@ -116,7 +142,7 @@ class TrainSection(Section):
     max_minutes: Positive | None = Field(None, description="The schedule ends with the clock")
     warmup_fraction: Share = 0.05
     weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[Share, Share] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     clip_norm: Positive = 1.0
     freeze_embeddings: bool = Field(
         False, description="Keep the token embeddings, and a tied head, as the teacher has them"
@@ -166,7 +192,7 @@ class Recipe(Section):
     """One run from teacher to measured bundle."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="Names the folders")
-    seed: int = Field(0, ge=0)
+    seed: Annotated[int, Field(ge=0), AfterValidator(_seed)] = 0
     teacher: Annotated[
         TeacherSection,
         BeforeValidator(_source_alone, json_schema_input_type=str | TeacherSection),

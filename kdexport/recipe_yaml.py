@@ -10,6 +10,7 @@ from kdexport.errors import InputError
 
 Lines = dict[tuple[str, ...], int]
 MAX_BYTES = 1_000_000
+MAX_DEPTH = 32
 PLAIN_TAGS = {
     f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "timestamp")
 }
@@ -35,22 +36,41 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
         line = content[: error.start].count(b"\n") + 1
         raise InputError("is not UTF-8", where=f"{path}:{line}") from None
     try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):  # a few of them can stand for gigabytes
-                line = event.start_mark.line + 1 if event.start_mark else 1
-                raise InputError("aliases are not allowed", where=f"{path}:{line}")
+        _check_events(text, path)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is None:
             raise InputError("is empty", where=str(path))
         lines: Lines = {}
         value = _value(node, (), lines, path)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise InputError(f"is not YAML ({getattr(error, 'problem', error)})", where=where) from None
+        raise _not_yaml(error, text, path) from None
     if not isinstance(value, dict):
         raise InputError("is not a mapping of keys to values", where=str(path))
     return value, lines
+
+
+def _check_events(text: str, path: Path) -> None:
+    """Refuse aliases, a few of which can stand for gigabytes, and what is nested very deep."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        where = f"{path}:{event.start_mark.line + 1 if event.start_mark else 1}"
+        if isinstance(event, yaml.AliasEvent):
+            raise InputError("aliases are not allowed", where=where)
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise InputError(f"is nested deeper than {MAX_DEPTH} levels", where=where)
+
+
+def _not_yaml(error: yaml.YAMLError, text: str, path: Path) -> InputError:
+    """One line for an error of the parser, which may tell it in several."""
+    mark = getattr(error, "problem_mark", None)
+    position = getattr(error, "position", None)  # of a character that YAML does not allow
+    where = f"{path}:{mark.line + 1}" if mark else str(path)
+    if isinstance(position, int):
+        where = f"{path}:{text.count(chr(10), 0, position) + 1}"
+    reason = str(getattr(error, "problem", None) or error).splitlines()[0]
+    return InputError(f"is not YAML ({reason})", where=where)
 
 
 def _value(node: yaml.Node, place: tuple[str, ...], lines: Lines, path: Path) -> Any:
@@ -69,11 +89,12 @@ def _value(node: yaml.Node, place: tuple[str, ...], lines: Lines, path: Path) ->
         return found
     if isinstance(node, yaml.SequenceNode):
         return [_value(item, place, lines, path) for item in node.value]
+    where = f"{path}:{node.start_mark.line + 1}"
     if isinstance(node, yaml.ScalarNode) and node.tag in PLAIN_TAGS:
+        if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in node.value):
+            raise InputError("holds a character that no name or text can have", where=where)
         return scalar(node.value) if node.style is None else node.value
-    raise InputError(
-        f"the tag {node.tag} is not allowed", where=f"{path}:{node.start_mark.line + 1}"
-    )
+    raise InputError(f"the tag {node.tag} is not allowed", where=where)
 
 
 def scalar(text: str) -> Any:
@@ -82,6 +103,6 @@ def scalar(text: str) -> Any:
         return float(text)
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # a 13th month; thousands of digits
         return text
     return value if isinstance(value, (str, int, float, bool, list, type(None))) else text

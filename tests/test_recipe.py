@@ -66,6 +66,16 @@ def test_overrides_take_the_field_s_type(folder: Path) -> None:
         ("name: mine", "name: My Run", ":1", "name: "),
         ("name: mine", "name: [", ":", "is not YAML"),
         ("name: mine", "name: &a x\nseed: *a", ":2", "aliases are not allowed"),
+        ("some/folder", "2024-13-45\n  licence: [1]", ":4", "teacher.licence"),
+        ("name: mine", "name: x\nseed: " + "1" * 5000, ":2", "seed: "),
+        ("name: mine", "name: " + "[" * 1500 + "]" * 1500, ":1", "nested deeper than 32 levels"),
+        ("name: mine", 'name: "\\ud83d"', ":1", "a character that no name"),
+        ("name: mine", "name: x\nseed: \x07", ":2", r"not YAML \(unacceptable character[^\n]*$"),
+        ("name: mine", "name: mine\nseed: 9223372036854775808", ":2", "seed: must be at most"),
+        ("  lr: 3e-4", "  betas: [0.9, 1]", ":7", "betas.1: must be below 1"),
+        ("  lr: 3e-4", "  lr: .inf", ":7", "train.lr: input should be a finite number"),
+        ("  lr: 3e-4", "  lambda: .nan", ":7", "train.lambda: input should be a finite number"),
+        ("  lr: 3e-4", "  max_minutes: 1e999", ":7", "finite number"),
         ("name: mine", "name: !!python/name:os.system x", ":1", "not"),
     ],
 )
@@ -84,6 +94,9 @@ def test_what_is_wrong_is_named_with_its_line(
         ("train.lrr=1", "did you mean 'lr'"),
         ("train.lr=abc", "train.lr"),
         ("name.x=1", "is no section"),
+        ("train.lr=1e999", "finite number"),
+        ("train.lr=" + "9" * 5000, "train.lr"),
+        ("seed=0x_", "seed"),
     ],
 )
 def test_a_bad_override_is_named(folder: Path, override: str, message: str) -> None:
