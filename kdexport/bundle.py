@@ -16,6 +16,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kdexport.errors import InputError
+from kdexport.machine import make_folder
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -78,7 +79,10 @@ class FileFacts(_Facts):
 
 
 class Manifest(_Facts):
-    """All facts of a bundle. Nothing is read from paths or file names."""
+    """All facts of a bundle. Nothing is read from paths or file names.
+
+    ``self_sha256``: of the manifest's own bytes with this value left out.
+    """
 
     format_version: int = FORMAT_VERSION
     name: str
@@ -96,6 +100,7 @@ class Manifest(_Facts):
     licence: str | None = None
     requires_cpu: list[str] = []
     files: dict[str, FileFacts] = {}
+    self_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,10 @@ class Bundle:
 
 
 def open_bundle(path: Path | str) -> Bundle:
-    """Read the manifest and check that all files are there with their sizes (not their hashes)."""
+    """Read the manifest, check its hash, and that all files are there with their sizes.
+
+    Their hashes are checked where they are read: `check_files`.
+    """
     path = Path(path)
     manifest_path = path / MANIFEST
     if not path.is_dir():
@@ -126,6 +134,9 @@ def open_bundle(path: Path | str) -> Bundle:
         raise InputError(f"is no bundle: {MANIFEST} is missing", where=str(path))
     content = manifest_path.read_bytes()
     manifest = _parse(content, manifest_path)
+    problem = _manifest_problem(content, manifest)
+    if problem:
+        raise InputError(problem, where=str(path), remedy="copy or export the bundle again")
     listed = {manifest.graphs.prefill, manifest.graphs.decode, manifest.weights, "tokenizer.json"}
     for name in sorted(listed - manifest.files.keys()):
         raise InputError(f"the manifest does not list {name}", where=str(manifest_path))
@@ -156,6 +167,20 @@ def _parse(content: bytes, where: Path) -> Manifest:
         raise InputError(f"{field}: {first['msg']}", where=str(where)) from None
 
 
+def _manifest_problem(content: bytes, manifest: Manifest) -> str | None:
+    """Why a manifest's own bytes cannot be trusted."""
+    if manifest.self_sha256 == _own_sha256(content, manifest.self_sha256):
+        return None
+    if not manifest.self_sha256:
+        return f"{MANIFEST} has no sha256 of its own: it was made before bundles were released"
+    return f"{MANIFEST} has changed: its sha256 differs"
+
+
+def _own_sha256(content: bytes, stated: str) -> str:
+    """The sha256 of a manifest's bytes without the one that is stated in them."""
+    return hashlib.sha256(content.replace(stated.encode(), b"")).hexdigest()
+
+
 def _file_problem(folder: Path, name: str, facts: FileFacts) -> str | None:
     """Why a listed file cannot be used, apart from its hash."""
     if name in ("", ".", "..") or Path(name).name != name or "\\" in name:
@@ -171,8 +196,10 @@ def verify_bundle(path: Path) -> list[str]:
     """Every changed, missing or unexpected file, one line each; empty when the bundle is whole."""
     if not (path / MANIFEST).is_file():
         raise InputError(f"is no bundle: {MANIFEST} is missing", where=str(path))
-    manifest = _parse((path / MANIFEST).read_bytes(), path / MANIFEST)
-    problems = []
+    content = (path / MANIFEST).read_bytes()
+    manifest = _parse(content, path / MANIFEST)
+    own = _manifest_problem(content, manifest)
+    problems = [own] if own else []
     for name, facts in manifest.files.items():
         problem = _file_problem(path, name, facts)
         if problem is None and _sha256(path / name) != facts.sha256:
@@ -195,15 +222,47 @@ def check_files(bundle: Bundle, names: set[str]) -> None:
             )
 
 
+def check_target(target: Path) -> None:
+    """Refuse a place for a bundle that holds anything but an older bundle's own files.
+
+    The older one may be damaged; it may not be of a newer format.
+    """
+    another = "name another folder"
+    if target.name in ("", ".."):
+        raise InputError("cannot be replaced by a bundle", where=str(target), remedy=another)
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise InputError("is no folder", where=str(target), remedy=another)
+    if not target.exists() or not any(target.iterdir()):
+        return
+    if not (target / MANIFEST).is_file():
+        raise InputError("is a folder with other things in it", where=str(target), remedy=another)
+    try:
+        manifest = _parse((target / MANIFEST).read_bytes(), target / MANIFEST)
+    except InputError as error:
+        remedy = " or ".join(filter(None, (error.remedy, another)))
+        raise InputError(error.message, where=error.where, remedy=remedy) from None
+    known = {MANIFEST, *manifest.files}
+    for path in sorted(target.iterdir()):
+        if path.name not in known or not (path.is_file() or path.is_symlink()):
+            raise InputError(
+                f"{path.name} lies in the bundle there and is no part of it",
+                where=str(target),
+                remedy=f"move it away or {another}",
+            )
+
+
 @contextlib.contextmanager
 def staged_bundle(target: Path) -> Iterator[Path]:
     """A folder beside ``target`` to write into; `commit_bundle` swaps it in.
 
     What was not committed is removed, and an older bundle at ``target`` is untouched.
+    Raises InputError, before anything is written, where ``target`` may not be replaced.
     """
+    check_target(target)
+    make_folder(target.parent)
     staging = target.with_name(f".{target.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
+    make_folder(staging)
     try:
         yield staging
     finally:
@@ -212,21 +271,19 @@ def staged_bundle(target: Path) -> Iterator[Path]:
 
 def commit_bundle(staging: Path, target: Path, manifest: Manifest) -> Bundle:
     """Hash all files, write the manifest, flush to disk and rename into place."""
-    if target.exists() and not (target / MANIFEST).exists() and any(target.iterdir()):
-        raise InputError(
-            "is a folder with other things in it", where=str(target), remedy="name another folder"
-        )
     files = {}
     for file in sorted(staging.iterdir()):
         files[file.name] = FileFacts(sha256=_sha256(file), bytes=file.stat().st_size)
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    whole = manifest.model_copy(update={"files": files, "created": created})
-    with (staging / MANIFEST).open("w", encoding="utf-8") as handle:
-        handle.write(whole.model_dump_json(indent=2) + "\n")
+    whole = manifest.model_copy(update={"files": files, "created": created, "self_sha256": ""})
+    own = _own_sha256(_manifest_bytes(whole), "")
+    with (staging / MANIFEST).open("wb") as handle:
+        handle.write(_manifest_bytes(whole.model_copy(update={"self_sha256": own})))
         handle.flush()
         os.fsync(handle.fileno())
+    check_target(target)
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
@@ -234,6 +291,10 @@ def commit_bundle(staging: Path, target: Path, manifest: Manifest) -> Bundle:
     staging.rename(target)
     shutil.rmtree(old, ignore_errors=True)
     return open_bundle(target)
+
+
+def _manifest_bytes(manifest: Manifest) -> bytes:
+    return (manifest.model_dump_json(indent=2) + "\n").encode()
 
 
 def _sha256(path: Path) -> str:

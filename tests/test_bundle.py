@@ -1,5 +1,6 @@
 """A manifest vouches for every byte; what it does not vouch for is refused."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,10 +8,12 @@ import pytest
 
 from kdexport.bundle import (
     Bundle,
+    FileFacts,
     Graphs,
     Manifest,
     ModelFacts,
     TextFacts,
+    check_target,
     commit_bundle,
     open_bundle,
     staged_bundle,
@@ -45,8 +48,11 @@ def make(target: Path, manifest: Manifest = MANIFEST) -> Bundle:
 
 
 def edit(bundle: Bundle, **changes: object) -> Path:
+    """Change a manifest as its writer might have: with a hash that fits."""
     path = bundle.path / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    text = json.dumps(json.loads(path.read_text()) | changes | {"self_sha256": "HASH"})
+    own = hashlib.sha256(text.replace("HASH", "").encode()).hexdigest()
+    path.write_text(text.replace("HASH", own))
     return bundle.path
 
 
@@ -65,6 +71,36 @@ def test_any_changed_byte_is_found(tmp_path: Path, name: str) -> None:
     content[-1] ^= 1
     bundle.file(name).write_bytes(content)
     assert verify_bundle(bundle.path) == [f"{name} has changed: its sha256 differs"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"max_length": 16', '"max_length": 61'),
+        ("    2\n", "    3\n"),  # eos_token_ids
+        ("\n}\n", "\n}\n "),
+        ('"self_sha256": "', '"self_sha256": "0'),
+        ("{\n", '{\n"self_sha256": "",\n'),
+    ],
+)
+def test_any_change_of_the_manifest_is_found(tmp_path: Path, old: str, new: str) -> None:
+    path = make(tmp_path / "b").path / "manifest.json"
+    text = path.read_text()
+    assert text.count(old) >= 1
+    path.write_text(text.replace(old, new, 1))
+    assert verify_bundle(path.parent) == ["manifest.json has changed: its sha256 differs"]
+    with pytest.raises(InputError, match=r"manifest\.json has changed"):
+        open_bundle(path.parent)
+
+
+def test_a_manifest_without_a_hash_is_refused(tmp_path: Path) -> None:
+    path = make(tmp_path / "b").path / "manifest.json"
+    fields = json.loads(path.read_text())
+    del fields["self_sha256"]
+    path.write_text(json.dumps(fields))
+    with pytest.raises(InputError, match=r"no sha256 of its own.*export the bundle again"):
+        open_bundle(path.parent)
+    assert make(tmp_path / "b").manifest.self_sha256
 
 
 def test_missing_and_unlisted_files_are_found(tmp_path: Path) -> None:
@@ -124,3 +160,85 @@ def test_what_is_no_bundle(tmp_path: Path) -> None:
     for path, reason in ((tmp_path / "none", "no such bundle"), (tmp_path, "manifest.json")):
         with pytest.raises(InputError, match=reason):
             open_bundle(path)
+
+
+def test_what_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "web"
+    target.mkdir()
+    (target / "manifest.json").write_text('{"name": "My app", "icons": []}')
+    (target / "thesis.tex").write_text("x")
+    with pytest.raises(InputError, match="no manifest of a bundle; name another folder"):
+        make(target)
+    assert sorted(p.name for p in target.iterdir()) == ["manifest.json", "thesis.tex"]
+    assert [p.name for p in tmp_path.iterdir()] == ["web"]
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_stranger_in_a_bundle_is_not_removed(tmp_path: Path, is_folder: bool) -> None:
+    stranger = make(tmp_path / "b").path / "notes"
+    stranger.mkdir() if is_folder else stranger.write_text("x")
+    with pytest.raises(InputError, match="notes lies in the bundle there"):
+        make(tmp_path / "b")
+    assert stranger.exists()
+
+
+def test_a_folder_with_a_file_s_name_is_a_stranger(tmp_path: Path) -> None:
+    bundle = make(tmp_path / "b")
+    bundle.file("weights.bin").unlink()
+    bundle.file("weights.bin").mkdir()
+    (bundle.file("weights.bin") / "photo.jpg").write_text("x")
+    with pytest.raises(InputError, match=r"weights\.bin lies in"):
+        make(tmp_path / "b")
+
+
+def test_a_bundle_of_a_newer_format_is_not_replaced(tmp_path: Path) -> None:
+    path = edit(make(tmp_path / "b"), format_version=99, whatever=1)
+    with pytest.raises(InputError, match="upgrade kdexport or name another folder"):
+        make(path)
+    assert (path / "weights.bin").exists()
+
+
+def test_what_came_while_a_bundle_was_written_is_kept(tmp_path: Path) -> None:
+    target = tmp_path / "b"
+    with staged_bundle(target) as staging:
+        for name in FILES:
+            (staging / name).write_text(name)
+        target.mkdir()
+        (target / "photo.jpg").write_text("x")
+        with pytest.raises(InputError, match="other things"):
+            commit_bundle(staging, target, MANIFEST)
+    assert [p.name for p in target.iterdir()] == ["photo.jpg"]
+
+
+def test_a_damaged_bundle_and_an_empty_folder_are_replaced(tmp_path: Path) -> None:
+    bundle = make(tmp_path / "b")
+    bundle.file("weights.bin").unlink()
+    edit(bundle, files={name: FileFacts(sha256="", bytes=0).model_dump() for name in FILES})
+    (tmp_path / "empty").mkdir()
+    for name in ("b", "empty"):
+        assert verify_bundle(make(tmp_path / name).path) == []
+
+
+@pytest.mark.parametrize("name", [".", "..", "/", "", "b/..", "file", "file/b", "link"])
+def test_places_that_can_be_no_bundle_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "b")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(InputError) as caught:
+        make(Path(name))
+    assert "name another folder" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_place_that_cannot_be_written_to_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_target(tmp_path / "b")
+    monkeypatch.setattr("os.access", lambda *_: False)  # the tests may run as root
+    with pytest.raises(InputError, match="cannot be written to"):
+        make(tmp_path / "b")
