@@ -19,6 +19,7 @@ from kdexport.content.prompts import brief_messages, split_opening
 from kdexport.pairs import Pair
 from kdexport.runtime.generate import generate_batch
 from kdexport.runtime.sample import make_sampler
+from kdexport.runtime.text import first_line
 
 CHUNK = 64
 
@@ -96,6 +97,7 @@ def _write_chunk(
     drafts: list[Draft] = []
     for one_line in (True, False):
         group = [job for job in jobs if channels[job[1].channel].one_line is one_line]
+        cut = first_line if one_line else str
         completions = generate_batch(
             session,
             [codec.encode(_prompt(brief, codec)) for _, brief in group],
@@ -107,7 +109,7 @@ def _write_chunk(
             row_keys=[name for name, _ in group],
         )
         drafts += [
-            Draft(name, codec.decode(completion.ids), completion.finished)
+            Draft(name, cut(codec.decode(completion.ids)), completion.finished)
             for (name, _), completion in zip(group, completions, strict=True)
         ]
     return drafts

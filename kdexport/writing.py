@@ -14,7 +14,7 @@ from kdexport.content.prompts import Message, brief_messages, split_opening
 from kdexport.runtime.generate import Step, generate
 from kdexport.runtime.sample import Sampler, make_sampler
 from kdexport.runtime.session import Session, open_session
-from kdexport.runtime.text import TextCodec, load_text
+from kdexport.runtime.text import TextCodec, first_line, load_text
 
 Echo = Callable[..., Any]
 
@@ -32,9 +32,13 @@ class Writer:
     def stream(
         self, text: str, steps: list[Step], *, max_new_tokens: int, one_line: bool
     ) -> Iterator[str]:
-        """The copy for a rendered prompt, piece by piece; the steps are added to ``steps``."""
+        """The copy for a rendered prompt, piece by piece; the steps are added to ``steps``.
+
+        ``one_line``: up to the first line break.
+        """
         decoder = self.codec.stream()
         stop_ids = self.codec.line_end_ids if one_line else frozenset()
+        cut = first_line if one_line else str
         for step in generate(
             self.session,
             self.codec.encode(text),
@@ -44,9 +48,9 @@ class Writer:
             stop_ids=stop_ids,
         ):
             steps.append(step)
-            if step.finish_reason != "stop":
-                yield decoder.push(step.token_id)
-        yield decoder.flush()
+            if step.in_text:
+                yield cut(decoder.push(step.token_id))
+        yield cut(decoder.flush())
 
 
 def open_writer(

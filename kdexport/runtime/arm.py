@@ -22,6 +22,7 @@ from kdexport.runtime.generate import Runs, generate
 from kdexport.runtime.latency import measure_once, prompt_of
 from kdexport.runtime.quality import load_reference, measure_quality
 from kdexport.runtime.sample import make_sampler
+from kdexport.runtime.text import first_line
 
 Answer = dict[str, Any]
 
@@ -72,7 +73,9 @@ def _sample(
         max_new_tokens=new_tokens,
         stop_ids=codec.line_end_ids if one_line else (),
     )
-    written = codec.decode([step.token_id for step in steps if step.finish_reason != "stop"])
+    written = codec.decode([step.token_id for step in steps if step.in_text])
+    if one_line:
+        written = first_line(written)
     _, opening = split_opening(messages)
     return {"text": (opening + written).strip()}
 

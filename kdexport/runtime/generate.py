@@ -37,13 +37,14 @@ class Runs(Protocol):
 class Step:
     """One token. ``logprob``: natural log, under the model at temperature 1.
 
-    ``finish_reason`` is set on the last step: "stop" (an end token, which is not part of the
-    text), or "length".
+    ``finish_reason`` is set on the last step: "stop" (an end token or one of the caller's stop
+    tokens), or "length". ``in_text``: False for the model's end token, which has no text.
     """
 
     token_id: int
     logprob: float
     finish_reason: str | None = None
+    in_text: bool = True
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,13 @@ def generate(
 ) -> Iterator[Step]:
     """Write one text, a step at a time; the first comes as soon as the prompt is read.
 
-    ``stop_ids``: tokens that end the text beside the model's own end tokens. ``ignore_eos`` writes
-    on past an end token, for measuring.
+    ``stop_ids``: tokens that end the text beside the model's own end tokens, and are its last:
+    part of what they say may belong to it. ``ignore_eos`` writes on past an end token, for
+    measuring.
     Raises InputError for an empty prompt and for one that leaves no room for a token.
     """
-    end_ids = frozenset(() if ignore_eos else session.manifest.text.eos_token_ids).union(stop_ids)
+    eos_ids = frozenset(() if ignore_eos else session.manifest.text.eos_token_ids)
+    end_ids = eos_ids.union(stop_ids)
     room = _room(session, len(prompt_ids))
     n_new = min(max_new_tokens, room)
     cache = session.new_cache(1, len(prompt_ids) + n_new)
@@ -82,7 +85,7 @@ def generate(
         row.ids.append(token_id)
         logprob = _logprob(logits[0], token_id)
         if token_id in end_ids:
-            yield Step(token_id, logprob, "stop")
+            yield Step(token_id, logprob, "stop", in_text=token_id not in eos_ids)
             return
         yield Step(token_id, logprob, "length" if count == n_new else None)
         if count < n_new:
@@ -105,13 +108,14 @@ def generate_batch(
     """Write many texts, prompts of similar length together; the order of the results is theirs.
 
     ``max_new_tokens`` and ``row_keys`` have one entry a prompt; a text depends on its prompt, the
-    seed and its key, not on its neighbours (but for rounding). ``on_done`` is told how many are
-    done.
+    seed and its key, not on its neighbours (but for rounding). ``stop_ids`` as in `generate`.
+    ``on_done`` is told how many are done.
     """
     keys = row_keys or [str(number) for number in range(len(prompts))]
     order = sorted(range(len(prompts)), key=lambda i: (max_new_tokens[i], len(prompts[i])))
     results: list[Completion | None] = [None] * len(prompts)
-    end_ids = frozenset(session.manifest.text.eos_token_ids).union(stop_ids)
+    eos_ids = frozenset(session.manifest.text.eos_token_ids)
+    end_ids = eos_ids.union(stop_ids)
     done = 0
     for begin in range(0, len(order), batch_size):
         group = order[begin : begin + batch_size]
@@ -119,8 +123,8 @@ def generate_batch(
         _write_batch(session, rows, [max_new_tokens[i] for i in group], sampler, end_ids)
         for i, row in zip(group, rows, strict=True):
             ids = row.ids[len(prompts[i]) :]
-            finished = bool(ids) and ids[-1] in end_ids
-            results[i] = Completion(ids[:-1] if finished else ids, finished)
+            last = ids[-1]
+            results[i] = Completion(ids[:-1] if last in eos_ids else ids, last in end_ids)
         done += len(group)
         if on_done:
             on_done(done)

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kdexport.bundle import Bundle, TextFacts, open_bundle
+from kdexport.bundle import Bundle, TextFacts, check_files, open_bundle
 from kdexport.content.prompts import plain_chat, split_opening
 from kdexport.errors import InputError
 
@@ -25,12 +25,19 @@ class TextCodec:
         except Exception as error:  # tokenizers raises plain Exception
             raise InputError(f"is no tokenizer ({error})", where=str(tokenizer_json)) from error
         self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
         self.facts = facts
         self.template = template
 
     def encode(self, text: str) -> list[int]:
-        """Token ids; special tokens written out in the text count as such; only BOS is added."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        """Token ids; special tokens written out in the text count as such; only BOS is added.
+
+        Raises InputError for text that is no Unicode (it came from bytes that are not UTF-8).
+        """
+        try:
+            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        except TypeError:  # tokenizers' word for lone surrogates
+            raise InputError("the text is not valid Unicode", remedy="give it as UTF-8") from None
         bos = self.facts.bos_token_id
         if self.facts.add_bos and bos is not None and ids[:1] != [bos]:
             return [bos, *ids]
@@ -42,10 +49,10 @@ class TextCodec:
 
     @cached_property
     def line_end_ids(self) -> frozenset[int]:
-        """The tokens that are white space with a line break in it: where a line ends."""
+        """The tokens with a line break in them: where a line ends, if not at their beginning."""
         size = self.tokenizer.get_vocab_size()
         texts = self.tokenizer.decode_batch([[i] for i in range(size)], skip_special_tokens=True)
-        return frozenset(i for i, text in enumerate(texts) if "\n" in text and not text.strip())
+        return frozenset(i for i, text in enumerate(texts) if "\n" in text)
 
     def render_chat(self, messages: Sequence[Message]) -> str:
         """The prompt that asks for an answer to ``messages``.
@@ -121,14 +128,20 @@ class StreamDecoder:
 
 
 def load_text(bundle: Bundle | Path | str) -> TextCodec:
-    """The text side of a bundle."""
+    """The text side of a bundle; the hashes of its files are checked before they are read."""
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     template = opened.file("chat_template.jinja")
+    check_files(opened, {"tokenizer.json", template.name} & opened.manifest.files.keys())
     return TextCodec(
         opened.file("tokenizer.json"),
         opened.manifest.text,
         template.read_text("utf-8") if template.name in opened.manifest.files else None,
     )
+
+
+def first_line(text: str) -> str:
+    """What stands before the first line break."""
+    return text.partition("\n")[0]
 
 
 def pieces(codec: TextCodec, ids: Sequence[int]) -> Iterator[str]:

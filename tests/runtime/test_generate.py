@@ -51,17 +51,17 @@ def test_a_batch_writes_what_each_writes_alone(session: Session, batch_size: int
     assert done[-1] == len(PROMPTS)
 
 
-def test_stop_tokens_end_a_text_and_are_not_part_of_it(session: Session) -> None:
+def test_stop_tokens_end_a_text_and_are_its_last(session: Session) -> None:
     whole = alone(session, PROMPTS[0], 8)
     stop = whole[3]
     before = whole[: whole.index(stop)]
     steps = list(generate(session, PROMPTS[0], make_sampler(), max_new_tokens=8, stop_ids={stop}))
     assert [step.token_id for step in steps] == [*before, stop]
-    assert steps[-1].finish_reason == "stop"
+    assert steps[-1].finish_reason == "stop" and steps[-1].in_text
     [found] = generate_batch(
         session, PROMPTS[:1], make_sampler(), max_new_tokens=[8], stop_ids={stop}
     )
-    assert found.ids == before
+    assert found.ids == [*before, stop]
     assert found.finished
 
 
@@ -87,7 +87,7 @@ def test_an_end_token_ends(session: Session) -> None:
         return np.full(len(logits), 2, dtype=np.int64)
 
     steps = list(generate(session, [5], always_end, max_new_tokens=9))
-    assert [(s.token_id, s.finish_reason) for s in steps] == [(2, "stop")]
+    assert [(s.token_id, s.finish_reason, s.in_text) for s in steps] == [(2, "stop", False)]
     (only,) = generate_batch(session, [[5]], always_end, max_new_tokens=[9])
     assert only.ids == [] and only.finished
 

@@ -1,12 +1,16 @@
 """Streaming gives the text that decoding gives; templates render in a sandbox."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kdexport.bundle import Bundle, TextFacts
 from kdexport.errors import InputError
-from kdexport.runtime.text import TextCodec, load_text, pieces
+from kdexport.runtime.text import TextCodec, first_line, load_text, pieces
+from tests.models import byte_level_bpe
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +38,6 @@ def test_no_piece_ends_within_a_character(codec: TextCodec) -> None:
 
 def test_bos_is_added_once() -> None:
     import tempfile
-    from pathlib import Path
-
-    from tests.models import byte_level_bpe
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokenizer.json"
@@ -55,9 +56,47 @@ def test_a_begun_answer_is_gone_on_with(codec: TextCodec) -> None:
     assert plain.render_chat(begun) == plain.render_chat(asked) + "Tern Kettle"
 
 
-def test_a_line_ends_at_any_token_that_breaks_it(codec: TextCodec) -> None:
+def test_a_line_ends_at_any_token_that_breaks_it(codec: TextCodec, tmp_path: Path) -> None:
     assert set(codec.encode("\n")) <= codec.line_end_ids
     assert not set(codec.encode("no break")) & codec.line_end_ids
+    tokenizer = byte_level_bpe()
+    tokenizer.add_tokens([".\n", "!\n\n"])  # as Qwen's and Llama 3's merges make them
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    merged = TextCodec(tmp_path / "tokenizer.json", TextFacts(), None)
+    for end in (".\n", "!\n\n"):
+        ids = merged.encode(f"Bread{end}")
+        assert ids[-1] in merged.line_end_ids
+        assert not set(ids[:-1]) & merged.line_end_ids
+        assert first_line(merged.decode(ids)) == f"Bread{end[0]}"
+
+
+def test_saved_padding_and_truncation_are_not_applied(tmp_path: Path) -> None:
+    tokenizer = byte_level_bpe()
+    expected = tokenizer.encode("Fresh bread").ids
+    tokenizer.enable_padding(length=64)
+    tokenizer.enable_truncation(4)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert TextCodec(tmp_path / "tokenizer.json", TextFacts(), None).encode("Fresh bread") == (
+        expected
+    )
+
+
+def test_what_is_no_unicode_is_one_line(codec: TextCodec) -> None:
+    with pytest.raises(InputError, match="not valid Unicode"):
+        codec.encode("caf\udcff")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja"])
+def test_changed_files_are_refused_before_they_are_read(
+    llama_bundle: Bundle, tmp_path: Path, name: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(llama_bundle.path, copy)
+    content = bytearray((copy / name).read_bytes())
+    content[-1] ^= 1
+    (copy / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"{name} has changed"):
+        load_text(copy)
 
 
 def test_a_template_cannot_reach_python(codec: TextCodec) -> None:
