@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kdexport.bundle import open_bundle
+from kdexport.bundle import check_files, open_bundle
 from kdexport.console import Tracker, tracked
 from kdexport.content.prompts import split_opening
 from kdexport.errors import InputError, KdexportError
@@ -23,6 +23,7 @@ from kdexport.machine import machine_facts, physical_cores
 from kdexport.pairs import Pair, by_split, load_pairs
 from kdexport.pipeline import Run
 from kdexport.report import (
+    REFERENCE_ARM,
     ArmResult,
     BenchReport,
     BenchSettings,
@@ -30,6 +31,7 @@ from kdexport.report import (
     gather_samples,
     write_report,
 )
+from kdexport.runtime.latency import check_room
 
 SAMPLE_TOKENS = 96
 Answer = dict[str, Any]
@@ -53,7 +55,8 @@ class Arm:
         self.spec = spec
         module = "kdexport.torch_arm" if spec.in_torch else "kdexport.runtime.arm"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, str(spec.path), "--threads", str(n_threads)],
+            # -P: no module is taken from the current folder, which may be a stranger's bundle.
+            [sys.executable, "-P", "-m", module, str(spec.path), "--threads", str(n_threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -69,8 +72,9 @@ class Arm:
         """Have the arm do something and wait for its answer."""
         if self._process.stdin is None:
             raise KdexportError("is closed", where=self.spec.name)
-        self._process.stdin.write(json.dumps({"do": do, **request}) + "\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # of an arm that has ended; reading tells
+            self._process.stdin.write(json.dumps({"do": do, **request}) + "\n")
+            self._process.stdin.flush()
         return self._read()
 
     def _read(self) -> Answer:
@@ -194,7 +198,7 @@ def bench_run(run: Run) -> BenchReport:
         n_runs=wish.n_runs,
     )
     specs = [
-        ArmSpec("teacher-torch-fp32", run.teacher.path, True, run.reference, True),
+        ArmSpec(REFERENCE_ARM, run.teacher.path, True, run.reference, True),
         ArmSpec("teacher-int8", run.teacher_bundle, False, run.reference, True),
         ArmSpec("student-torch-fp32", run.student, True, run.reference),
         ArmSpec("student-fp32", run.student_bundle, False, run.reference),
@@ -223,29 +227,52 @@ def bench_run(run: Run) -> BenchReport:
 def bench_bundles(
     paths: Sequence[Path], teacher: str | None, settings: BenchSettings
 ) -> BenchReport:
-    """`kdexport bench`: bundles side by side, and a teacher in PyTorch where one is named."""
-    specs: list[ArmSpec] = []
-    reference: Path | None = None
-    for path in paths:
-        bundle = open_bundle(path)
-        has_one = "reference.npz" in bundle.manifest.files
-        reference = bundle.file("reference.npz") if has_one else None
-        specs.append(ArmSpec(path.name, path, False, reference))
+    """`kdexport bench`: bundles side by side, and a teacher in PyTorch where one is named.
+
+    The teacher is scored on the reference of the first bundle that has one.
+    """
+    names = arm_names(paths)
+    specs = [_bundle_arm(name, path, settings) for name, path in zip(names, paths, strict=True)]
     if teacher is not None:
         from kdexport.sources import resolve_teacher
 
+        reference = next((spec.reference for spec in specs if spec.reference), None)
         model = resolve_teacher(teacher)
-        specs.insert(0, ArmSpec("teacher-torch-fp32", model.path, True, reference, True))
+        specs.insert(0, ArmSpec(REFERENCE_ARM, model.path, True, reference, True))
     with tracked("bench", "steps") as progress:
         arms = measure_arms(specs, settings, [], progress)
     return BenchReport(
-        name=" and ".join(path.name for path in paths),
+        name=" and ".join(names),
         created=_now(),
         machine=machine_facts(),
         settings=settings,
         arms=arms,
         baseline=specs[0].name,
     )
+
+
+def arm_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each bundle, as short as keeps them apart: its folder's, its path, or numbered."""
+    ways = (
+        [path.resolve().name for path in paths],
+        [str(path) for path in paths],
+        [f"{path} ({number})" for number, path in enumerate(paths, start=1)],
+    )
+    return next(names for names in ways if len({*names, REFERENCE_ARM}) > len(paths))
+
+
+def _bundle_arm(name: str, path: Path, settings: BenchSettings) -> ArmSpec:
+    """The arm of a bundle that can hold what will be measured."""
+    bundle = open_bundle(path)
+    try:
+        max_length = bundle.manifest.model.max_length
+        check_room(settings.prompt_tokens, settings.new_tokens, max_length)
+    except InputError as error:
+        raise InputError(error.message, where=str(path), remedy=error.remedy) from None
+    if "reference.npz" not in bundle.manifest.files:
+        return ArmSpec(name, path)
+    check_files(bundle, {"reference.npz"})
+    return ArmSpec(name, path, reference=bundle.file("reference.npz"))
 
 
 def training_points(log: Path) -> list[TrainPoint]:

@@ -137,6 +137,7 @@ def bench(
     tokenizing, sampling and detokenizing included.
     """
     from kdexport.arms import bench_bundles
+    from kdexport.machine import make_folder
     from kdexport.report import BenchSettings, write_report
 
     settings = BenchSettings(
@@ -145,6 +146,8 @@ def bench(
         new_tokens=new_tokens,
         n_runs=runs,
     )
+    if out:
+        make_folder(out)
     report = bench_bundles(list(bundles), teacher, settings)
     if out:
         write_report(report, out)
@@ -173,7 +176,7 @@ def generate(bundle: Path, prompt: str | None, brief_path: Path | None, **option
     if (prompt is None) == (brief_path is None):
         raise InputError("give either --prompt or --brief", where="kdexport generate")
     if prompt == "-":
-        prompt = sys.stdin.read()
+        prompt = _read_stdin()
     if prompt is not None:
         write_prompt(bundle, prompt, click.echo, **options)
     elif brief_path is not None:
@@ -260,6 +263,13 @@ def _end(error: BaseException) -> None:
 def _fail(text: str, code: int) -> None:
     click.echo(f"kdexport: {text}", err=True)
     raise SystemExit(code)
+
+
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError:
+        raise InputError("is not UTF-8", where="stdin") from None
 
 
 def _recipe(path: Path, overrides: Sequence[str]) -> Any:

@@ -13,12 +13,14 @@ import numpy as np
 import torch
 
 from kdexport.bundle import TextFacts
-from kdexport.export.bundles import text_facts
-from kdexport.runtime.arm import serve_arm
+from kdexport.errors import KdexportError
+from kdexport.export.text import chat_template, text_facts
+from kdexport.runtime.arm import refuse, serve_arm
 from kdexport.runtime.text import TextCodec
 from kdexport.train.model import load_model
 
 Array = np.ndarray[Any, Any]
+BYTES_PER_PARAMETER = 4  # float32, whatever the folder on disk holds
 
 
 class TorchSession:
@@ -69,18 +71,16 @@ def main() -> None:
     folder: Path = arguments.folder
     torch.set_num_threads(arguments.threads)
     started = time.perf_counter()
-    model = load_model(folder)
-    text = text_facts(folder, model.config)
-    template = folder / "chat_template.jinja"
-    codec = TextCodec(
-        folder / "tokenizer.json",
-        text,
-        template.read_text("utf-8") if template.exists() else None,
-    )
+    try:
+        model = load_model(folder)
+        text = text_facts(folder, model.config)
+        codec = TextCodec(folder / "tokenizer.json", text, chat_template(folder))
+    except KdexportError as error:
+        refuse(error)
     facts = {
         "engine": f"PyTorch {torch.__version__.split('+')[0]}",
         "n_parameters": model.num_parameters(),
-        "size_mb": sum(f.stat().st_size for f in folder.glob("*.safetensors")) / 1e6,
+        "size_mb": model.num_parameters() * BYTES_PER_PARAMETER / 1e6,
         "load_s": time.perf_counter() - started,
     }
     serve_arm(TorchSession(model, text), codec, facts)

@@ -1,7 +1,6 @@
 """A Hugging Face folder becomes a float32 bundle, committed only when its parity holds."""
 
 import importlib.metadata
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from kdexport.bundle import (
     Graphs,
     Manifest,
     ModelFacts,
-    TextFacts,
     commit_bundle,
     staged_bundle,
 )
@@ -20,6 +18,7 @@ from kdexport.errors import InputError, MissingExtraError
 from kdexport.export.draft import Draft, save_drafts
 from kdexport.export.graph import build_graph
 from kdexport.export.parity import check_parity
+from kdexport.export.text import chat_template, text_facts
 from kdexport.runtime.session import Session, open_graphs
 from kdexport.runtime.text import TextCodec
 
@@ -45,39 +44,35 @@ def export_bundle(
     """
     try:
         import torch  # noqa: F401
-        from transformers import AutoConfig
+        import transformers  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(str(error.name), "export") from None
     if not (checkpoint / "tokenizer.json").is_file():
         raise InputError("tokenizer.json is missing", where=str(checkpoint))
-    config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
-    draft = build_graph(checkpoint)
+    config = _config(checkpoint)
     graphs = Graphs(prefill=GRAPH, decode=GRAPH)
-    manifest = Manifest(
-        name=name,
-        scheme="fp32",
-        graphs=graphs,
-        weights=WEIGHTS,
-        model=model_facts(draft, config),
-        text=text_facts(checkpoint, config),
-        versions=_versions(),
-        recipe_fingerprint=recipe_fingerprint,
-        teacher=teacher,
-        licence=licence,
-    )
     with staged_bundle(out) as staging:
+        draft = build_graph(checkpoint)
+        manifest = Manifest(
+            name=name,
+            scheme="fp32",
+            graphs=graphs,
+            weights=WEIGHTS,
+            model=model_facts(draft, config),
+            text=text_facts(checkpoint, config),
+            versions=_versions(),
+            recipe_fingerprint=recipe_fingerprint,
+            teacher=teacher,
+            licence=licence,
+        )
         save_drafts({GRAPH: draft}, staging, WEIGHTS)
-        for file_name in ("tokenizer.json", "chat_template.jinja"):
-            if (checkpoint / file_name).is_file():
-                shutil.copyfile(checkpoint / file_name, staging / file_name)
+        shutil.copyfile(checkpoint / "tokenizer.json", staging / "tokenizer.json")
+        template = chat_template(checkpoint)
+        if template is not None:
+            (staging / "chat_template.jinja").write_text(template, "utf-8", newline="")
         if reference is not None:
             shutil.copyfile(reference, staging / "reference.npz")
-        template = staging / "chat_template.jinja"
-        codec = TextCodec(
-            staging / "tokenizer.json",
-            manifest.text,
-            template.read_text("utf-8") if template.exists() else None,
-        )
+        codec = TextCodec(staging / "tokenizer.json", manifest.text, template)
         session = Session(manifest, open_graphs(staging, graphs, None), graphs)
         parity = check_parity(checkpoint, session, codec)
         return commit_bundle(staging, out, manifest.model_copy(update={"parity": parity}))
@@ -108,30 +103,19 @@ def model_facts(draft: Draft, config: Any) -> ModelFacts:
     )
 
 
-def text_facts(checkpoint: Path, config: Any) -> TextFacts:
-    """Special tokens, by the generation config where it says more than the model's."""
-    generation = _read_json(checkpoint / "generation_config.json")
-    tokenizer = _read_json(checkpoint / "tokenizer_config.json")
-    eos = generation.get("eos_token_id", config.eos_token_id)
-    return TextFacts(
-        bos_token_id=config.bos_token_id,
-        eos_token_ids=eos if isinstance(eos, list) else [] if eos is None else [eos],
-        add_bos=bool(tokenizer.get("add_bos_token", False)),
-        bos_token=_content(tokenizer.get("bos_token")),
-        eos_token=_content(tokenizer.get("eos_token")),
-    )
+def _config(checkpoint: Path) -> Any:
+    """The model's configuration; InputError where transformers cannot read it."""
+    from huggingface_hub.errors import StrictDataclassError
 
+    from kdexport.train.model import load_config
 
-def _content(token: Any) -> str | None:
-    """A special token's text, which some configurations wrap in an object."""
-    return token.get("content") if isinstance(token, dict) else token
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return content
+    try:
+        return load_config(checkpoint)
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"transformers cannot read config.json ({first[:160]})", where=str(checkpoint)
+        ) from error
 
 
 def _versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ import numpy as np
 from kdexport.bundle import Bundle, Graphs, Parity
 from kdexport.content.prompts import Message
 from kdexport.errors import InputError, ParityError
+from kdexport.export.text import template_of
 from kdexport.runtime.quality import log_softmax
 from kdexport.runtime.session import Session, open_graphs, open_session
 from kdexport.runtime.text import TextCodec
@@ -74,10 +75,11 @@ def check_text(checkpoint: Path, codec: TextCodec) -> None:
         expected = theirs(text, add_special_tokens=False).input_ids
         if codec.tokenizer.encode(text, add_special_tokens=False).ids != expected:
             raise ParityError(f"the tokenizer cuts {text!r} otherwise than transformers does")
-    if theirs.chat_template:
+    template = template_of(theirs)
+    if template is not None:
         messages = [{"role": "user", "content": text} for text in TRICKY[:2]]
         for chat in ([messages[0]], [{"role": "system", "content": "s"}, *messages[:1]]):
-            if _rendered(codec, chat) != _rendered_by(theirs, chat):
+            if _rendered(codec, chat) != _rendered_by(theirs, template, chat):
                 raise ParityError("the chat template renders otherwise than transformers does")
 
 
@@ -89,11 +91,13 @@ def _rendered(codec: TextCodec, chat: list[Message]) -> str | None:
         return None
 
 
-def _rendered_by(tokenizer: Any, chat: list[Message]) -> str | None:
+def _rendered_by(tokenizer: Any, template: str, chat: list[Message]) -> str | None:
     from jinja2 import TemplateError
 
     try:
-        prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        prompt = tokenizer.apply_chat_template(
+            chat, chat_template=template, tokenize=False, add_generation_prompt=True
+        )
     except TemplateError:
         return None
     return str(prompt)

@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from kdexport.bundle import Bundle, Graphs, Parent, commit_bundle, staged_bundle
+from kdexport.bundle import (
+    Bundle,
+    Graphs,
+    Parent,
+    check_files,
+    commit_bundle,
+    staged_bundle,
+)
 from kdexport.errors import InputError
 from kdexport.export.draft import Draft, load_draft, save_drafts
 from kdexport.export.parity import check_quantized
@@ -200,8 +207,8 @@ SCHEMES: Mapping[str, Scheme] = {
 def quantize_bundle(bundle: Bundle, scheme: str, out: Path) -> Bundle:
     """Write a quantized bundle made from a float32 one.
 
-    Raises InputError for an unknown scheme or a bundle that is quantized already, ParityError when
-    the result has lost the model.
+    Raises InputError for an unknown scheme and for a bundle that is quantized already or damaged,
+    ParityError when the result has lost the model.
     """
     if scheme not in SCHEMES:
         raise InputError(f"unknown scheme {scheme!r}", remedy="use " + ", ".join(SCHEMES))
@@ -209,11 +216,11 @@ def quantize_bundle(bundle: Bundle, scheme: str, out: Path) -> Bundle:
     if source.scheme != "fp32":
         raise InputError(f"is quantized already ({source.scheme})", where=str(bundle.path))
     requires = SCHEMES[scheme].requires_cpu()
-    prefill, decode = _int8(
-        load_draft(bundle.file(source.graphs.decode)), signed="vnni" in requires
-    )
     graphs = Graphs(prefill="prefill.onnx", decode="decode.onnx")
     with staged_bundle(out) as staging:
+        check_files(bundle, set(source.files))
+        draft = load_draft(bundle.file(source.graphs.decode))
+        prefill, decode = _int8(draft, signed="vnni" in requires)
         save_drafts({graphs.prefill: prefill, graphs.decode: decode}, staging, source.weights)
         for name in source.files.keys() - {source.weights, source.graphs.prefill}:
             if name != source.graphs.decode:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from kdexport.content.prompts import split_opening
 from kdexport.errors import KdexportError
@@ -42,6 +42,12 @@ def serve_arm(session: Runs, codec: Any, facts: Answer) -> None:
             _answer(actions[request.pop("do")](**request))
         except KdexportError as error:
             _answer({"error": str(error)})
+
+
+def refuse(error: KdexportError) -> NoReturn:
+    """Say why nothing was loaded, and end."""
+    _answer({"error": str(error)})
+    raise SystemExit(2)
 
 
 def _answer(answer: Answer) -> None:
@@ -110,8 +116,7 @@ def main() -> None:
         session = open_session(bundle, n_threads=arguments.threads)
         codec = load_text(bundle)
     except KdexportError as error:
-        _answer({"error": str(error)})
-        raise SystemExit(2) from None
+        refuse(error)
     facts = {
         "engine": "ONNX Runtime",
         "n_parameters": bundle.manifest.model.n_parameters,

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from kdexport.errors import InputError
 from kdexport.runtime.generate import Runs, generate
 from kdexport.runtime.sample import make_sampler
 
@@ -32,7 +33,11 @@ class Latency:
 
 
 def measure_once(session: Runs, codec: Any, prompt: str, n_new: int) -> Latency:
-    """Write ``n_new`` tokens greedily after ``prompt``; an end token does not end the run."""
+    """Write ``n_new`` tokens greedily after ``prompt``; an end token does not end the run.
+
+    Raises InputError where the model has no room for them.
+    """
+    check_room(len(codec.encode(prompt)), n_new, session.manifest.model.max_length)
     decoder = codec.stream()
     marks = [time.perf_counter()]
     ids = codec.encode(prompt)
@@ -41,6 +46,15 @@ def measure_once(session: Runs, codec: Any, prompt: str, n_new: int) -> Latency:
         marks.append(time.perf_counter())
     gaps = [1000 * (b - a) for a, b in itertools.pairwise(marks)]
     return Latency(gaps[0], gaps[1:], len(ids) / (gaps[0] / 1000))
+
+
+def check_room(n_prompt: int, n_new: int, max_length: int) -> None:
+    """Refuse to measure more tokens than a model can hold."""
+    if n_prompt + n_new > max_length:
+        raise InputError(
+            f"{n_prompt} tokens of prompt and {n_new} new ones are beyond the model's {max_length}",
+            remedy="measure fewer",
+        )
 
 
 def prompt_of(codec: Any, n_tokens: int) -> str:

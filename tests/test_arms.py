@@ -1,0 +1,144 @@
+"""The bench in front of its measurements: which arms there are, and what they refuse."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kdexport import arms
+from kdexport.arms import Arm, ArmSpec, arm_names, bench_bundles
+from kdexport.bundle import Bundle, commit_bundle, staged_bundle
+from kdexport.errors import InputError, KdexportError
+from kdexport.export.bundles import export_bundle
+from kdexport.report import BenchSettings
+from tests.models import make_llama
+
+ROOT = Path(__file__).parent.parent
+FEW = BenchSettings(n_threads=1, prompt_tokens=4, new_tokens=3, n_runs=1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_llama(tmp_path_factory.mktemp("arms") / "model")
+
+
+@pytest.fixture(scope="module")
+def bundle(model: Path) -> Bundle:
+    return export_bundle(model, model.with_name("tiny"), name="tiny")
+
+
+@pytest.fixture(autouse=True)
+def arms_find_kdexport(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+def copy(bundle: Bundle, target: Path, **more: bytes) -> Path:
+    """The same bundle elsewhere, with further files."""
+    with staged_bundle(target) as staging:
+        for name in bundle.manifest.files:
+            (staging / name).write_bytes(bundle.file(name).read_bytes())
+        for name, content in more.items():
+            (staging / f"{name}.npz").write_bytes(content)
+        return commit_bundle(staging, target, bundle.manifest).path
+
+
+def test_no_module_is_taken_from_the_current_folder(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = copy(bundle, tmp_path / "downloaded")
+    for module in ("numpy", "json", "kdexport"):
+        (path / f"{module}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.chdir(path)
+    report = bench_bundles([Path()], None, FEW)
+    assert not (tmp_path / "ran").exists()
+    assert [arm.arm for arm in report.arms] == ["downloaded"]
+
+
+def test_bundles_of_one_folder_name_are_told_apart(bundle: Bundle, tmp_path: Path) -> None:
+    paths = [copy(bundle, tmp_path / folder / "x-int8") for folder in ("a", "b")]
+    report = bench_bundles(paths, None, FEW)
+    assert [arm.arm for arm in report.arms] == [str(path) for path in paths]
+
+
+def test_names_are_short_and_unique() -> None:
+    def names(*paths: str) -> list[str]:
+        return arm_names([Path(path) for path in paths])
+
+    assert names("a/x", "b/y") == ["x", "y"]
+    assert names("a/x", "b/x") == ["a/x", "b/x"]
+    assert names("x", "./x") == ["x (1)", "x (2)"]
+    assert names(".") == [Path.cwd().name]
+    assert names("teacher-torch-fp32") == ["teacher-torch-fp32 (1)"]  # the PyTorch teacher's own
+
+
+def test_more_tokens_than_a_model_holds_are_refused_up_front(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arms, "Arm", None)  # nothing is started
+    settings = FEW.model_copy(update={"prompt_tokens": 200, "new_tokens": 57})
+    with pytest.raises(InputError, match="beyond the model's 256; measure fewer") as caught:
+        bench_bundles([bundle.path], None, settings)
+    assert caught.value.where == str(bundle.path)
+
+
+def test_the_teacher_is_scored_on_the_first_reference(
+    bundle: Bundle, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[ArmSpec] = []
+
+    def remember(specs: list[ArmSpec], *_: object) -> list[object]:
+        seen.extend(specs)
+        return []
+
+    monkeypatch.setattr(arms, "measure_arms", remember)
+    paths = [
+        copy(bundle, tmp_path / "none"),
+        copy(bundle, tmp_path / "first", reference=b"1"),
+        copy(bundle, tmp_path / "second", reference=b"2"),
+        copy(bundle, tmp_path / "last"),
+    ]
+    bench_bundles(paths, str(model), FEW)
+    assert [spec.reference and spec.reference.parent.name for spec in seen] == [
+        *("first", None, "first", "second", None)
+    ]
+
+
+def test_a_changed_reference_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    path = copy(bundle, tmp_path / "b", reference=b"12")
+    (path / "reference.npz").write_bytes(b"13")
+    with pytest.raises(InputError, match=r"reference\.npz has changed"):
+        bench_bundles([path], None, FEW)
+
+
+def test_the_torch_arm_counts_its_weights_as_float32(model: Path, tmp_path: Path) -> None:
+    import torch
+
+    from kdexport.train.model import load_model, save_model
+
+    half = tmp_path / "half"
+    save_model(load_model(model).to(torch.bfloat16), half, tokenizer_from=model)
+    arm = Arm(ArmSpec("x", half, in_torch=True), 1)
+    try:
+        n_parameters = load_model(model).num_parameters()
+        assert arm.facts["n_parameters"] == n_parameters
+        assert arm.facts["size_mb"] == pytest.approx(n_parameters * 4 / 1e6)
+        with pytest.raises(InputError, match="beyond the model's 256"):
+            arm.ask("latency", prompt_tokens=250, new_tokens=7)
+    finally:
+        arm.close()
+
+
+def test_a_model_that_cannot_be_loaded_is_one_line(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(InputError, match="cannot be loaded"):
+        Arm(ArmSpec("x", tmp_path, in_torch=True), 1)
+
+
+def test_an_arm_that_was_killed_is_no_success(bundle: Bundle) -> None:
+    arm = Arm(ArmSpec("x", bundle.path), 1)
+    try:
+        arm.kill()
+        with pytest.raises(KdexportError, match="ended early"):
+            arm.ask("memory")
+    finally:
+        arm.close()
