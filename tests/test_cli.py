@@ -23,6 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
     bundle = export_bundle(make_llama(folder / "model"), folder / "tiny", name="tiny")
     quantize_bundle(bundle, "int8", folder / "tiny-int8")
+    (folder / "file").write_text("x")
     return folder
 
 
@@ -144,6 +145,30 @@ def test_generate_reads_a_prompt_from_stdin(folder: Path) -> None:
     assert json.loads(piped.output)["text"] == json.loads(given.output)["text"]
 
 
+def test_a_prompt_on_stdin_that_is_no_utf8_is_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import io
+
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xff"), encoding="utf-8"))
+    code, said = call("generate", folder / "tiny", "-p", "-")
+    assert (code, said) == (2, "kdexport: stdin: is not UTF-8\n")
+
+
+def test_verify_finds_a_changed_manifest(folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(folder / "tiny", tmp_path / "b")
+    manifest = tmp_path / "b" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"max_length": 256', '"max_length": 999'))
+    shown = CliRunner().invoke(cli, ["verify", str(tmp_path / "b")])
+    assert (shown.exit_code, shown.output) == (
+        1,
+        "manifest.json has changed: its sha256 differs\n",
+    )
+    assert call("generate", tmp_path / "b", "-p", "x")[0] == 2
+
+
 def test_the_seed_decides_what_is_sampled(folder: Path) -> None:
     def text(seed: int) -> str:
         options = ["-p", "Bread", "-n", "12", "-t", "1.0", "--seed", str(seed), "--json"]
@@ -168,6 +193,14 @@ def test_the_seed_decides_what_is_sampled(folder: Path) -> None:
         (["export", "{folder}/none"], "no such folder"),
         (["export", "{folder}/tiny"], "config.json is missing"),
         (["export", "{folder}/model", "--quantize", "--scheme", "int3"], "unknown scheme"),
+        (["export", "{folder}/model", "-o", "{folder}/file"], "is no folder"),
+        (["export", "{folder}/model", "-o", "."], "name another folder"),
+        (["export", "{folder}/model", "-o", "/"], "name another folder"),
+        (["export", "{folder}/model", "-o", "{folder}/model"], "other things in it"),
+        (["bench", "{folder}/tiny", "--out", "{folder}/file"], "cannot be made a folder"),
+        (["bench", "{folder}/tiny", "--prompt-tokens", "256"], "beyond the model's 256"),
+        (["generate", "{folder}/tiny", "-p", "caf\udcff"], "not valid Unicode"),
+        (["generate", "{folder}/tiny", "--raw", "-p", "caf\udcff"], "not valid Unicode"),
         (["nonsense"], "No such command"),
     ],
 )

@@ -9,16 +9,20 @@ import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from kdexport.bundle import open_bundle, verify_bundle
 from kdexport.errors import InputError, ParityError
 from kdexport.export import bundles as bundles_module
+from kdexport.export import quantize as quantize_module
 from kdexport.export.bundles import export_bundle
 from kdexport.export.draft import load_draft
 from kdexport.export.quantize import quantize_bundle
+from kdexport.export.text import chat_template
 from kdexport.runtime.session import open_session
+from kdexport.runtime.text import load_text
 from kdexport.train.model import load_model
-from tests.models import make_gpt2
+from tests.models import CHAT_TEMPLATE, make_gpt2
 
 FAMILIES = ("llama", "llama-untied", "gpt2")
 
@@ -122,6 +126,56 @@ def test_an_unknown_family_is_refused(checkpoints: dict[str, Path], tmp_path: Pa
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.parametrize("change", [{"model_type": "wizard9"}, {"hidden_size": "wide"}])
+def test_a_config_that_transformers_cannot_read_is_one_line(
+    checkpoints: dict[str, Path], tmp_path: Path, change: dict[str, str]
+) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(checkpoints["llama"], folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(InputError, match=r"cannot read config\.json") as caught:
+        export_bundle(folder, tmp_path / "b", name="x")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "b").exists()
+
+
+TOOLS = {"name": "tools", "template": "{{ messages[0]['content'] }}"}
+
+
+@pytest.mark.parametrize(
+    ("stated", "kept"),
+    [
+        (CHAT_TEMPLATE, CHAT_TEMPLATE),
+        ([TOOLS, {"name": "default", "template": CHAT_TEMPLATE}], CHAT_TEMPLATE),
+        ([TOOLS], None),
+        (None, None),
+    ],
+)
+def test_a_template_in_the_tokenizer_s_configuration_is_taken(
+    checkpoints: dict[str, Path], tmp_path: Path, stated: object, kept: str | None
+) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(checkpoints["llama"], folder)
+    (folder / "chat_template.jinja").unlink()
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": stated}))
+    bundle = export_bundle(folder, tmp_path / "b", name="x")
+    assert load_text(bundle).template == kept == chat_template(folder)
+    assert verify_bundle(bundle.path) == []
+
+
+def test_a_saved_padding_does_not_stop_an_export(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(checkpoints["llama"], folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_padding(length=32)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    assert len(load_text(export_bundle(folder, tmp_path / "b", name="x")).encode("Bread")) < 32
+
+
 def test_heads_that_the_engine_cannot_run_are_refused(tmp_path: Path) -> None:
     folder = make_gpt2(tmp_path / "m", hidden=48)  # four heads of 12
     with pytest.raises(InputError, match="heads of 12 channels"):
@@ -144,6 +198,29 @@ def test_other_folders_are_not_overwritten(checkpoints: dict[str, Path], tmp_pat
     with pytest.raises(InputError, match="other things"):
         export_bundle(checkpoints["llama"], tmp_path / "photos", name="x")
     assert (tmp_path / "photos" / "cat.jpg").exists()
+
+
+def test_a_place_is_refused_before_the_long_work(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = export_bundle(checkpoints["llama"], tmp_path / "b", name="x")
+    monkeypatch.setattr(bundles_module, "build_graph", None)
+    monkeypatch.setattr(quantize_module, "load_draft", None)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="is no folder"):
+        export_bundle(checkpoints["llama"], tmp_path / "file", name="x")
+    with pytest.raises(InputError, match="is no folder"):
+        quantize_bundle(parent, "int8", tmp_path / "file")
+
+
+def test_a_damaged_parent_is_not_quantized(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    parent = export_bundle(checkpoints["llama"], tmp_path / "b", name="x")
+    content = bytearray(parent.file("tokenizer.json").read_bytes())
+    content[-1] ^= 1
+    parent.file("tokenizer.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"tokenizer\.json has changed"):
+        quantize_bundle(parent, "int8", tmp_path / "q")
+    assert not (tmp_path / "q").exists()
 
 
 def test_truncated_weights_are_one_line(checkpoints: dict[str, Path], tmp_path: Path) -> None:
