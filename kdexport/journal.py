@@ -1,7 +1,8 @@
 """Which stages of a run are done: a small JSON file that a person can read.
 
-A stage counts as done when its fingerprint is the recorded one and every file it wrote is there
-with the recorded sha256. The journal knows nothing of what stages do.
+A stage counts as done when its fingerprint is the recorded one, every file it wrote is there with
+the recorded sha256, and they are where its outputs are wanted now. The journal knows nothing of
+what stages do.
 """
 
 import hashlib
@@ -10,6 +11,8 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from kdexport.errors import KdexportError
 
 VERSION = 1
 
@@ -32,21 +35,33 @@ class Journal:
         if path.exists():
             try:
                 content = json.loads(path.read_text("utf-8"))
-                if content.get("version") == VERSION:
-                    self.entries = {k: Entry(**v) for k, v in content["stages"].items()}
-            except (ValueError, TypeError, KeyError):
+                if content["version"] == VERSION:
+                    stages = content["stages"].items()
+                    self.entries = {
+                        k: Entry(**{**v, "outputs": dict(v["outputs"])}) for k, v in stages
+                    }
+            except (ValueError, TypeError, KeyError, AttributeError):
                 self.entries = {}  # damaged: every stage runs again
 
-    def is_done(self, stage: str, fingerprint: str) -> bool:
-        """Whether the stage's outputs are whole and of this fingerprint."""
+    def is_done(self, stage: str, fingerprint: str, outputs: Iterable[Path]) -> bool:
+        """Whether the stage has written these outputs with this fingerprint, and they are whole."""
         entry = self.entries.get(stage)
         if entry is None or entry.fingerprint != fingerprint:
+            return False
+        written = {parent for name in entry.outputs for parent in (Path(name), *Path(name).parents)}
+        if not all(Path(self._relative(output)) in written for output in outputs):
             return False
         return all(_is_whole(self._absolute(name), sha) for name, sha in entry.outputs.items())
 
     def record(self, stage: str, fingerprint: str, outputs: Iterable[Path], seconds: float) -> None:
-        """Note a finished stage with the hashes of all files under ``outputs``."""
-        files = sorted(file for output in outputs for file in _files(output))
+        """Note a finished stage with the hashes of all files under ``outputs``.
+
+        Raises KdexportError for an output that is not there.
+        """
+        found = {output: _files(output) for output in outputs}
+        for output in (output for output, files in found.items() if not files):
+            raise KdexportError(f"the stage {stage} has not written it", where=str(output))
+        files = sorted(file for files in found.values() for file in files)
         hashes = {self._relative(file): file_sha256(file) for file in files}
         self.entries[stage] = Entry(fingerprint, hashes, round(seconds, 2))
         beside = self.path.with_suffix(".partial")
@@ -55,8 +70,9 @@ class Journal:
         beside.replace(self.path)
 
     def _relative(self, file: Path) -> str:
-        # Outputs may lie outside of the run folder (exported/NAME), so the way there may climb.
-        return os.path.relpath(file, self.path.parent)
+        # Outputs may lie outside of the run folder (exported/NAME), so the way there may climb,
+        # and must not climb out of a link.
+        return os.path.relpath(file.resolve(), self.path.parent.resolve())
 
     def _absolute(self, name: str) -> Path:
         return self.path.parent / name

@@ -5,16 +5,28 @@ Knows files and the forms that users keep their data in; nothing of tokenizers o
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from kdexport.errors import InputError
 from kdexport.jsonl import read_jsonl
 
 Message = dict[str, str]
 SPLITS = ("train", "validation", "test")
+
+
+class HasSplit(Protocol):
+    """A pair, or a brief that becomes one."""
+
+    @property
+    def split(self) -> str:
+        """One of SPLITS."""
+        ...
+
+
+Item = TypeVar("Item", bound=HasSplit)
 
 
 @dataclass(frozen=True)
@@ -35,13 +47,10 @@ def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
     beside = path.with_suffix(path.suffix + ".partial")
     with beside.open("w", encoding="utf-8") as file:
         for pair in pairs:
-            row = {
-                "id": pair.id,
-                "split": pair.split,
-                "messages": list(pair.messages),
-                "completion": pair.completion,
-            }
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            head = {"id": pair.id, "split": pair.split}
+            asked = {"messages": list(pair.messages), "completion": pair.completion}
+            row = asked if pair.messages else {"text": pair.completion}
+            file.write(json.dumps({**head, **row}, ensure_ascii=False) + "\n")
     beside.replace(path)
 
 
@@ -59,7 +68,7 @@ def load_pairs(
     for number, row in read_jsonl(path):
         where = f"{path}:{number}"
         messages, completion = _contents(row, where)
-        name = str(row.get("id", f"line-{number}"))
+        name = str(f"line-{number}" if row.get("id") is None else row["id"])
         if name in seen:
             raise InputError(f"id {name!r} was used in line {seen[name]} already", where=where)
         seen[name] = number
@@ -109,6 +118,9 @@ def _messages(value: Any, where: str) -> list[Message]:
         raise InputError(
             "messages must be a list of {role: system|user|assistant, content: text}", where=where
         )
+    for number, message in enumerate(value, start=1):
+        if message["role"] == "assistant" and not message["content"].strip():
+            raise InputError(f"message {number}, the assistant's, is empty", where=where)
     return [{"role": m["role"], "content": m["content"]} for m in value]
 
 
@@ -128,6 +140,11 @@ def draw_split(key: str, seed: int, validation_fraction: float, test_fraction: f
     return "validation" if position < test_fraction + validation_fraction else "train"
 
 
-def by_split(pairs: Sequence[Pair], split: str, at_most: int | None = None) -> list[Pair]:
-    """The pairs of one split, the first ``at_most`` of them."""
-    return [pair for pair in pairs if pair.split == split][:at_most]
+def by_split(items: Sequence[Item], split: str, at_most: int | None = None) -> list[Item]:
+    """The items of one split, the first ``at_most`` of them."""
+    return [item for item in items if item.split == split][:at_most]
+
+
+def within_limits(items: Sequence[Item], limits: Mapping[str, int | None]) -> list[Item]:
+    """The first items of each split, as many as its limit allows; the splits in their order."""
+    return [item for split in SPLITS for item in by_split(items, split, limits[split])]

@@ -7,7 +7,7 @@ kill loses minutes at most. How a stage does its work is told in `stages`.
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,7 +68,9 @@ class Run:
 
     @property
     def quantized_bundle(self) -> Path:
-        """The student's quantized bundle."""
+        """The student's quantized bundle; the fp32 one where none is wanted."""
+        if self.recipe.export.scheme == "fp32":
+            return self.student_bundle
         return self.exported / f"{self.recipe.name}-{self.recipe.export.scheme}"
 
 
@@ -101,27 +103,23 @@ def run_stages(run: Run, *, until: str | None = None) -> None:
     make_folder(run.folder)
     make_folder(run.exported)
     with only_one(run.folder):
-        check_disk(run)
-        _run_stages(run, until)
+        journal = Journal(run.folder / "journal.json")
+        judged = _judge(run, journal, until)
+        check_disk(run, [stage.name for stage, _, done in judged if not done])
+        _run_stages(run, journal, judged)
 
 
-def _run_stages(run: Run, until: str | None) -> None:
-    from kdexport.stages import STAGES
-
-    journal = Journal(run.folder / "journal.json")
-    prints: dict[str, str] = {}
-    wanted = _up_to(STAGES, until)
-    for number, stage in enumerate(wanted, start=1):
-        prints[stage.name] = stage_fingerprint(stage, run, prints)
-        head = f"[{number}/{len(wanted)}] {stage.title}"
-        if journal.is_done(stage.name, prints[stage.name]):
+def _run_stages(run: Run, journal: Journal, judged: Sequence[tuple[Stage, str, bool]]) -> None:
+    for number, (stage, its_print, done) in enumerate(judged, start=1):
+        head = f"[{number}/{len(judged)}] {stage.title}"
+        if done:
             say(f"{head}: done before")
             continue
         say(head)
         started = time.monotonic()
         stage.work(run)
         seconds = time.monotonic() - started
-        journal.record(stage.name, prints[stage.name], stage.outputs(run), seconds)
+        journal.record(stage.name, its_print, stage.outputs(run), seconds)
         shutil.rmtree(run.checkpoints, ignore_errors=True)  # of the stage that has just ended
         say(f"{head}: {seconds:.0f} s")
 
@@ -149,14 +147,20 @@ def only_one(folder: Path) -> Iterator[None]:
 
 def plan(run: Run, *, until: str | None = None) -> list[tuple[Stage, bool]]:
     """The stages of a run and whether each is done already."""
+    judged = _judge(run, Journal(run.folder / "journal.json"), until)
+    return [(stage, done) for stage, _, done in judged]
+
+
+def _judge(run: Run, journal: Journal, until: str | None) -> list[tuple[Stage, str, bool]]:
+    """The stages up to ``until`` with their fingerprints, and whether each is done already."""
     from kdexport.stages import STAGES
 
-    journal = Journal(run.folder / "journal.json")
     prints: dict[str, str] = {}
-    rows: list[tuple[Stage, bool]] = []
+    rows: list[tuple[Stage, str, bool]] = []
     for stage in _up_to(STAGES, until):
         prints[stage.name] = stage_fingerprint(stage, run, prints)
-        rows.append((stage, journal.is_done(stage.name, prints[stage.name])))
+        done = journal.is_done(stage.name, prints[stage.name], stage.outputs(run))
+        rows.append((stage, prints[stage.name], done))
     return rows
 
 
@@ -175,14 +179,18 @@ def data_fingerprint(run: Run) -> str:
     return file_sha256(Path(path))
 
 
-def check_disk(run: Run) -> None:
-    """Refuse to begin where the disk cannot hold what the stages write.
+def check_disk(run: Run, stages: Collection[str]) -> None:
+    """Refuse to begin where the disks cannot hold what these stages write."""
+    from kdexport.plan import room_needed
 
-    The teacher is written as fp32 ONNX (removed after quantization) and int8; the student as
-    initial, best and checkpoint (weights and two moments, twice while it is swapped), and bundles.
-    """
-    teacher_bytes = sum(f.stat().st_size for f in run.teacher.path.glob("*.safetensors"))
-    need_room(run.folder, int(teacher_bytes * 4 + 500e6))
+    if not stages:
+        return
+    in_run, in_exported = room_needed(run, stages)
+    if run.folder.stat().st_dev == run.exported.stat().st_dev:
+        need_room(run.folder, in_run + in_exported)
+    else:
+        need_room(run.folder, in_run)
+        need_room(run.exported, in_exported)
 
 
 def _up_to(stages: Sequence[Stage], until: str | None) -> Sequence[Stage]:

@@ -5,22 +5,41 @@ matrix product of a fifth of a second tells.
 """
 
 import time
-from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 from kdexport.errors import NotAtHandError
-from kdexport.jsonl import read_jsonl
 from kdexport.pipeline import Run, open_run, plan
 from kdexport.recipe import Recipe
-from kdexport.stages import STAGES
+from kdexport.sources import check_safetensors, read_config
+from kdexport.stages import STAGES, limits_of, load_asked_briefs, load_own_pairs
 
-TOKENS_PER_PROMPT = 66
+TOKENS_PER_PROMPT = 66  # of a brief
 TOKENS_PER_COPY = 25
+CHARACTERS_PER_TOKEN = 4  # of a user's own texts
+FP32, INT8 = 4, 1.1  # bytes a parameter; int8 with its scales and norms
+CHECKPOINT = 3 * FP32  # weights and the optimizer's two moments
+SMALL_FILES = 100e6  # tokenizers, texts, references, reports
 INT8_READS = 2.0  # times as fast as float32
 FIXED_SECONDS = {"teacher": 45.0, "student": 15.0, "export": 20.0, "quantize": 10.0, "bench": 120.0}
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What estimates follow from: parameters of both models, and the data within its limits."""
+
+    n_teacher: int
+    n_student: int
+    n_examples: int
+    prompt_tokens: int
+    copy_tokens: int
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all examples."""
+        return self.prompt_tokens + self.copy_tokens
 
 
 def plan_recipe(recipe: Recipe) -> list[Row]:
@@ -45,15 +64,15 @@ def _row(stage: str, title: str, **known: Any) -> Row:
 
 def plan_rows(run: Run) -> list[Row]:
     """One row a stage: name, title, whether it is done, outputs, estimated MB and seconds."""
-    speed = flops_per_second()
+    speed, sizes = flops_per_second(), sizes_of(run)
     return [
         _row(
             stage.name,
             stage.title,
             done=done,
             outputs=[str(path) for path in stage.outputs(run)],
-            size_mb=round(_size_mb(stage.name, run), 1),
-            seconds=0 if done else round(_seconds(stage.name, run, speed)),
+            size_mb=round(_size_mb(stage.name, run, sizes), 1),
+            seconds=0 if done else round(_seconds(stage.name, run, sizes, speed)),
         )
         for stage, done in plan(run)
     ]
@@ -105,58 +124,105 @@ def flops_per_second() -> float:
     return n * 2 * 768**3 / (time.perf_counter() - started)
 
 
-def _n_examples(run: Run) -> int:
+def sizes_of(run: Run) -> Sizes:
+    """The sizes of a run. Reads its data, and refuses what is wrong there."""
+    n_teacher = sum(check_safetensors(file) for file in run.teacher.path.glob("*.safetensors"))
+    n_student = _n_student(run, n_teacher)
     data = run.recipe.data
-    path = data.pairs or data.briefs
-    rows = read_jsonl(Path(path)) if path else ()
-    splits = Counter(str(row.get("split", "train")) for _, row in rows)
-    limits = {"train": data.max_train, "validation": data.max_validation, "test": data.max_test}
-    n_rows = sum(min(n, limits.get(split) or n) for split, n in splits.items())
-    return n_rows * (data.generate.variants if data.briefs else 1)
+    if data.pairs is not None:
+        pairs = load_own_pairs(run)
+        asked = sum(len(message["content"]) for pair in pairs for message in pair.messages)
+        given = sum(len(pair.completion) for pair in pairs)
+        tokens = (asked // CHARACTERS_PER_TOKEN, given // CHARACTERS_PER_TOKEN)
+        return Sizes(n_teacher, n_student, len(pairs), *tokens)
+    briefs = load_asked_briefs(run)
+    n = 0
+    for split, limit in limits_of(data).items():
+        n_copies = data.generate.variants * sum(brief.split == split for brief in briefs)
+        n += n_copies if limit is None else min(n_copies, limit)
+    return Sizes(n_teacher, n_student, n, n * TOKENS_PER_PROMPT, n * TOKENS_PER_COPY)
 
 
-def _teacher_mb(run: Run) -> float:
-    return sum(f.stat().st_size for f in run.teacher.path.glob("*.safetensors")) / 1e6
+def _n_student(run: Run, n_teacher: int) -> int:
+    """The student's parameters: layers by their number and width, tables by vocabulary and width.
+
+    Narrower feed-forward blocks are left out of account, so it is rather too many.
+    """
+    config, wish = read_config(run.teacher.path / "config.json"), run.recipe.student
+    layers = config.get("num_hidden_layers") or config.get("n_layer")
+    hidden = config.get("hidden_size") or config.get("n_embd")
+    vocabulary = config.get("vocab_size")
+    depth = wish.n_layers / layers if wish.n_layers and layers else 1.0
+    width = wish.hidden_size / hidden if wish.hidden_size and hidden else 1.0
+    kept = min(1.0, wish.vocab_size / vocabulary) if wish.vocab_size and vocabulary else 1.0
+    n_tables = 1 if config.get("tie_word_embeddings", True) else 2
+    tables = min(n_tables * (vocabulary or 0) * (hidden or 0), n_teacher)
+    return round((n_teacher - tables) * depth * width**2 + tables * kept * width)
 
 
-def _student_share(run: Run) -> float:
-    """The student's size over the teacher's, by layers: rough, and enough for a plan."""
-    import json
+def room_needed(run: Run, stages: Collection[str]) -> tuple[int, int]:
+    """Bytes that stages want free, in the run's folder and in that of the bundles.
 
-    config = json.loads((run.teacher.path / "config.json").read_text("utf-8"))
-    layers = config.get("num_hidden_layers") or config.get("n_layer") or 1
-    return min(1.0, (run.recipe.student.n_layers or layers) / layers)
-
-
-def _size_mb(stage: str, run: Run) -> float:
-    teacher, share = _teacher_mb(run), _student_share(run)
-    sizes: dict[str, Callable[[], float]] = {
-        "teacher": lambda: teacher / 4,
-        "pairs": lambda: _n_examples(run) * 600 / 1e6,
-        "student": lambda: teacher * share,
-        "distill": lambda: teacher * share,
-        "export": lambda: teacher * share,
-        "quantize": lambda: teacher * share / 4,
-        "bench": lambda: 0.3,
-    }
-    return sizes[stage]()
+    Models are counted as float32, whatever they are kept in elsewhere. The teacher's float32 graph
+    is removed before the student comes. A student that is trained is written as the best one, twice
+    while it is swapped, as a checkpoint, twice too, and once more at the end.
+    """
+    sizes = sizes_of(run)
+    student = FP32 * sizes.n_student
+    training = 3 * student + 2 * CHECKPOINT * sizes.n_student + _target_bytes(run, sizes)
+    in_run = {"student": float(student), "distill": training}
+    teacher = FP32 * sizes.n_teacher if "teacher" in stages else 0
+    in_exported = {"teacher": INT8 * sizes.n_teacher, "export": float(student)}
+    if run.quantized_bundle != run.student_bundle:
+        in_exported["quantize"] = INT8 * sizes.n_student
+    room = max(teacher, sum(in_run.get(stage, 0.0) for stage in stages))
+    bundles = sum(in_exported.get(stage, 0.0) for stage in stages)
+    return round(room + SMALL_FILES), round(bundles + SMALL_FILES)
 
 
-def _seconds(stage: str, run: Run, speed: float) -> float:
-    n_parameters = _teacher_mb(run) * 1e6 / 4
-    forward = 2 * n_parameters * _n_examples(run) / speed  # seconds a token of every example
+def _target_bytes(run: Run, sizes: Sizes) -> float:
+    """What is kept of the teacher's targets: ids and half-precision numbers for each token."""
     train = run.recipe.train
+    n_tokens = sizes.n_tokens if train.prompt_weight else sizes.copy_tokens
+    config = read_config(run.teacher.path / "config.json")
+    hidden = config.get("hidden_size") or config.get("n_embd") or 0
+    a_token = {"cached": 6 * train.top_k + 2, "hidden": 2 * hidden, "live": 0}
+    return float(n_tokens * a_token[train.targets])
+
+
+def _size_mb(stage: str, run: Run, sizes: Sizes) -> float:
+    student = FP32 * sizes.n_student
+    quantizes = run.quantized_bundle != run.student_bundle
+    n_bytes: dict[str, float] = {
+        "teacher": INT8 * sizes.n_teacher,
+        "pairs": 300 * sizes.n_examples + CHARACTERS_PER_TOKEN * sizes.n_tokens,
+        "student": student,
+        "distill": student,
+        "export": student,
+        "quantize": INT8 * sizes.n_student if quantizes else 0,
+        "bench": 0.3e6,
+    }
+    return n_bytes[stage] / 1e6
+
+
+def _seconds(stage: str, run: Run, sizes: Sizes, speed: float) -> float:
+    a_token = 2 * sizes.n_teacher / speed  # that the teacher reads
     if stage == "pairs":
-        tokens = TOKENS_PER_PROMPT / INT8_READS + TOKENS_PER_COPY
-        return 0.0 if run.recipe.data.pairs else forward * tokens
+        written = sizes.prompt_tokens / INT8_READS + sizes.copy_tokens
+        return 0.0 if run.recipe.data.pairs else a_token * written
     if stage == "distill":
-        per_example = forward * (TOKENS_PER_PROMPT + TOKENS_PER_COPY)
-        epochs = train.epochs
-        if epochs is None and train.max_steps:
-            epochs = (
-                train.max_steps * train.batch_size * train.accumulate / max(_n_examples(run), 1)
-            )
-        by_epochs = 3 * _student_share(run) * per_example * epochs if epochs else float("inf")
-        by_clock = 60 * train.max_minutes if train.max_minutes else float("inf")
-        return per_example + min(by_epochs, by_clock)
-    return FIXED_SECONDS[stage] * max(0.2, _teacher_mb(run) / 538)
+        return a_token * sizes.n_tokens + _training_seconds(run, sizes, speed)
+    return FIXED_SECONDS[stage] * max(0.2, FP32 * sizes.n_teacher / 538e6)
+
+
+def _training_seconds(run: Run, sizes: Sizes, speed: float) -> float:
+    """Until the clock or the epochs end; backward is twice the work of forward."""
+    train = run.recipe.train
+    ends = [60 * train.max_minutes] if train.max_minutes else []
+    epochs = [train.epochs] if train.epochs else []
+    if train.max_steps:
+        n_seen = train.max_steps * train.batch_size * train.accumulate
+        epochs.append(n_seen / max(sizes.n_examples, 1))
+    if epochs:
+        ends.append(min(epochs) * 3 * 2 * sizes.n_student * sizes.n_tokens / speed)
+    return min(ends)

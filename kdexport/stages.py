@@ -5,19 +5,22 @@ The order, and what may be skipped, is `pipeline`'s business.
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kdexport.bundle import Bundle
 from kdexport.console import say, tracked
+from kdexport.content.briefs import Brief, load_briefs
 from kdexport.content.channels import load_channels
 from kdexport.errors import InputError, require_extras
 from kdexport.journal import fingerprint
-from kdexport.pairs import Pair, by_split, load_pairs, write_pairs
+from kdexport.pairs import Pair, by_split, load_pairs, within_limits, write_pairs
 from kdexport.pipeline import Run, Stage, data_fingerprint
-from kdexport.recipe import Recipe
+from kdexport.recipe import DataSection, Recipe
 
+PLACES: Any = {"output": True, "data": {"briefs", "pairs"}}  # where files are changes no result
 N_PROBE_TEXTS = 32  # texts on which block influence is measured
 
 
@@ -33,7 +36,6 @@ def make_teacher_bundle(run: Run) -> None:
             fp32,
             name=f"{run.recipe.name}-teacher",
             teacher=run.teacher.source,
-            licence=run.teacher.licence,
         )
         progress(1)
         quantize_bundle(bundle, "int8", run.teacher_bundle)
@@ -45,33 +47,45 @@ def make_pairs(run: Run) -> None:
     """Briefs -> pairs written by the teacher, or the user's own pairs checked and copied."""
     check_student(run)
     data = run.recipe.data
-    if data.pairs is not None:
-        pairs = load_pairs(
-            Path(data.pairs),
-            validation_fraction=data.validation_fraction,
-            test_fraction=data.test_fraction,
-            seed=run.recipe.seed,
-        )
-    else:
-        pairs = _synthesized_pairs(run)
+    pairs = _synthesized_pairs(run) if data.pairs is None else load_own_pairs(run)
     if not by_split(pairs, "train"):
         raise InputError("no pair is left to train on", where=str(data.pairs or data.briefs))
     write_pairs(run.pairs, pairs)
 
 
+def limits_of(data: DataSection) -> dict[str, int | None]:
+    """How many pairs each split may have."""
+    return {"train": data.max_train, "validation": data.max_validation, "test": data.max_test}
+
+
+def load_own_pairs(run: Run) -> list[Pair]:
+    """The pairs of the user's own file, within the limits."""
+    data = run.recipe.data
+    pairs = load_pairs(
+        Path(data.pairs or ""),
+        validation_fraction=data.validation_fraction,
+        test_fraction=data.test_fraction,
+        seed=run.recipe.seed,
+    )
+    return within_limits(pairs, limits_of(data))
+
+
+def load_asked_briefs(run: Run) -> list[Brief]:
+    """The briefs that the teacher answers: as many as have enough variants for the limits."""
+    data = run.recipe.data
+    if data.briefs is None:
+        raise InputError("name a file of briefs or of pairs", where="data")
+    variants = data.generate.variants
+    limits = {split: n and -(-n // variants) for split, n in limits_of(data).items()}
+    return within_limits(load_briefs(Path(data.briefs)), limits)
+
+
 def _synthesized_pairs(run: Run) -> list[Pair]:
-    from kdexport.content.briefs import load_briefs
     from kdexport.runtime.session import open_session
     from kdexport.runtime.text import load_text
     from kdexport.synthesize import Sampling, synthesize
 
-    data = run.recipe.data
-    if data.briefs is None:
-        raise InputError("name a file of briefs or of pairs", where="data")
-    limits = {"train": data.max_train, "validation": data.max_validation, "test": data.max_test}
-    briefs = load_briefs(Path(data.briefs))
-    chosen = [b for split, n in limits.items() for b in [b for b in briefs if b.split == split][:n]]
-    wishes = data.generate
+    wishes = run.recipe.data.generate
     sampling = Sampling(
         temperature=wishes.temperature,
         top_p=wishes.top_p,
@@ -82,14 +96,17 @@ def _synthesized_pairs(run: Run) -> list[Pair]:
     )
     with tracked("teacher writes", "copies") as progress:
         pairs, dropped = synthesize(
-            chosen,
+            load_asked_briefs(run),
             open_session(run.teacher_bundle, n_threads=run.recipe.train.n_threads),
             load_text(run.teacher_bundle),
             sampling,
             drafts_path=run.folder / "drafts.jsonl",
-            fingerprint=fingerprint(run.teacher.fingerprint, data.model_dump(mode="json")),
+            teacher=run.teacher.fingerprint,
             progress=progress,
         )
+    n_written = len(pairs)
+    pairs = within_limits(pairs, limits_of(run.recipe.data))
+    dropped += Counter({"over the limit": n_written - len(pairs)})
     lost = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
     say(f"    {len(pairs)} pairs kept; dropped: {lost or 'none'}")
     counts = {"kept": len(pairs), "dropped": dict(dropped)}
@@ -117,7 +134,8 @@ def make_student(run: Run) -> None:
     if wish.vocab_size is not None and wish.vocab_size < backend.get_vocab_size():
         trimmed, kept_ids = trim_tokenizer(backend, texts, wish.vocab_size)
     spec = _sizes_of(run)
-    probe = [torch.tensor([backend.encode(text).ids]) for text in texts[:N_PROBE_TEXTS]]
+    longest = getattr(teacher.config, "max_position_embeddings", None)
+    probe = [torch.tensor([backend.encode(t).ids[:longest]]) for t in texts[:N_PROBE_TEXTS]]
     torch.manual_seed(run.recipe.seed)
     student = INITS[wish.init].make(teacher, spec, kept_ids, probe)
     facts = {
@@ -170,7 +188,7 @@ def _export(checkpoint: Path, out: Path, recipe: Recipe, run: Run) -> Bundle:
         name=recipe.name,
         teacher=run.teacher.source,
         licence=run.teacher.licence,
-        recipe_fingerprint=fingerprint(recipe.model_dump(mode="json")),
+        recipe_fingerprint=fingerprint(recipe.model_dump(mode="json", exclude=PLACES)),
         reference=run.reference,
     )
 
@@ -197,7 +215,7 @@ def export_checkpoint(checkpoint: Path, out: Path | None, scheme: str | None) ->
     require_extras("export")
     from kdexport.export.bundles import export_bundle
     from kdexport.export.quantize import SCHEMES, quantize_bundle
-    from kdexport.sources import check_model_folder
+    from kdexport.sources import check_model_folder, read_config
 
     if scheme is not None and scheme not in SCHEMES:
         raise InputError(
@@ -208,7 +226,7 @@ def export_checkpoint(checkpoint: Path, out: Path | None, scheme: str | None) ->
     target = out or Path("exported") / name
     check_model_folder(folder)
     facts_path = folder / "kdexport.json"
-    facts = json.loads(facts_path.read_text("utf-8")) if facts_path.exists() else {}
+    facts = read_config(facts_path) if facts_path.exists() else {}
     reference = checkpoint / "reference.npz"
     bundle = export_bundle(
         folder,
@@ -234,6 +252,17 @@ def _sections(*names: str) -> Any:
     return depends
 
 
+def _data_asked(run: Run) -> object:
+    """What the recipe says of the data, but for the file's place and what does not concern it."""
+    data = run.recipe.data
+    unused: Any = {"validation_fraction": True, "test_fraction": True, "generate": {"batch_size"}}
+    if data.pairs is not None:
+        unused = {"generate": True}
+    kind = "briefs" if data.pairs is None else "pairs"
+    asked = data.model_dump(mode="json", exclude={"briefs": True, "pairs": True, **unused})
+    return [run.recipe.seed, kind, asked]
+
+
 def _channels_asked(run: Run) -> object:
     """The wording of every channel, where the teacher answers briefs."""
     if run.recipe.data.briefs is None:
@@ -247,14 +276,14 @@ STAGES: Sequence[Stage] = (
         "Teacher to ONNX int8",
         make_teacher_bundle,
         lambda run: [run.teacher_bundle],
-        lambda run: [run.teacher.fingerprint, run.teacher.licence],
+        lambda run: run.teacher.fingerprint,
     ),
     Stage(
         "pairs",
         "Teacher writes the data",
         make_pairs,
         lambda run: [run.pairs],
-        lambda run: [_sections("data")(run), data_fingerprint(run), _channels_asked(run)],
+        lambda run: [_data_asked(run), data_fingerprint(run), _channels_asked(run)],
         after=("teacher",),
     ),
     Stage(
@@ -285,7 +314,7 @@ STAGES: Sequence[Stage] = (
         "quantize",
         "Student to int8",
         make_quantized,
-        lambda run: [run.quantized_bundle],
+        lambda run: [run.quantized_bundle] if run.recipe.export.scheme != "fp32" else [],
         _sections("export"),
         after=("export",),
     ),

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from kdexport.content.briefs import Brief
-from kdexport.content.channels import load_channels
+from kdexport.content.channels import Channel, load_channels
 from kdexport.content.checks import clean_copy, why_drop
-from kdexport.content.prompts import brief_messages, split_opening
+from kdexport.content.prompts import Message, brief_messages, split_opening
+from kdexport.journal import fingerprint
 from kdexport.pairs import Pair
 from kdexport.runtime.generate import generate_batch
 from kdexport.runtime.sample import make_sampler
@@ -38,11 +39,27 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Draft:
-    """What the teacher wrote for one variant of a brief, as it came."""
+    """What the teacher wrote for one variant of a brief, as it came. ``key``: of its `Job`."""
 
     id: str
     text: str
     finished: bool
+    key: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """One variant of a brief, and what is asked of the teacher for it.
+
+    ``key`` is a fingerprint of all that the copy depends on. It has the messages in place of the
+    rendered prompt: the template is the teacher's, and may write today's date into the prompt.
+    """
+
+    id: str
+    brief: Brief
+    channel: Channel
+    messages: tuple[Message, ...]
+    key: str
 
 
 def synthesize(
@@ -52,108 +69,109 @@ def synthesize(
     sampling: Sampling,
     *,
     drafts_path: Path,
-    fingerprint: str,
+    teacher: str,
     progress: Callable[[int, int], None],
 ) -> tuple[list[Pair], Counter[str]]:
     """Have the teacher write; return the usable pairs in the order of the briefs, and drop counts.
 
-    ``drafts_path`` grows by a chunk at a time; drafts of another ``fingerprint`` are discarded.
+    ``drafts_path`` grows by a chunk at a time. A draft in it is used again where the teacher (by
+    its fingerprint), the prompt and the sampling are still what they were.
     """
-    drafts = _load_drafts(drafts_path, fingerprint)
     jobs = [
-        (f"{brief.id}-{variant}" if sampling.variants > 1 else brief.id, brief)
+        _job(brief, variant, sampling, teacher)
         for brief in briefs
         for variant in range(sampling.variants)
     ]
-    channels = load_channels()
-    waiting = [job for job in jobs if job[0] not in drafts]
-    waiting.sort(
-        key=lambda job: (channels[job[1].channel].max_new_tokens, len(_prompt(job[1], codec)))
-    )
-    progress(len(jobs) - len(waiting), len(jobs))
+    drafts = _load_drafts(drafts_path)
+    waiting = [job for job in jobs if job.id not in drafts or drafts[job.id].key != job.key]
+    waiting.sort(key=lambda job: (job.channel.max_new_tokens, len(codec.render_chat(job.messages))))
+    n_done = len(jobs) - len(waiting)
+    progress(n_done, len(jobs))
     with drafts_path.open("a", encoding="utf-8") as file:
         for begin in range(0, len(waiting), CHUNK):
             for draft in _write_chunk(waiting[begin : begin + CHUNK], session, codec, sampling):
                 drafts[draft.id] = draft
                 file.write(json.dumps(vars(draft), ensure_ascii=False) + "\n")
+                n_done += 1
             file.flush()
-            progress(len(drafts), len(jobs))
+            progress(n_done, len(jobs))
     return _select(jobs, drafts)
 
 
-def _prompt(brief: Brief, codec: Any) -> str:
-    messages = brief_messages(brief, load_channels()[brief.channel])
-    return str(codec.render_chat(messages))
+def _job(brief: Brief, variant: int, sampling: Sampling, teacher: str) -> Job:
+    """The job of one variant of a brief."""
+    name = f"{brief.id}-{variant}" if sampling.variants > 1 else brief.id
+    channel = load_channels()[brief.channel]
+    messages = tuple(brief_messages(brief, channel))
+    how = [sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed, name]
+    asked = [messages, channel.max_new_tokens, channel.one_line]
+    return Job(name, brief, channel, messages, fingerprint(teacher, asked, how))
 
 
-def _write_chunk(
-    jobs: Sequence[tuple[str, Brief]], session: Any, codec: Any, sampling: Sampling
-) -> list[Draft]:
+def _write_chunk(jobs: Sequence[Job], session: Any, codec: Any, sampling: Sampling) -> list[Draft]:
     """One chunk of drafts; a draft's seed is its id, so chunks and batches change nothing."""
-    channels = load_channels()
     sampler = make_sampler(
         temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k
     )
     drafts: list[Draft] = []
     for one_line in (True, False):
-        group = [job for job in jobs if channels[job[1].channel].one_line is one_line]
+        group = [job for job in jobs if job.channel.one_line is one_line]
         cut = first_line if one_line else str
         completions = generate_batch(
             session,
-            [codec.encode(_prompt(brief, codec)) for _, brief in group],
+            [codec.encode(codec.render_chat(job.messages)) for job in group],
             sampler,
-            max_new_tokens=[channels[brief.channel].max_new_tokens for _, brief in group],
+            max_new_tokens=[job.channel.max_new_tokens for job in group],
             seed=sampling.seed,
             stop_ids=codec.line_end_ids if one_line else (),
             batch_size=sampling.batch_size,
-            row_keys=[name for name, _ in group],
+            row_keys=[job.id for job in group],
         )
         drafts += [
-            Draft(name, cut(codec.decode(completion.ids)), completion.finished)
-            for (name, _), completion in zip(group, completions, strict=True)
+            Draft(job.id, cut(codec.decode(completion.ids)), completion.finished, job.key)
+            for job, completion in zip(group, completions, strict=True)
         ]
     return drafts
 
 
-def _select(
-    jobs: Sequence[tuple[str, Brief]], drafts: dict[str, Draft]
-) -> tuple[list[Pair], Counter[str]]:
-    """Clean the drafts and drop the unusable ones."""
-    channels = load_channels()
+def _select(jobs: Sequence[Job], drafts: dict[str, Draft]) -> tuple[list[Pair], Counter[str]]:
+    """Clean the drafts and drop the unusable ones.
+
+    What goes on from an opening has no label or quotes around it that could be cleaned away.
+    """
     dropped: Counter[str] = Counter()
     seen: set[str] = set()
     pairs: list[Pair] = []
-    for name, brief in jobs:
-        draft = drafts[name]
-        messages = brief_messages(brief, channels[brief.channel])
-        _, opening = split_opening(messages)
-        text = clean_copy(opening + draft.text)
-        reason = why_drop(text, finished=draft.finished, seen=seen)
+    for job in jobs:
+        draft = drafts[job.id]
+        _, opening = split_opening(job.messages)
+        added = draft.text.rstrip() if opening else clean_copy(draft.text)
+        if not added:
+            dropped["empty"] += 1
+            continue
+        reason = why_drop(opening + added, finished=draft.finished, seen=seen)
         if reason:
             dropped[reason] += 1
             continue
-        pairs.append(Pair(name, brief.split, tuple(messages), text.removeprefix(opening)))
+        pairs.append(Pair(job.id, job.brief.split, job.messages, added))
     return pairs, dropped
 
 
-def _load_drafts(path: Path, fingerprint: str) -> dict[str, Draft]:
-    """Drafts of this fingerprint; the file begins anew when it is of another one.
+def _load_drafts(path: Path) -> dict[str, Draft]:
+    """The last draft of each id, whatever it answers; the file is left with these alone.
 
-    A last line cut off by a kill is passed over.
+    A last line cut off by a kill, or what is no draft, is passed over.
     """
     drafts: dict[str, Draft] = {}
-    if path.exists():
-        lines = path.read_text("utf-8", errors="replace").split("\n")
-        if lines[0] == json.dumps({"fingerprint": fingerprint}):
-            for line in lines[1:]:
-                try:
-                    draft = Draft(**json.loads(line))
-                except (json.JSONDecodeError, TypeError):
-                    continue
-                drafts[draft.id] = draft
-    rows = [json.dumps(vars(draft), ensure_ascii=False) for draft in drafts.values()]
-    head = json.dumps({"fingerprint": fingerprint})
+    lines = path.read_text("utf-8", errors="replace").split("\n") if path.exists() else []
+    for line in lines:
+        try:
+            draft = Draft(**json.loads(line))
+        except (ValueError, TypeError):
+            continue
+        drafts[draft.id] = draft
+    rows = [json.dumps(vars(draft), ensure_ascii=False) + "\n" for draft in drafts.values()]
     beside = path.with_suffix(".partial")
-    beside.write_text("\n".join([head, *rows]) + "\n", "utf-8")
+    beside.write_text("".join(rows), "utf-8")
     beside.replace(path)
     return drafts

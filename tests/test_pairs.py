@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdexport.errors import InputError
-from kdexport.pairs import Pair, by_split, draw_split, load_pairs, write_pairs
+from kdexport.pairs import Pair, by_split, draw_split, load_pairs, within_limits, write_pairs
 
 USER = {"role": "user", "content": "Write an SMS."}
 ANSWER = {"role": "assistant", "content": "Bread!"}
@@ -43,6 +43,9 @@ def test_plain_text_has_no_prompt(tmp_path: Path) -> None:
         ({"prompt": "x", "completion": " "}, "completion is missing or empty"),
         ({"words": "x"}, "neither messages"),
         ({"messages": [USER]}, "last message must be the assistant's"),
+        ({"messages": [USER, {"role": "assistant", "content": " "}]}, "message 2, the assistant's"),
+        ({"messages": []}, "messages must be a list"),
+        ({"text": "x", "split": ["train"]}, "split is"),
         ({"messages": [{"role": "cat", "content": "x"}]}, "messages must be a list"),
         ({"text": "x", "split": "dev"}, "split is 'dev'"),
         ({"text": "x", "id": "line-1"}, "used in line 1 already"),
@@ -63,7 +66,7 @@ def test_what_is_written_is_read(
 ) -> None:
     path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
     pairs = [
-        Pair(str(n), "train", ({"role": "user", "content": prompt},), completion)
+        Pair(str(n), "train", ({"role": "user", "content": prompt},) * (n % 2), completion)
         for n, (prompt, completion) in enumerate(rows)
     ]
     write_pairs(path, pairs)
@@ -78,6 +81,20 @@ def test_equal_prompts_share_a_split(tmp_path: Path) -> None:
         split_of.setdefault(pair.messages[0]["content"], set()).add(pair.split)
     assert all(len(splits) == 1 for splits in split_of.values())
     assert by_split(pairs, "train", 3) == [p for p in pairs if p.split == "train"][:3]
+
+
+def test_plain_text_is_written_as_it_was_given(tmp_path: Path) -> None:
+    pairs = load_pairs(write(tmp_path, {"text": "Bread!", "split": "test"}))
+    write_pairs(tmp_path / "own.jsonl", pairs)
+    assert load_pairs(tmp_path / "own.jsonl") == pairs
+    row = json.loads((tmp_path / "own.jsonl").read_text("utf-8"))
+    assert row == {"id": "line-1", "split": "test", "text": "Bread!"}
+
+
+def test_limits_hold_in_each_split() -> None:
+    pairs = [Pair(str(n), ("test", "train")[n % 2], (), "x") for n in range(10)]
+    limits = {"train": 2, "validation": 1, "test": None}
+    assert [p.id for p in within_limits(pairs, limits)] == ["1", "3", "0", "2", "4", "6", "8"]
 
 
 def test_shares_of_splits() -> None:
