@@ -1,5 +1,6 @@
 """One line of copy ends at its line, whoever asks for it."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from kdexport.runtime.arm import _sample
 from kdexport.runtime.generate import Step
 from kdexport.runtime.sample import make_sampler
 from kdexport.runtime.text import TextCodec
-from kdexport.synthesize import Sampling, _write_chunk
+from kdexport.synthesize import Sampling, synthesize
 from kdexport.writing import Writer
 from tests.models import byte_level_bpe
 
@@ -56,7 +57,9 @@ def codec(tmp_path: Path) -> TextCodec:
         ("Fresh bread.<|im_end|>", "Fresh bread."),
     ],
 )
-def test_one_line_ends_at_its_line(codec: TextCodec, written: str, expected: str) -> None:
+def test_one_line_ends_at_its_line(
+    codec: TextCodec, tmp_path: Path, written: str, expected: str
+) -> None:
     session: Any = Scripted(codec, written)
     asked = [{"role": "user", "content": "x"}]
     assert _sample(session, codec, asked, 40, one_line=True) == {"text": expected}
@@ -68,11 +71,19 @@ def test_one_line_ends_at_its_line(codec: TextCodec, written: str, expected: str
     assert steps[-1].finish_reason == "stop"
 
     briefs = [
-        (f"b{n}", Brief(id=f"b{n}", product="Tea", facts=("green",), channel="ad_headline"))
-        for n in range(3)
+        Brief(id=f"b{n}", product="Tea", facts=("green",), channel="ad_headline") for n in range(3)
     ]
-    drafts = _write_chunk(briefs, session, codec, Sampling(temperature=0.0))
-    assert [(draft.text, draft.finished) for draft in drafts] == [(expected, True)] * 3
+    synthesize(
+        briefs,
+        session,
+        codec,
+        Sampling(temperature=0.0),
+        drafts_path=tmp_path / "drafts.jsonl",
+        teacher="t",
+        progress=lambda *_: None,
+    )
+    rows = map(json.loads, (tmp_path / "drafts.jsonl").read_text("utf-8").splitlines())
+    assert [(r["text"], r["finished"]) for r in rows if "text" in r] == [(expected, True)] * 3
 
 
 def test_many_lines_go_on(codec: TextCodec) -> None:
