@@ -226,10 +226,17 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         if file is not None:
             base = Path() if f"data.{name}" in origins else path.parent
             data = data.model_copy(update={name: base / file})
-            if not (base / file).is_file():
+            if not _is_file(base / file):
                 where = _where(("data", name), lines, origins, path)
                 raise InputError(f"there is no file {base / file}", where=where)
     return recipe.model_copy(update={"data": data})
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
 
 
 def recipe_json_schema() -> dict[str, Any]:

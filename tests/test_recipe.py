@@ -97,6 +97,7 @@ def test_what_is_wrong_is_named_with_its_line(
         ("train.lr=1e999", "finite number"),
         ("train.lr=" + "9" * 5000, "train.lr"),
         ("seed=0x_", "seed"),
+        ("data.pairs=" + "x" * 300, "there is no file"),
     ],
 )
 def test_a_bad_override_is_named(folder: Path, override: str, message: str) -> None:
