@@ -291,7 +291,8 @@ def _print_report(report: Any, as_json: bool) -> None:
     from kdexport.report import summary
     from kdexport.report_table import render_table
 
-    _print_rich(render_table(report))
+    console = _console()
+    console.print(render_table(report, console.width))
     click.echo(summary(report))
 
 
@@ -300,12 +301,15 @@ def _print_json(value: Any) -> None:
 
 
 def _print_rich(renderable: Any) -> None:
+    _console().print(renderable)
+
+
+def _console() -> Any:
+    """Stdout; what is no terminal gets lines of 120 columns."""
     from rich.console import Console
 
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
-    console.print(renderable)
+    return console if console.is_terminal else Console(width=120)
 
 
 def _physical_cores() -> int:

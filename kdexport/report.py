@@ -45,6 +45,7 @@ __all__ = [
     "load_report",
     "machine_facts",
     "percentile",
+    "quality_texts",
     "report_json_schema",
     "short",
     "summary",
@@ -104,6 +105,7 @@ class ArmResult(_Model):
     kl_p99: Measured = None
     top1: Measured = Field(default=None, description="share of tokens, 0 to 1")
     n_quality_tokens: NonNegativeInt = 0
+    quality_split: str = Field(default="test", description="the split of the texts scored")
     samples: dict[str, str] = Field(default={}, description="brief_id -> copy")
 
     @property
@@ -282,8 +284,19 @@ def summary(report: BenchReport) -> str:
     if kl is not None and hero.arm != REFERENCE_ARM:
         parts.append(f"; KL to the teacher {kl:.3f} nats per token")
         if hero.n_quality_tokens:
-            parts.append(f" over {hero.n_quality_tokens:,} held-out tokens")
+            parts.append(f" over {hero.n_quality_tokens:,} tokens of {quality_texts(report)}")
     return "".join(parts) + "."
+
+
+def quality_texts(report: BenchReport) -> str:
+    """The texts that quality was measured on, in words that do not flatter."""
+    words = {
+        "test": "held-out texts",
+        "validation": "the validation texts, which chose the student too",
+        "train": "training texts: nothing was held out",
+    }
+    split = next((arm.quality_split for arm in report.arms if arm.n_quality_tokens), "test")
+    return words.get(split, f"{split} texts")
 
 
 def gather_samples(arms: Sequence[ArmResult], prompts: Mapping[str, str]) -> list[Sample]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from kdexport.report import REFERENCE_ARM, ArmResult, BenchReport
+from kdexport.report import REFERENCE_ARM, ArmResult, BenchReport, quality_texts
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -71,7 +71,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("TTFT p50/p99", "ms", lambda _, a: (a.ttft_p50_ms, a.ttft_p99_ms), 2, 1),
     Column("TPOT p50/p99", "ms", lambda _, a: (a.tpot_p50_ms, a.tpot_p99_ms), 2, 1),
     Column("decode", "tok/s", lambda _, a: (a.decode_mean_tok_s, a.decode_sd_tok_s), 3, 1, " ± "),
-    Column("speed- up", "", lambda r, a: (r.speed_up(a),), 3, 1, suffix="×"),  # noqa: RUF001
+    Column("speed-up", "", lambda r, a: (r.speed_up(a),), 3, 1, suffix="×"),  # noqa: RUF001
     Column("perplexity", "", lambda _, a: (a.perplexity,), 4, 1),
     Column("KL to teacher", "nats", lambda r, a: (r.kl(a),), 9, 3),
     Column("same top-1", "%", lambda r, a: (_percent(r.top1(a)),), 9, 1),
@@ -104,7 +104,8 @@ def footnotes(report: BenchReport) -> list[str]:
     ]
     if n_quality:
         notes.append(
-            f"Perplexity, KL(teacher || arm) and top-1 on {n_quality:,} held-out tokens. The "
+            f"Perplexity, KL(teacher || arm) and top-1 on {n_quality:,} tokens of "
+            f"{quality_texts(report)}. The "
             "teacher's distribution is renormalised over the student's vocabulary; outside its top "
             "tokens the KL is estimated from draws, without bias."
         )
@@ -113,12 +114,17 @@ def footnotes(report: BenchReport) -> list[str]:
     return notes
 
 
-def render_table(report: BenchReport) -> Table:
-    """The table for the terminal; fits 100 columns and reads well without colour."""
+WIDE = 100  # columns of a terminal from which on the arms are rows
+
+
+def render_table(report: BenchReport, width: int = WIDE) -> Table:
+    """The table for a terminal ``width`` columns wide; reads well without colour.
+
+    Arms are rows where there is room for all columns; on a narrower terminal they are columns.
+    """
     from rich.table import Table
     from rich.text import Text
 
-    hero = report.hero
     table = Table(
         box=None,
         pad_edge=False,
@@ -126,21 +132,33 @@ def render_table(report: BenchReport) -> Table:
         caption=Text("\n".join(footnotes(report)), style="dim"),
         caption_justify="left",
     )
-    table.add_column("arm", no_wrap=True, vertical="bottom")
-    for column in COLUMNS:
-        head = "\n".join([*column.title.split(" "), column.unit]).strip().replace("-\n", "-\n")
-        table.add_column(Text(head), justify="right", no_wrap=True, vertical="bottom")
+    wide = width >= WIDE
+    grid = [[Text(""), *(Text(_broken(c.header) if wide else c.header) for c in COLUMNS)]]
     for row in table_rows(report):
-        style = "bold" if hero is not None and row.arm == hero.arm else ""
-        cells = [Text(cell.replace(" ", "")) for cell in row.cells]  # 100 columns are few
-        table.add_row(Text(row.label), *cells, style=style)
+        style = "bold" if report.hero is not None and row.arm == report.hero.arm else ""
+        label = row.label if wide else _broken(row.label)
+        cells = (cell.replace(" ", "") for cell in row.cells)
+        grid.append([Text(text, style=style) for text in (label, *cells)])
+    if not wide:
+        grid = [list(line) for line in zip(*grid, strict=True)]
+    heads, *lines = grid
+    for number, head in enumerate(heads):
+        justify: Literal["left", "right"] = "right" if number else "left"
+        table.add_column(head, justify=justify, no_wrap=True, vertical="bottom")
+    for line in lines:
+        table.add_row(*line)
     return table
+
+
+def _broken(text: str) -> str:
+    """One word a line, for the head of a narrow column."""
+    return "\n".join(text.split())
 
 
 def markdown_table(report: BenchReport, *, notes: bool = True) -> str:
     """The table in GitHub's Markdown, the report's own arm in bold, footnotes below it."""
     hero = report.hero
-    headers = [column.header.replace("- ", "-") for column in COLUMNS]
+    headers = [column.header for column in COLUMNS]
     lines = [
         "| | " + " | ".join(headers) + " |",
         "|---|" + "---:|" * len(COLUMNS),

@@ -54,11 +54,15 @@ TEACHER_BATCH = 16
 
 @dataclass(frozen=True)
 class Data:
-    """The three splits as token ids of the student's vocabulary."""
+    """The three splits as token ids of the student's vocabulary.
+
+    ``measured_on``: the split that quality can be measured on, the furthest from training.
+    """
 
     train: list[Encoded]
     validation: list[Encoded]
     test: list[Encoded]
+    measured_on: str
 
 
 def renderer(tokenizer: Any) -> Callable[[list[dict[str, str]]], str]:
@@ -105,7 +109,6 @@ def train_student(run: Run) -> None:
     )
     settings = train_settings(wish, run.recipe.seed, len(data.train), precision)
     _train(run, student, data, targets, held_out_targets, settings, key)
-    measured_on = "test" if data.test else "validation"
     reference = run.checkpoints / run.reference.name
     write_reference(
         reference,
@@ -119,7 +122,7 @@ def train_student(run: Run) -> None:
         meta={
             "teacher": run.teacher.source,
             "fingerprint": run.teacher.fingerprint,
-            "split": measured_on,
+            "split": data.measured_on,
         },
     )
     # A copy: killed before the stage is recorded, the next run finds the best one where it was.
@@ -155,12 +158,13 @@ def _encode(run: Run, tokenizer: Any, student: Any) -> Data:
         raise InputError(
             f"no training pair fits in {recipe.train.max_length} tokens", where="train.max_length"
         )
+    measured_on = next(s for s in ("test", "validation", "train") if splits[s])
     if not splits["validation"]:
         say("    no validation pairs: the best student is chosen on training pairs")
         splits["validation"] = [
             replace(e, first_target=e.first_completion) for e in splits["train"][:TEACHER_BATCH]
         ]
-    return Data(splits["train"], splits["validation"], splits["test"])
+    return Data(splits["train"], splits["validation"], splits["test"], measured_on)
 
 
 @dataclass(frozen=True)

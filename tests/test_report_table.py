@@ -1,7 +1,18 @@
+import io
+
 import pytest
 from rich.console import Console
 
-from kdexport.report_table import COLUMNS, fixed, markdown_table, render_table, shared_decimals
+from kdexport.report import summary
+from kdexport.report_table import (
+    COLUMNS,
+    fixed,
+    footnotes,
+    markdown_table,
+    render_table,
+    shared_decimals,
+    table_rows,
+)
 from tests.report_fixture import example_report
 
 
@@ -13,13 +24,29 @@ def test_markdown_has_a_row_an_arm_and_the_student_in_bold() -> None:
     assert "13.9×" in lines[-1]  # noqa: RUF001
 
 
-def test_the_terminal_s_table_fits_a_hundred_columns() -> None:
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-    console.print(render_table(example_report()))
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_the_table_fits_the_terminal(width: int) -> None:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(render_table(example_report(), width))
     text = console.export_text()
-    assert "teacher PyTorch fp32" in text
+    words = set(text.split())
+    for row in table_rows(example_report()):
+        assert {cell.replace(" ", "") for cell in row.cells} <= words
+        assert set(row.label.split()) <= words
     assert "…" not in text
-    assert max(len(line.rstrip()) for line in text.splitlines()) <= 100
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+
+
+@pytest.mark.parametrize(
+    ("split", "words"),
+    [("test", "held-out"), ("validation", "chose the student"), ("train", "nothing was held out")],
+)
+def test_figures_say_what_they_were_measured_on(split: str, words: str) -> None:
+    report = example_report()
+    arms = [arm.model_copy(update={"quality_split": split}) for arm in report.arms]
+    told = report.model_copy(update={"arms": arms})
+    assert any(words in note for note in footnotes(told))
+    assert words in summary(told)
 
 
 def test_a_missing_number_is_a_dash() -> None:

@@ -65,7 +65,8 @@ def _latency(session: Runs, codec: Any, prompt_tokens: int, new_tokens: int) -> 
 
 def _quality(session: Runs, reference: str, teacher_vocabulary: bool) -> Answer:
     loaded = load_reference(Path(reference))
-    return asdict(measure_quality(session, loaded, teacher_vocabulary=teacher_vocabulary))
+    quality = measure_quality(session, loaded, teacher_vocabulary=teacher_vocabulary)
+    return {**asdict(quality), "quality_split": loaded.meta.get("split", "test")}
 
 
 def _sample(
