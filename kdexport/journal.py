@@ -8,13 +8,18 @@ what stages do.
 import hashlib
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdexport.errors import KdexportError
+from kdexport.machine import cache_folder
 
 VERSION = 1
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Journal:
                     self.entries = {
                         k: Entry(**{**v, "outputs": dict(v["outputs"])}) for k, v in stages
                     }
-            except (ValueError, TypeError, KeyError, AttributeError):
+            except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 self.entries = {}  # damaged: every stage runs again
 
     def is_done(self, stage: str, fingerprint: str, outputs: Iterable[Path]) -> bool:
@@ -67,6 +72,8 @@ class Journal:
         beside = self.path.with_suffix(".partial")
         stages = {name: vars(entry) for name, entry in self.entries.items()}
         beside.write_text(json.dumps({"version": VERSION, "stages": stages}, indent=1), "utf-8")
+        if self.path.is_dir():  # damaged, as above
+            shutil.rmtree(self.path)
         beside.replace(self.path)
 
     def _relative(self, file: Path) -> str:
@@ -88,6 +95,45 @@ def file_sha256(path: Path) -> str:
     """The sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """sha256 over the hashes of configuration, tokenizer and weights."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".json", ".safetensors", ".jinja"):
+            digest.update(f"{file.name}:{file_digest(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def file_digest(path: Path, *, remember: bool = True) -> str:
+    """sha256 of a file; of large ones it is remembered by path, size and time of change."""
+    stat = path.stat()
+    note: Path | None = None
+    if remember and stat.st_size > 10_000_000:
+        key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+        note = cache_folder() / "digests" / hashlib.sha256(key.encode()).hexdigest()
+        with suppress(OSError, ValueError):
+            known = note.read_text("ascii")
+            if SHA256.fullmatch(known):
+                return known
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if note is not None:
+        _remember(note, digest)
+    return digest
+
+
+def _remember(note: Path, digest: str) -> None:
+    """Write a note beside and then in place; a cache that cannot be written is none."""
+    beside = note.with_name(f".{note.name}.{os.getpid()}")
+    with suppress(OSError):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            beside.write_text(digest, "ascii")
+            beside.replace(note)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 def _files(path: Path) -> list[Path]:

