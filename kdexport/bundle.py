@@ -8,22 +8,28 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kdexport.errors import InputError
-from kdexport.machine import make_folder
+from kdexport.machine import make_folder, need_room
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+Count = Annotated[int, Field(ge=1)]
+TokenId = Annotated[int, Field(ge=0)]
 
 
 class _Facts(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+F = TypeVar("F", bound=_Facts)
 
 
 class Graphs(_Facts):
@@ -37,20 +43,20 @@ class ModelFacts(_Facts):
     """Sizes that the runtime needs; ``max_length`` in tokens, prompt and continuation together."""
 
     family: str
-    n_parameters: int
-    n_layers: int
-    n_kv_heads: int
-    head_dim: int
-    hidden_size: int
-    vocab_size: int
-    max_length: int
+    n_parameters: Count
+    n_layers: Count
+    n_kv_heads: Count
+    head_dim: Count
+    hidden_size: Count
+    vocab_size: Count
+    max_length: Count
 
 
 class TextFacts(_Facts):
     """Special tokens. ``add_bos``: the model wants the token before every text."""
 
-    bos_token_id: int | None = None
-    eos_token_ids: list[int] = []
+    bos_token_id: TokenId | None = None
+    eos_token_ids: list[TokenId] = []
     add_bos: bool = False
     bos_token: str | None = None
     eos_token: str | None = None
@@ -150,17 +156,24 @@ def open_bundle(path: Path | str) -> Bundle:
 def _parse(content: bytes, where: Path) -> Manifest:
     try:
         fields = json.loads(content.decode("utf-8"))
-        version = fields["format_version"] if isinstance(fields, dict) else None
-    except (ValueError, KeyError):
-        raise InputError("is no manifest of a bundle", where=str(where)) from None
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    except (ValueError, RecursionError):
+        fields = None
+    version = fields.get("format_version") if isinstance(fields, dict) else None
+    if type(version) is not int or version < 1:  # a bool is an int, too
+        raise InputError("is no manifest of a bundle", where=str(where))
+    if version > FORMAT_VERSION:
         raise InputError(
             f"format version {version} is newer than {FORMAT_VERSION}, the newest known here",
             where=str(where),
             remedy="upgrade kdexport",
         )
+    return make_facts(Manifest, fields, where)
+
+
+def make_facts(kind: type[F], fields: Mapping[str, Any], where: Path) -> F:
+    """Facts that somebody else wrote; InputError with the first that cannot be."""
     try:
-        return Manifest.model_validate(fields)
+        return kind.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
@@ -252,14 +265,16 @@ def check_target(target: Path) -> None:
 
 
 @contextlib.contextmanager
-def staged_bundle(target: Path) -> Iterator[Path]:
+def staged_bundle(target: Path, n_bytes: int = 0) -> Iterator[Path]:
     """A folder beside ``target`` to write into; `commit_bundle` swaps it in.
 
     What was not committed is removed, and an older bundle at ``target`` is untouched.
-    Raises InputError, before anything is written, where ``target`` may not be replaced.
+    Raises InputError, before anything is written, where ``target`` may not be replaced or its disk
+    has no room for ``n_bytes``.
     """
     check_target(target)
     make_folder(target.parent)
+    need_room(target.parent, n_bytes)
     staging = target.with_name(f".{target.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     make_folder(staging)

@@ -1,9 +1,12 @@
 """The command line: parse, one call, print. Everything heavy is imported inside the commands."""
 
+import io
 import json
+import math
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ from typing import Any
 import click
 
 from kdexport import __version__
-from kdexport.errors import InputError, KdexportError
+from kdexport.errors import InputError, refusal
 
 EXISTING = click.Path(path_type=Path)
 RECIPE_HELP = "RECIPE is a YAML file; see recipes/quickstart.yaml for one with comments."
@@ -23,6 +26,19 @@ set_option = click.option(
     help="Override a value of the recipe, as in --set train.lr=3e-4. May be repeated.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a machine.")
+
+
+class FiniteRange(click.FloatRange):
+    """A range without nan and infinity, which compare as if they were in it."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """A float; a usage error for what is none, not finite or out of range."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -94,9 +110,11 @@ def distill(recipe: Path, overrides: Sequence[str], as_json: bool) -> None:
 @click.argument("checkpoint", type=EXISTING)
 @click.option("-o", "--out", type=EXISTING, help="The bundle's folder [default: exported/NAME].")
 @click.option("--quantize", is_flag=True, help="Write an int8 bundle too, as NAME-int8.")
-@click.option("--scheme", default="int8", show_default=True, help="The scheme of --quantize.")
+@click.option("--scheme", help="The scheme of --quantize [default: int8].")
 @json_option
-def export(checkpoint: Path, out: Path | None, quantize: bool, scheme: str, as_json: bool) -> None:
+def export(
+    checkpoint: Path, out: Path | None, quantize: bool, scheme: str | None, as_json: bool
+) -> None:
     """Turn a model into an ONNX bundle that runs without torch.
 
     CHECKPOINT is a run folder (runs/NAME) or a Hugging Face folder. The graph must compute what
@@ -104,7 +122,9 @@ def export(checkpoint: Path, out: Path | None, quantize: bool, scheme: str, as_j
     """
     from kdexport.stages import export_checkpoint
 
-    bundles = export_checkpoint(checkpoint, out, scheme if quantize else None)
+    if scheme is not None and not quantize:
+        raise InputError("is of --quantize, which is not given", where="--scheme")
+    bundles = export_checkpoint(checkpoint, out, (scheme or "int8") if quantize else None)
     if as_json:
         _print_json([str(bundle.path) for bundle in bundles])
     else:
@@ -160,12 +180,12 @@ def bench(
 @click.option("--brief", "brief_path", type=EXISTING, help="A JSONL file of briefs.")
 @click.option("--raw", is_flag=True, help="Give --prompt to the model as it is, without a chat.")
 @click.option("-n", "--max-new-tokens", type=click.IntRange(1), default=96, show_default=True)
-@click.option("-t", "--temperature", type=click.FloatRange(0), default=0.0, show_default=True)
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
+@click.option("-t", "--temperature", type=FiniteRange(0), default=0.0, show_default=True)
+@click.option("--top-p", type=FiniteRange(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option(
     "--top-k", type=click.IntRange(0), default=0, help="0: all tokens.", show_default=True
 )
-@click.option("--repetition-penalty", type=click.FloatRange(0, min_open=True), default=1.0)
+@click.option("--repetition-penalty", type=FiniteRange(0.01, 100), default=1.0)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Threads [default: physical cores].")
 @json_option
@@ -175,8 +195,12 @@ def generate(bundle: Path, prompt: str | None, brief_path: Path | None, **option
 
     if (prompt is None) == (brief_path is None):
         raise InputError("give either --prompt or --brief", where="kdexport generate")
+    if brief_path is not None and options["raw"]:
+        raise InputError("is of --prompt; a brief is asked as a chat", where="--raw")
     if prompt == "-":
         prompt = _read_stdin()
+    if prompt is not None and not prompt.strip():
+        raise InputError("the prompt is empty", where="--prompt")
     if prompt is not None:
         write_prompt(bundle, prompt, click.echo, **options)
     elif brief_path is not None:
@@ -233,6 +257,7 @@ def main() -> None:
         interrupts.append(number)
         raise KeyboardInterrupt
 
+    _settle_streams()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupted)
     try:
@@ -242,6 +267,11 @@ def main() -> None:
         raise SystemExit(error.exit_code) from None
     except click.exceptions.Exit as done:
         raise SystemExit(done.exit_code) from None
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # click's way to end at a closed pipe
+            _forget_stdout()
+            raise SystemExit(0) from None
+        raise
     except (Exception, KeyboardInterrupt) as error:
         # An interrupt may come out as another error: a library's import that fails half-way.
         if interrupts or isinstance(error, click.Abort):
@@ -250,19 +280,35 @@ def main() -> None:
 
 
 def _end(error: BaseException) -> None:
-    """One line for an error of ours; a traceback for a mistake of ours, or when asked for."""
-    verbose = any(flag in sys.argv[1:2] for flag in ("-v", "--verbose"))
-    if isinstance(error, KdexportError) and not verbose:
-        _fail(str(error), error.exit_code)
-    if isinstance(error, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0)
-    raise error
+    """One line for what the user can mend; a traceback for a mistake of ours, or when asked for."""
+    known = refusal(error)
+    if known is None:
+        raise error
+    if any(flag in sys.argv[1:2] for flag in ("-v", "--verbose")):
+        traceback.print_exception(error)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _forget_stdout()
+    _fail(str(known), known.exit_code)
 
 
 def _fail(text: str, code: int) -> None:
-    click.echo(f"kdexport: {text}", err=True)
+    click.echo(f"kdexport: {' '.join(text.splitlines())}", err=True)
     raise SystemExit(code)
+
+
+def _settle_streams() -> None:
+    """Have somewhere to write to, where a stream is closed or knows few characters."""
+    sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _forget_stdout() -> None:
+    """Lose what stdout still holds: nobody can take it, and Python would try again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _read_stdin() -> str:

@@ -68,10 +68,10 @@ def tracked(title: str, unit: str, total: float | None = None) -> Iterator[Track
     )
 
     bar = Progress(
-        TextColumn("[bold]{task.description}"),
+        TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(bar_width=None),
         TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
-        TextColumn("[cyan]{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", style="cyan", markup=False),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
@@ -87,7 +87,7 @@ def say(text: str) -> None:
     if sys.stderr.isatty():
         from rich.console import Console
 
-        Console(stderr=True, highlight=False).print(text)
+        Console(stderr=True, highlight=False).print(text, markup=False)
     else:
         print(text, file=sys.stderr, flush=True)
 

@@ -15,7 +15,9 @@ DISTRIBUTIONS = {"mobius": "mobius-onnx", "onnx_ir": "onnx-ir"}
 
 
 def describe_bundle(bundle: Bundle) -> Any:
-    """A bundle's manifest as a rich table."""
+    """A bundle's manifest as a rich table; what it says is text, never rich's markup."""
+    from rich.text import Text
+
     manifest = bundle.manifest
     model = manifest.model
     rows = {
@@ -42,9 +44,10 @@ def describe_bundle(bundle: Bundle) -> Any:
         rows["recipe"] = f"{manifest.recipe_fingerprint[:12]}…"
     table = _two_columns(str(bundle.path))
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, Text(value))
     for name, facts in manifest.files.items():
-        table.add_row(f"  {name}", f"{facts.bytes / 1e6:.2f} MB  sha256 {facts.sha256[:12]}…")
+        size = f"{facts.bytes / 1e6:.2f} MB  sha256 {facts.sha256[:12]}…"
+        table.add_row(Text(f"  {name}"), Text(size))
     return table
 
 
@@ -86,8 +89,9 @@ def _version(module: str) -> str | None:
 
 def _two_columns(title: str) -> Any:
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left", title_style="bold", show_header=False)
+    table = Table(title=Text(title, style="bold"), title_justify="left", show_header=False)
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
     return table

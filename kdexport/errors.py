@@ -1,11 +1,16 @@
 """What goes wrong in a way that the user can mend, said in one line and without a traceback."""
 
+import errno
 import importlib.util
 
 LIBRARIES = {
     "train": ("torch", "transformers", "safetensors", "optimum"),
     "export": ("torch", "transformers", "onnx", "onnx_ir", "mobius"),
 }
+
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+FULL_TEXTS = ("os error 28", "os error 27", "requested and 0 written")
+"""How safetensors and numpy say that a disk is full, where no error number is left of it."""
 
 
 class KdexportError(Exception):
@@ -53,3 +58,34 @@ def require_extras(*extras: str) -> None:
         for library in LIBRARIES[extra]:
             if importlib.util.find_spec(library) is None:
                 raise MissingExtraError(library, extra)
+
+
+def first_words(error: BaseException, limit: int = 200) -> str:
+    """What a library says of its error, on one line; its kind where it says nothing."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= limit else f"{words[: limit - 1]}…"
+
+
+def refusal(error: BaseException) -> KdexportError | None:
+    """An error as one that the user can mend, if it is one: ours, or the operating system's."""
+    if isinstance(error, KdexportError):
+        return error
+    full = full_disk(error)
+    if full is None and isinstance(error, OSError) and error.filename and error.strerror:
+        return InputError(error.strerror, where=str(error.filename))
+    return full
+
+
+def full_disk(error: BaseException) -> InputError | None:
+    """Where an error comes of a full disk, whatever library it went through: that, in a line."""
+    cause: BaseException | None = error
+    while cause is not None:
+        number = cause.errno if isinstance(cause, OSError) else None
+        if number in FULL or any(text in str(cause) for text in FULL_TEXTS):
+            return InputError(
+                "the disk is full",
+                where=str(getattr(cause, "filename", None) or ""),
+                remedy="make room and run the same command again",
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None

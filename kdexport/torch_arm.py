@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from kdexport.bundle import TextFacts
-from kdexport.errors import KdexportError
+from kdexport.errors import InputError, KdexportError, first_words
 from kdexport.export.text import chat_template, text_facts
 from kdexport.runtime.arm import refuse, serve_arm
+from kdexport.runtime.session import check_ids
 from kdexport.runtime.text import TextCodec
 from kdexport.train.model import load_model
 
@@ -51,6 +52,7 @@ class TorchSession:
         logit_rows: Array | None = None,
     ) -> Array:
         """Logits, float32 [K, V]; see `Session.run`."""
+        check_ids(ids, self.model.get_input_embeddings().num_embeddings)
         wanted = torch.tensor([ids.shape[1] - 1] if logit_rows is None else logit_rows)
         out = self.model(
             input_ids=torch.from_numpy(ids),
@@ -75,15 +77,18 @@ def main() -> None:
         model = load_model(folder)
         text = text_facts(folder, model.config)
         codec = TextCodec(folder / "tokenizer.json", text, chat_template(folder))
+        session = TorchSession(model, text)
     except KdexportError as error:
         refuse(error)
+    except Exception as error:  # of a broken folder, transformers raises any
+        refuse(InputError(f"cannot be loaded ({first_words(error)})", where=str(folder)))
     facts = {
         "engine": f"PyTorch {torch.__version__.split('+')[0]}",
         "n_parameters": model.num_parameters(),
         "size_mb": model.num_parameters() * BYTES_PER_PARAMETER / 1e6,
         "load_s": time.perf_counter() - started,
     }
-    serve_arm(TorchSession(model, text), codec, facts)
+    serve_arm(session, codec, facts)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from kdexport.bundle import open_bundle
 from kdexport.content.briefs import load_briefs
 from kdexport.content.channels import load_channels
 from kdexport.content.prompts import Message, brief_messages, split_opening
+from kdexport.errors import InputError
 from kdexport.runtime.generate import Step, generate
 from kdexport.runtime.sample import Sampler, make_sampler
 from kdexport.runtime.session import Session, open_session
@@ -96,7 +97,11 @@ def write_briefs(
         messages = brief_messages(brief, channel)
         n_new = min(writer.max_new_tokens, channel.max_new_tokens)
         facts = {"id": brief.id, "product": brief.product}
-        _write(writer, messages, n_new, echo, facts, as_json, one_line=channel.one_line)
+        try:
+            _write(writer, messages, n_new, echo, facts, as_json, one_line=channel.one_line)
+        except InputError as error:
+            where = error.where or f"{briefs_path}: {brief.id}"
+            raise InputError(error.message, where=where, remedy=error.remedy) from error
 
 
 def _write(

@@ -138,13 +138,46 @@ def test_a_newer_format_says_upgrade(tmp_path: Path) -> None:
         open_bundle(path)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format_version": 1}', "\xff"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "[]", "null", "{}", "\xff", "[" * 100_000),
+        *(f'{{"format_version": {v}}}' for v in ('"1"', "null", "1.0", "0", "-1", "true")),
+    ],
+)
 def test_what_is_no_manifest_is_one_line(tmp_path: Path, content: str) -> None:
     bundle = make(tmp_path / "b")
     (bundle.path / "manifest.json").write_text(content, "latin-1")
-    with pytest.raises(InputError) as caught:
-        open_bundle(bundle.path)
+    for read in (open_bundle, verify_bundle):
+        with pytest.raises(InputError, match=r"manifest\.json: is no manifest of a bundle$"):
+            read(bundle.path)
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("model", "n_layers", 0),
+        ("model", "head_dim", -8),
+        ("model", "max_length", "long"),
+        ("text", "bos_token_id", -1),
+        ("text", "eos_token_ids", [2, -1]),
+    ],
+)
+def test_facts_that_cannot_be_are_one_line(
+    tmp_path: Path, part: str, field: str, value: object
+) -> None:
+    bundle = make(tmp_path / "b")
+    facts = json.loads((bundle.path / "manifest.json").read_text())[part]
+    path = edit(bundle, **{part: facts | {field: value}})
+    with pytest.raises(InputError, match=rf"manifest\.json: {part}\.{field}") as caught:
+        open_bundle(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="may be needed"), staged_bundle(tmp_path / "b", 10**18):
+        raise AssertionError
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failure_leaves_the_old_bundle(tmp_path: Path) -> None:

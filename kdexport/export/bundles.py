@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,25 @@ from kdexport.bundle import (
     Graphs,
     Manifest,
     ModelFacts,
+    TextFacts,
     commit_bundle,
+    make_facts,
     staged_bundle,
 )
-from kdexport.errors import InputError, MissingExtraError
+from kdexport.errors import InputError, MissingExtraError, first_words
 from kdexport.export.draft import Draft, save_drafts
 from kdexport.export.graph import build_graph
 from kdexport.export.parity import check_parity
 from kdexport.export.text import chat_template, text_facts
+from kdexport.machine import need_room
+from kdexport.runtime.quality import load_reference
 from kdexport.runtime.session import Session, open_graphs
 from kdexport.runtime.text import TextCodec
+from kdexport.sources import check_safetensors
 
 WEIGHTS = "weights.bin"
 GRAPH = "model.onnx"
+BYTES_PER_PARAMETER = 4
 VERSIONS_OF = ("onnx", "mobius-onnx", "onnxruntime", "torch", "transformers", "tokenizers")
 
 
@@ -50,16 +57,23 @@ def export_bundle(
     if not (checkpoint / "tokenizer.json").is_file():
         raise InputError("tokenizer.json is missing", where=str(checkpoint))
     config = _config(checkpoint)
+    text = text_facts(checkpoint, config)
+    codec = _codec(checkpoint, text, config.vocab_size)
+    if reference is not None:
+        load_reference(reference)
+    parts = sorted(checkpoint.glob("*.safetensors"))
+    n_bytes = BYTES_PER_PARAMETER * sum(check_safetensors(part) for part in parts)
+    need_room(Path(tempfile.gettempdir()), n_bytes)  # build_graph's
     graphs = Graphs(prefill=GRAPH, decode=GRAPH)
-    with staged_bundle(out) as staging:
+    with staged_bundle(out, n_bytes) as staging:
         draft = build_graph(checkpoint)
         manifest = Manifest(
             name=name,
             scheme="fp32",
             graphs=graphs,
             weights=WEIGHTS,
-            model=model_facts(draft, config),
-            text=text_facts(checkpoint, config),
+            model=model_facts(draft, config, checkpoint),
+            text=text,
             versions=_versions(),
             recipe_fingerprint=recipe_fingerprint,
             teacher=teacher,
@@ -67,18 +81,32 @@ def export_bundle(
         )
         save_drafts({GRAPH: draft}, staging, WEIGHTS)
         shutil.copyfile(checkpoint / "tokenizer.json", staging / "tokenizer.json")
-        template = chat_template(checkpoint)
-        if template is not None:
-            (staging / "chat_template.jinja").write_text(template, "utf-8", newline="")
+        if codec.template is not None:
+            (staging / "chat_template.jinja").write_text(codec.template, "utf-8", newline="")
         if reference is not None:
             shutil.copyfile(reference, staging / "reference.npz")
-        codec = TextCodec(staging / "tokenizer.json", manifest.text, template)
         session = Session(manifest, open_graphs(staging, graphs, None), graphs)
         parity = check_parity(checkpoint, session, codec)
         return commit_bundle(staging, out, manifest.model_copy(update={"parity": parity}))
 
 
-def model_facts(draft: Draft, config: Any) -> ModelFacts:
+def _codec(checkpoint: Path, text: TextFacts, vocab_size: int) -> TextCodec:
+    """Tokenizer and chat template; InputError where the model could not be asked through them."""
+    codec = TextCodec(checkpoint / "tokenizer.json", text, chat_template(checkpoint))
+    largest = max(codec.tokenizer.get_vocab().values(), default=0)
+    if text.add_bos and text.bos_token_id is not None:
+        largest = max(largest, text.bos_token_id)
+    if largest >= vocab_size:
+        raise InputError(
+            f"the tokenizer has token {largest}, the model a vocabulary of {vocab_size}",
+            where=str(checkpoint),
+            remedy="give the model the tokenizer that it was trained with",
+        )
+    codec.render_chat([{"role": "user", "content": "Hello"}])
+    return codec
+
+
+def model_facts(draft: Draft, config: Any, checkpoint: Path) -> ModelFacts:
     """Sizes, read off the graph's own inputs where it has them."""
     pasts = [i for i in draft.graph.input if i.name.startswith("past_key_values.")]
     dims = [d.dim_value for d in pasts[0].type.tensor_type.shape.dim]
@@ -91,30 +119,28 @@ def model_facts(draft: Draft, config: Any) -> ModelFacts:
     vocab_size = draft.weights[logits.input[1]].shape[1] if logits else config.vocab_size
     tables = {id(array): array.size for array in draft.weights.values() if array.dtype == "float32"}
     constants = sum(a.size for n, a in draft.weights.items() if "_cache" in n)  # rotary tables
-    return ModelFacts(
-        family=str(config.model_type),
-        n_parameters=int(sum(tables.values()) - constants),
-        n_layers=len(pasts) // 2,
-        n_kv_heads=int(dims[1]),
-        head_dim=int(dims[3]),
-        hidden_size=int(config.hidden_size),
-        vocab_size=int(vocab_size),
-        max_length=int(config.max_position_embeddings),
-    )
+    stated = {
+        "family": str(config.model_type),
+        "n_parameters": int(sum(tables.values()) - constants),
+        "n_layers": len(pasts) // 2,
+        "n_kv_heads": int(dims[1]),
+        "head_dim": int(dims[3]),
+        "hidden_size": config.hidden_size,
+        "vocab_size": int(vocab_size),
+        "max_length": config.max_position_embeddings,
+    }
+    return make_facts(ModelFacts, stated, checkpoint / "config.json")
 
 
 def _config(checkpoint: Path) -> Any:
     """The model's configuration; InputError where transformers cannot read it."""
-    from huggingface_hub.errors import StrictDataclassError
-
     from kdexport.train.model import load_config
 
     try:
         return load_config(checkpoint)
-    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:  # of a wrong value, transformers raises any
         raise InputError(
-            f"transformers cannot read config.json ({first[:160]})", where=str(checkpoint)
+            f"transformers cannot read config.json ({first_words(error)})", where=str(checkpoint)
         ) from error
 
 

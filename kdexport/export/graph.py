@@ -10,7 +10,7 @@ import logging
 import tempfile
 from pathlib import Path
 
-from kdexport.errors import InputError, MissingExtraError
+from kdexport.errors import InputError, MissingExtraError, first_words, full_disk
 from kdexport.export.draft import Draft, load_draft
 from kdexport.export.passes import PASSES
 
@@ -38,10 +38,9 @@ def build_graph(checkpoint: Path) -> Draft:
             with _silence():
                 mobius_main(arguments)
         except Exception as error:  # what a young builder raises for a model it half knows
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(
+            raise full_disk(error) or InputError(
                 f"{kind} models cannot be exported: mobius-onnx {mobius.__version__} fails "
-                f"({first[:160]})",
+                f"({first_words(error)})",
                 where=str(checkpoint),
             ) from error
         draft = load_draft(Path(folder) / "model.onnx")

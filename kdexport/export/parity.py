@@ -92,13 +92,11 @@ def _rendered(codec: TextCodec, chat: list[Message]) -> str | None:
 
 
 def _rendered_by(tokenizer: Any, template: str, chat: list[Message]) -> str | None:
-    from jinja2 import TemplateError
-
     try:
         prompt = tokenizer.apply_chat_template(
             chat, chat_template=template, tokenize=False, add_generation_prompt=True
         )
-    except TemplateError:
+    except Exception:  # a template is a program: it may fail in any way
         return None
     return str(prompt)
 

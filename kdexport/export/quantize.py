@@ -217,7 +217,7 @@ def quantize_bundle(bundle: Bundle, scheme: str, out: Path) -> Bundle:
         raise InputError(f"is quantized already ({source.scheme})", where=str(bundle.path))
     requires = SCHEMES[scheme].requires_cpu()
     graphs = Graphs(prefill="prefill.onnx", decode="decode.onnx")
-    with staged_bundle(out) as staging:
+    with staged_bundle(out, bundle.n_bytes // 2) as staging:  # a quarter, and what is beside it
         check_files(bundle, set(source.files))
         draft = load_draft(bundle.file(source.graphs.decode))
         prefill, decode = _int8(draft, signed="vnni" in requires)

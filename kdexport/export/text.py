@@ -1,31 +1,45 @@
 """What a Hugging Face folder says of text: special tokens and the chat template."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from kdexport.bundle import TextFacts
+from kdexport.bundle import TextFacts, make_facts
+from kdexport.errors import InputError, first_words
+from kdexport.sources import read_config
 
 
 def text_facts(checkpoint: Path, config: Any) -> TextFacts:
-    """Special tokens, by the generation config where it says more than the model's."""
+    """Special tokens, by the generation config where it says more than the model's.
+
+    Raises InputError for a file that is not JSON, or says what can be no token.
+    """
     generation = _read_json(checkpoint / "generation_config.json")
     tokenizer = _read_json(checkpoint / "tokenizer_config.json")
     eos = generation.get("eos_token_id", config.eos_token_id)
-    return TextFacts(
-        bos_token_id=config.bos_token_id,
-        eos_token_ids=eos if isinstance(eos, list) else [] if eos is None else [eos],
-        add_bos=bool(tokenizer.get("add_bos_token", False)),
-        bos_token=_content(tokenizer.get("bos_token")),
-        eos_token=_content(tokenizer.get("eos_token")),
-    )
+    stated = {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_ids": eos if isinstance(eos, list) else [] if eos is None else [eos],
+        "add_bos": bool(tokenizer.get("add_bos_token", False)),
+        "bos_token": _content(tokenizer.get("bos_token")),
+        "eos_token": _content(tokenizer.get("eos_token")),
+    }
+    return make_facts(TextFacts, stated, checkpoint)
 
 
 def chat_template(checkpoint: Path) -> str | None:
-    """The template of a Hugging Face folder, from whichever file has it; None without one."""
+    """The template of a Hugging Face folder, from whichever file has it; None without one.
+
+    Raises InputError for a folder whose tokenizer transformers cannot load.
+    """
     from kdexport.train.model import load_tokenizer
 
-    return template_of(load_tokenizer(checkpoint))
+    try:
+        return template_of(load_tokenizer(checkpoint))
+    except Exception as error:  # of broken files, transformers raises any
+        raise InputError(
+            f"transformers cannot load the tokenizer ({first_words(error)})",
+            where=str(checkpoint),
+        ) from error
 
 
 def template_of(tokenizer: Any) -> str | None:
@@ -42,7 +56,4 @@ def _content(token: Any) -> str | None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return content
+    return read_config(path) if path.exists() else {}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kdexport.content.prompts import split_opening
-from kdexport.errors import KdexportError
+from kdexport.errors import InputError, KdexportError
 from kdexport.runtime.generate import Runs, generate
 from kdexport.runtime.latency import measure_once, prompt_of
 from kdexport.runtime.quality import load_reference, measure_quality
@@ -65,7 +65,10 @@ def _latency(session: Runs, codec: Any, prompt_tokens: int, new_tokens: int) -> 
 
 def _quality(session: Runs, reference: str, teacher_vocabulary: bool) -> Answer:
     loaded = load_reference(Path(reference))
-    quality = measure_quality(session, loaded, teacher_vocabulary=teacher_vocabulary)
+    try:
+        quality = measure_quality(session, loaded, teacher_vocabulary=teacher_vocabulary)
+    except InputError as error:
+        raise InputError(error.message, where=reference) from error
     return {**asdict(quality), "quality_split": loaded.meta.get("split", "test")}
 
 

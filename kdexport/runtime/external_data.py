@@ -31,10 +31,10 @@ _KEY, _VALUE = 1, 2  # of StringStringEntryProto
 _LONGEST_TAG = 2**32 - 1  # protobuf cuts longer ones, and would read another field than we do
 
 
-def external_locations(model: bytes) -> set[str]:
+def external_locations(model: bytes, where: str = "") -> set[str]:
     """The ``location`` of every tensor that lies outside of the graph's own file.
 
-    Raises InputError for bytes that are no protobuf message.
+    Raises InputError for bytes that are no protobuf message; ``where`` is the file's name.
     """
     found: set[str] = set()
     waiting = [("ModelProto", memoryview(model))]
@@ -47,7 +47,7 @@ def external_locations(model: bytes) -> set[str]:
             children = CHILDREN[kind]
             waiting += [(children[n], part) for n, part in _fields(message) if n in children]
     except (IndexError, UnicodeDecodeError):
-        raise InputError("an ONNX file is corrupt or truncated") from None
+        raise InputError("is no ONNX graph, corrupt or truncated", where=where) from None
     return found
 
 

@@ -7,16 +7,18 @@ it).
 
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kdexport.errors import InputError
+from kdexport.errors import InputError, first_words
 from kdexport.runtime.generate import Runs
 
 Array = np.ndarray[Any, Any]
+NOT_NPZ = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -52,16 +54,47 @@ class Quality:
 
 
 def load_reference(path: Path) -> Reference:
-    """Read a reference (an .npz without pickles)."""
+    """Read a reference (an .npz without pickles); InputError for one that cannot be scored on."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         meta = json.loads(arrays.pop("meta").tobytes())
-        return Reference(**arrays, meta=meta)
+        reference = Reference(**arrays, meta=meta)
+        _check(reference)
+        return reference
     except FileNotFoundError:
         raise InputError("there is no such file", where=str(path)) from None
-    except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"is no quality reference ({error})", where=str(path)) from error
+    except (*NOT_NPZ, ValueError, KeyError, TypeError, IndexError, OSError) as error:
+        raise InputError(
+            f"is no quality reference ({first_words(error)})", where=str(path)
+        ) from error
+
+
+def _check(reference: Reference) -> None:
+    """Raise ValueError unless sizes fit, texts follow one another and ids are of the vocabulary."""
+    n_tokens, n_targets = len(reference.ids), len(reference.target)
+    per_target = (
+        reference.topk_ids,
+        reference.topk_logprobs,
+        reference.tail_logprob,
+        reference.drawn_ids,
+        reference.drawn_logprobs,
+    )
+    if not n_targets or any(len(array) != n_targets for array in per_target):
+        raise ValueError("it has no targets, or not what belongs to each")
+    offsets = reference.offsets
+    if offsets[0] != 0 or offsets[-1] != n_tokens or (np.diff(offsets) < 0).any():
+        raise ValueError("its texts do not follow one another")
+    if np.isin(reference.target, offsets).any():
+        raise ValueError("the first token of a text is a target")
+    bounds = {"target": n_tokens, **dict.fromkeys(("ids", "topk_ids", "drawn_ids"), 0)}
+    for name, bound in bounds.items():
+        array = getattr(reference, name)
+        wrong = array.size and not 0 <= array.min() <= array.max() < (
+            bound or len(reference.kept_ids)
+        )
+        if array.dtype.kind not in "iu" or wrong:
+            raise ValueError(f"{name} are out of range")
 
 
 def measure_quality(session: Runs, reference: Reference, *, teacher_vocabulary: bool) -> Quality:
@@ -78,6 +111,11 @@ def measure_quality(session: Runs, reference: Reference, *, teacher_vocabulary: 
             continue
         ids = reference.ids[begin:end].astype(np.int64)
         logits = _target_logits(session, ids, reference.target[rows] - begin - 1, kept)
+        if logits.shape[-1] != len(reference.kept_ids):
+            raise InputError(
+                f"the reference is of {len(reference.kept_ids)} tokens, "
+                f"the model of {logits.shape[-1]}"
+            )
         logprobs = log_softmax(logits.astype(np.float64))
         kl.append(kl_per_token(reference, rows, logprobs))
         teacher_best = reference.topk_ids[rows, reference.topk_logprobs[rows].argmax(-1)]

@@ -78,8 +78,9 @@ def _draw(
         ids = np.flatnonzero(logits >= logits.max() - 20.0 * temperature)
     else:
         ids = np.arange(len(logits))
-    scaled = logits[ids].astype(np.float64) / temperature
-    weights = np.exp(scaled - scaled.max())
+    scores = logits[ids].astype(np.float64)
+    with np.errstate(over="ignore"):  # of a temperature near 0, under which one token is left
+        weights = np.exp((scores - scores.max()) / temperature)
     probabilities = weights / weights.sum()
     if top_p < 1.0:
         order = np.argsort(-probabilities, kind="stable")

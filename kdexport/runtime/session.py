@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from kdexport.bundle import Bundle, Graphs, Manifest, check_files, open_bundle
-from kdexport.errors import InputError
+from kdexport.bundle import Bundle, Graphs, Manifest, ModelFacts, check_files, open_bundle
+from kdexport.errors import InputError, first_words
 from kdexport.machine import physical_cores
 from kdexport.runtime.external_data import external_locations
 
@@ -83,8 +83,10 @@ class Session:
         ``ids``: int64 [B, S], right-padded; ``lengths``: int [B], how many of a row's tokens are
         real (all, when None). ``logit_rows``: int64 [K], flat positions in [B * S] whose logits
         are wanted (each row's last real one, when None). The logits are valid until the next call.
-        Raises InputError when a text would grow beyond the model's length.
+        Raises InputError when a text would grow beyond the model's length, and for ids beyond its
+        vocabulary.
         """
+        check_ids(ids, self.vocab_size)
         n_rows, n_new = ids.shape
         new = np.full(n_rows, n_new, dtype=np.int32) if lengths is None else lengths
         total = cache.lengths + new.astype(np.int32)
@@ -107,6 +109,13 @@ class Session:
         tokens = np.asarray(ids, dtype=np.int64)[None]
         cache = self.new_cache(1, len(ids))
         return self.run(tokens, cache, logit_rows=np.arange(len(ids), dtype=np.int64))
+
+
+def check_ids(ids: Array, vocab_size: int) -> None:
+    """Refuse tokens that a model does not know."""
+    if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
+        wrong = ids.max() if ids.max() >= vocab_size else ids.min()
+        raise InputError(f"token {wrong} is not of the model's vocabulary of {vocab_size}")
 
 
 class _Graph:
@@ -190,13 +199,16 @@ def open_session(
         check_files(opened, names | {manifest.weights})
     _check_cpu(opened)
     for name in names:
-        strangers = external_locations(opened.file(name).read_bytes()) - {manifest.weights}
+        file = opened.file(name)
+        strangers = external_locations(file.read_bytes(), str(file)) - {manifest.weights}
         if strangers:
             raise InputError(
                 f"{name} refers to a file outside of the bundle: {sorted(strangers)[0]!r}",
                 where=str(opened.path),
             )
     graphs = open_graphs(opened.path, manifest.graphs, n_threads)
+    for name, graph in graphs.items():
+        _check_shapes(graph, manifest.model, opened.file(name))
     return Session(manifest, graphs, manifest.graphs)
 
 
@@ -204,6 +216,23 @@ def open_graphs(folder: Path, graphs: Graphs, n_threads: int | None) -> dict[str
     """ONNX Runtime sessions of a folder's graphs, by file name."""
     names = {graphs.prefill, graphs.decode}
     return {name: _open_graph(folder / name, n_threads) for name in names}
+
+
+def _check_shapes(graph: Any, model: ModelFacts, where: Path) -> None:
+    """Refuse a graph that does not read and make what the manifest says."""
+    past = [model.n_kv_heads, model.head_dim]
+    stated: dict[str, list[int]] = {
+        f"past_key_values.{layer}.{part}": past
+        for layer in range(min(model.n_layers, len(graph.get_inputs())))
+        for part in ("key", "value")
+    }
+    found = {i.name: [i.shape[n] for n in (1, 3) if n < len(i.shape)] for i in graph.get_inputs()}
+    found = {name: shape for name, shape in found.items() if name.startswith("past_key_values.")}
+    stated["logits"] = [model.vocab_size]
+    found |= {o.name: o.shape[-1:] for o in graph.get_outputs() if o.name == "logits"}
+    if len(found) != 2 * model.n_layers + 1 or found != stated:
+        wrong = next((name for name in stated if found.get(name) != stated[name]), "n_layers")
+        raise InputError(f"is not the graph of its manifest: {wrong} differs", where=str(where))
 
 
 def _check_cpu(bundle: Bundle) -> None:
@@ -231,5 +260,6 @@ def _open_graph(path: Path, n_threads: int | None) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
-        first = str(error).strip().splitlines()[0]
-        raise InputError(f"ONNX Runtime cannot open it ({first})", where=str(path)) from error
+        raise InputError(
+            f"ONNX Runtime cannot open it ({first_words(error)})", where=str(path)
+        ) from error

@@ -9,7 +9,7 @@ from typing import Any
 
 from kdexport.bundle import Bundle, TextFacts, check_files, open_bundle
 from kdexport.content.prompts import plain_chat, split_opening
-from kdexport.errors import InputError
+from kdexport.errors import InputError, first_words
 
 Message = Mapping[str, str]
 
@@ -23,7 +23,10 @@ class TextCodec:
         try:
             self.tokenizer = Tokenizer.from_file(str(tokenizer_json))
         except Exception as error:  # tokenizers raises plain Exception
-            raise InputError(f"is no tokenizer ({error})", where=str(tokenizer_json)) from error
+            raise InputError(
+                f"is no tokenizer ({first_words(error)})", where=str(tokenizer_json)
+            ) from error
+        self.where = str(tokenizer_json.parent)
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.facts = facts
@@ -59,13 +62,12 @@ class TextCodec:
 
         Through the model's chat template, as Hugging Face renders it, in a sandbox; a model
         without one reads the messages' contents as plain text. A last message of the assistant's
-        is an answer that has begun: the model goes on from its words.
+        is an answer that has begun: the model goes on from its words. Raises InputError for
+        messages that the template refuses, and for a template that cannot be rendered.
         """
         asked, opening = split_opening(messages)
         if self.template is None:
             return plain_chat(asked) + opening
-        from jinja2 import TemplateError
-
         try:
             prompt = self._compiled.render(
                 messages=asked,
@@ -73,8 +75,10 @@ class TextCodec:
                 bos_token=self.facts.bos_token or "",
                 eos_token=self.facts.eos_token or "",
             )
-        except TemplateError as error:
-            raise InputError(f"the chat template refuses the messages ({error})") from error
+        except Exception as error:  # a template is a program: it may fail in any way
+            raise InputError(
+                f"the chat template refuses the messages ({first_words(error)})", where=self.where
+            ) from error
         return f"{prompt}{opening}"
 
     @cached_property
@@ -132,11 +136,11 @@ def load_text(bundle: Bundle | Path | str) -> TextCodec:
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     template = opened.file("chat_template.jinja")
     check_files(opened, {"tokenizer.json", template.name} & opened.manifest.files.keys())
-    return TextCodec(
-        opened.file("tokenizer.json"),
-        opened.manifest.text,
-        template.read_text("utf-8") if template.name in opened.manifest.files else None,
-    )
+    try:
+        read = template.read_text("utf-8") if template.name in opened.manifest.files else None
+    except UnicodeDecodeError:
+        raise InputError("is not UTF-8", where=str(template)) from None
+    return TextCodec(opened.file("tokenizer.json"), opened.manifest.text, read)
 
 
 def first_line(text: str) -> str:

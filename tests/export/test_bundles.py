@@ -1,7 +1,9 @@
 """A bundle computes what its checkpoint computes, or does not come to be."""
 
+import errno
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +165,102 @@ def test_a_template_in_the_tokenizer_s_configuration_is_taken(
     bundle = export_bundle(folder, tmp_path / "b", name="x")
     assert load_text(bundle).template == kept == chat_template(folder)
     assert verify_bundle(bundle.path) == []
+
+
+def changed(source: Path, target: Path, name: str, content: object) -> Path:
+    """A copy of a model's folder in which one file has another content; a dict changes values."""
+    shutil.copytree(source, target)
+    file = target / name
+    if isinstance(content, dict):
+        content = json.dumps(json.loads(file.read_text()) | content)
+    file.write_bytes(content if isinstance(content, bytes) else str(content).encode())
+    return target
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        *(
+            (name, content, "is not JSON|is not a JSON object|cannot load the tokenizer")
+            for name in ("generation_config.json", "tokenizer_config.json")
+            for content in ("", '{"a": ', "[]", b"\xff\x00")
+        ),
+        ("special_tokens_map.json", "[]", "cannot load the tokenizer"),
+        ("generation_config.json", '{"eos_token_id": "x"}', "eos_token_ids"),
+        ("generation_config.json", '{"eos_token_id": [-1]}', "eos_token_ids"),
+        ("config.json", {"num_attention_heads": 0}, "m: "),
+        ("config.json", {"max_position_embeddings": 0}, "max_length"),
+        ("config.json", {"dtype": "nonsense"}, "nonsense"),
+        ("config.json", {"vocab_size": 300}, "token 319, the model a vocabulary of 300"),
+        ("chat_template.jinja", b"caf\xff", "cannot load the tokenizer"),
+        ("chat_template.jinja", "{{ 1/0 }}", "division by zero"),
+        ("chat_template.jinja", "{{ raise_exception('no\n\nway') }}", "m: .*no.*way"),
+        ("chat_template.jinja", "{% if true %}", "Unexpected end of template"),
+    ],
+)
+def test_a_broken_folder_is_one_line_and_nothing_is_written(
+    checkpoints: dict[str, Path], tmp_path: Path, name: str, content: object, reason: str
+) -> None:
+    folder = changed(checkpoints["llama"], tmp_path / "m", name, content)
+    with pytest.raises(InputError, match=reason) as caught:
+        export_bundle(folder, tmp_path / "out" / "b", name="x")
+    assert caught.value.where.startswith(str(folder))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out" / "b").exists()
+
+
+def test_more_tokens_than_the_model_knows_are_refused(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(checkpoints["llama"], folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens([f"<{n}>" for n in range(80)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    with pytest.raises(InputError, match="has token 399, the model a vocabulary of 320"):
+        export_bundle(folder, tmp_path / "out" / "b", name="x")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_reference_that_is_none_is_not_packed(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "reference.npz").write_text("junk")
+    with pytest.raises(InputError, match=r"reference\.npz: is no quality reference"):
+        export_bundle(
+            checkpoints["llama"], tmp_path / "b", name="x", reference=tmp_path / "reference.npz"
+        )
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
+def test_a_full_disk_is_no_fault_of_the_model(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fails(*_: object) -> None:
+        try:
+            raise OSError(number, "no room", "/tmp/model.onnx.data")
+        except OSError as error:
+            raise RuntimeError("cannot save") from error
+
+    monkeypatch.setattr("mobius.__main__.main", fails)
+    with pytest.raises(InputError) as caught:
+        export_bundle(checkpoints["llama"], tmp_path / "b", name="x")
+    assert str(caught.value) == (
+        "/tmp/model.onnx.data: the disk is full; make room and run the same command again"
+    )
+
+
+def test_room_is_asked_for(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[Path, int] = {}
+    for module in ("kdexport.bundle", "kdexport.export.bundles"):
+        monkeypatch.setattr(f"{module}.need_room", lambda folder, n: asked.update({folder: n}))
+    export_bundle(checkpoints["llama"], tmp_path / "out" / "b", name="x")
+    weights = (tmp_path / "out" / "b" / "weights.bin").stat().st_size
+    assert set(asked) == {Path(tempfile.gettempdir()), tmp_path / "out"}
+    assert all(n > 0.8 * weights for n in asked.values())  # alignment takes the rest
 
 
 def test_a_saved_padding_does_not_stop_an_export(

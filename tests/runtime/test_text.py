@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdexport.bundle import Bundle, TextFacts
+from kdexport.bundle import Bundle, TextFacts, commit_bundle, staged_bundle
 from kdexport.errors import InputError
 from kdexport.runtime.text import TextCodec, first_line, load_text, pieces
 from tests.models import byte_level_bpe
@@ -16,6 +16,11 @@ from tests.models import byte_level_bpe
 @pytest.fixture(scope="module")
 def codec(llama_bundle: Bundle) -> TextCodec:
     return load_text(llama_bundle)
+
+
+def with_template(codec: TextCodec, template: str | None) -> TextCodec:
+    """The same tokenizer with another chat template."""
+    return TextCodec(Path(codec.where) / "tokenizer.json", TextFacts(), template)
 
 
 @given(text=st.text())
@@ -51,8 +56,7 @@ def test_a_begun_answer_is_gone_on_with(codec: TextCodec) -> None:
     asked = [{"role": "user", "content": "x"}]
     begun = [*asked, {"role": "assistant", "content": "Tern Kettle"}]
     assert codec.render_chat(begun) == codec.render_chat(asked) + "Tern Kettle"
-    plain = TextCodec.__new__(TextCodec)
-    plain.facts, plain.template = TextFacts(), None
+    plain = with_template(codec, None)
     assert plain.render_chat(begun) == plain.render_chat(asked) + "Tern Kettle"
 
 
@@ -99,15 +103,32 @@ def test_changed_files_are_refused_before_they_are_read(
         load_text(copy)
 
 
-def test_a_template_cannot_reach_python(codec: TextCodec) -> None:
-    evil = TextCodec.__new__(TextCodec)
-    evil.facts, evil.template = TextFacts(), "{{ messages.__class__.__mro__[1].__subclasses__() }}"
-    with pytest.raises(InputError, match="refuses"):
-        evil.render_chat([{"role": "user", "content": "x"}])
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
+        ("{{ raise_exception('no system\n  role') }}", "no system role"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{{ 'a' + 1 }}", "concatenate"),
+        ("{% for i in range(10**9) %}x{% endfor %}", "too big"),
+        ("{% include 'x' %}", "no loader"),
+        ("{{ strftime_now(5) }}", "str"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
+        ("{% if %}", "Expected an expression"),
+    ],
+)
+def test_a_template_that_fails_is_one_line(codec: TextCodec, template: str, reason: str) -> None:
+    with pytest.raises(InputError, match=f"the chat template refuses.*{reason}") as caught:
+        with_template(codec, template).render_chat([{"role": "user", "content": "x"}])
+    assert caught.value.where == codec.where
+    assert "\n" not in str(caught.value)
 
 
-def test_a_template_may_refuse(codec: TextCodec) -> None:
-    strict = TextCodec.__new__(TextCodec)
-    strict.facts, strict.template = TextFacts(), "{{ raise_exception('no system role') }}"
-    with pytest.raises(InputError, match="no system role"):
-        strict.render_chat([{"role": "system", "content": "x"}])
+def test_a_template_that_is_no_utf8_is_one_line(llama_bundle: Bundle, tmp_path: Path) -> None:
+    with staged_bundle(tmp_path / "b") as staging:
+        for name in llama_bundle.manifest.files:
+            (staging / name).write_bytes(llama_bundle.file(name).read_bytes())
+        (staging / "chat_template.jinja").write_bytes(b"caf\xff")
+        bundle = commit_bundle(staging, tmp_path / "b", llama_bundle.manifest)
+    with pytest.raises(InputError, match=r"chat_template\.jinja: is not UTF-8"):
+        load_text(bundle)
