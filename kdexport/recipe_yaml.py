@@ -26,7 +26,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
         content = path.read_bytes()
     except FileNotFoundError:
         raise InputError("there is no such file", where=str(path)) from None
-    except (IsADirectoryError, PermissionError) as error:
+    except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from None
     if len(content) > MAX_BYTES:
         raise InputError(f"is larger than {MAX_BYTES} bytes", where=str(path))

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdexport.bundle import Bundle
+from kdexport.bundle import Bundle, check_target
 from kdexport.console import say, tracked
 from kdexport.content.briefs import Brief, load_briefs
 from kdexport.content.channels import load_channels
+from kdexport.content.prompts import brief_messages
 from kdexport.errors import InputError, require_extras
 from kdexport.journal import fingerprint
 from kdexport.pairs import Pair, by_split, load_pairs, within_limits, write_pairs
@@ -45,7 +46,6 @@ def make_teacher_bundle(run: Run) -> None:
 
 def make_pairs(run: Run) -> None:
     """Briefs -> pairs written by the teacher, or the user's own pairs checked and copied."""
-    check_student(run)
     data = run.recipe.data
     pairs = _synthesized_pairs(run) if data.pairs is None else load_own_pairs(run)
     if not by_split(pairs, "train"):
@@ -78,6 +78,48 @@ def load_asked_briefs(run: Run) -> list[Brief]:
     variants = data.generate.variants
     limits = {split: n and -(-n // variants) for split, n in limits_of(data).items()}
     return within_limits(load_briefs(Path(data.briefs)), limits)
+
+
+def check_data(run: Run) -> None:
+    """Refuse data that a run has no use for: nothing to train on, briefs that are too long."""
+    data = run.recipe.data
+    briefs = [] if data.briefs is None else load_asked_briefs(run)
+    if not by_split(briefs or load_own_pairs(run), "train"):
+        raise InputError("nothing in it is to train on", where=str(data.pairs or data.briefs))
+    if briefs:
+        _check_prompts(run, briefs)
+
+
+def _check_prompts(run: Run, briefs: Sequence[Brief]) -> None:
+    """Refuse a brief that the teacher cannot read and answer."""
+    from kdexport.export.text import chat_template, text_facts
+    from kdexport.runtime.text import TextCodec
+    from kdexport.train.model import load_config
+
+    folder = run.teacher.path
+    config = load_config(folder)
+    codec = TextCodec(folder / "tokenizer.json", text_facts(folder, config), chat_template(folder))
+    channels = load_channels()
+    longest = longest_text(config)
+    for brief in briefs:
+        where = f"{run.recipe.data.briefs}, brief {brief.id}"
+        try:
+            prompt = codec.render_chat(brief_messages(brief, channels[brief.channel]))
+        except InputError as error:
+            raise InputError(error.message, where=where, remedy=error.remedy) from None
+        n_tokens = len(codec.encode(prompt))
+        if longest and n_tokens >= longest:
+            raise InputError(
+                f"the prompt has {n_tokens} tokens; the teacher reads {longest}, answer included",
+                where=where,
+                remedy="shorten the brief",
+            )
+
+
+def longest_text(config: Any) -> int | None:
+    """How many tokens a model of this configuration reads, where it says so."""
+    longest: int | None = getattr(config, "max_position_embeddings", None)
+    return longest
 
 
 def _synthesized_pairs(run: Run) -> list[Pair]:
@@ -134,7 +176,7 @@ def make_student(run: Run) -> None:
     if wish.vocab_size is not None and wish.vocab_size < backend.get_vocab_size():
         trimmed, kept_ids = trim_tokenizer(backend, texts, wish.vocab_size)
     spec = _sizes_of(run)
-    longest = getattr(teacher.config, "max_position_embeddings", None)
+    longest = longest_text(teacher.config)
     probe = [torch.tensor([backend.encode(t).ids[:longest]]) for t in texts[:N_PROBE_TEXTS]]
     torch.manual_seed(run.recipe.seed)
     student = INITS[wish.init].make(teacher, spec, kept_ids, probe)
@@ -160,11 +202,18 @@ def _sizes_of(run: Run) -> Any:
 
 
 def check_student(run: Run) -> None:
-    """Refuse sizes that the student cannot have, before the teacher writes for minutes."""
+    """Refuse sizes that the student cannot have."""
     from kdexport.train.model import load_config
     from kdexport.train.student import INITS
 
     INITS[run.recipe.student.init].check(load_config(run.teacher.path), _sizes_of(run))
+
+
+def check_training(run: Run) -> None:
+    """Refuse a device that is not there."""
+    from kdexport import training
+
+    training.check_device(run.recipe.train)
 
 
 def train_student(run: Run) -> None:
@@ -203,6 +252,20 @@ def make_quantized(run: Run) -> None:
         quantize_bundle(bundle, run.recipe.export.scheme, run.quantized_bundle)
 
 
+def check_bench(run: Run) -> None:
+    """Refuse to measure longer texts than the teacher, and so the student, can hold."""
+    from kdexport.train.model import load_config
+
+    wish, longest = run.recipe.bench, longest_text(load_config(run.teacher.path))
+    if longest and wish.prompt_tokens + wish.new_tokens > longest:
+        raise InputError(
+            f"{wish.prompt_tokens} tokens of prompt and {wish.new_tokens} new ones are beyond the "
+            f"teacher's {longest}",
+            where="bench.prompt_tokens",
+            remedy="measure fewer",
+        )
+
+
 def measure(run: Run) -> None:
     """Time and score teacher and student, and write bench.json and report.html."""
     from kdexport.arms import bench_run
@@ -224,6 +287,9 @@ def export_checkpoint(checkpoint: Path, out: Path | None, scheme: str | None) ->
     folder = checkpoint / "student" if (checkpoint / "student").is_dir() else checkpoint
     name = checkpoint.resolve().name
     target = out or Path("exported") / name
+    quantized = target.with_name(f"{target.name}-{scheme}") if target.name else target
+    for place in [target] if scheme is None else [target, quantized]:
+        check_target(place)
     check_model_folder(folder)
     facts_path = folder / "kdexport.json"
     facts = read_config(facts_path) if facts_path.exists() else {}
@@ -237,7 +303,7 @@ def export_checkpoint(checkpoint: Path, out: Path | None, scheme: str | None) ->
     )
     if scheme is None:
         return [bundle]
-    return [bundle, quantize_bundle(bundle, scheme, target.with_name(f"{target.name}-{scheme}"))]
+    return [bundle, quantize_bundle(bundle, scheme, quantized)]
 
 
 def _write_json(path: Path, value: object) -> None:
@@ -285,6 +351,7 @@ STAGES: Sequence[Stage] = (
         lambda run: [run.pairs],
         lambda run: [_data_asked(run), data_fingerprint(run), _channels_asked(run)],
         after=("teacher",),
+        check=check_data,
     ),
     Stage(
         "student",
@@ -293,6 +360,7 @@ STAGES: Sequence[Stage] = (
         lambda run: [run.student_init],
         _sections("student"),
         after=("pairs",),
+        check=check_student,
     ),
     Stage(
         "distill",
@@ -301,6 +369,7 @@ STAGES: Sequence[Stage] = (
         lambda run: [run.student, run.reference, run.folder / "train_log.jsonl"],
         _sections("train"),
         after=("student",),
+        check=check_training,
     ),
     Stage(
         "export",
@@ -325,5 +394,6 @@ STAGES: Sequence[Stage] = (
         lambda run: [run.folder / "bench.json", run.folder / "report.html"],
         _sections("bench"),
         after=("quantize", "teacher"),
+        check=check_bench,
     ),
 )

@@ -28,6 +28,8 @@ from kdexport.train.model import (
     load_tokenizer,
     save_model,
     swap_folder,
+    template_of,
+    written,
 )
 from kdexport.train.reference import write_reference
 from kdexport.train.schedule import Budget
@@ -65,15 +67,29 @@ class Data:
 
 
 def renderer(tokenizer: Any) -> Callable[[list[dict[str, str]]], str]:
-    """Messages -> the prompt text, through the model's chat template where it has one."""
+    """Messages -> the prompt text, through the model's chat template where it has one.
+
+    Raises InputError for messages that the template refuses.
+    """
+    from jinja2 import TemplateError
+
+    template = template_of(tokenizer)
 
     def render(messages: list[dict[str, str]]) -> str:
         asked, opening = split_opening(messages)
         if not asked:
             return opening
-        if not tokenizer.chat_template:
+        if template is None:
             return plain_chat(asked) + opening
-        prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        try:
+            prompt = tokenizer.apply_chat_template(
+                asked, chat_template=template, tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in asked)
+            raise InputError(
+                f"the teacher's chat template refuses messages of {roles} ({error})", where="data"
+            ) from error
         return f"{prompt}{opening}"
 
     return render
@@ -126,8 +142,9 @@ def train_student(run: Run) -> None:
     )
     # A copy: killed before the stage is recorded, the next run finds the best one where it was.
     finished = run.checkpoints / "student"
-    shutil.copytree(run.checkpoints / "best", finished, dirs_exist_ok=True)
-    swap_folder(finished, run.student)
+    with written(run.student):
+        shutil.copytree(run.checkpoints / "best", finished, dirs_exist_ok=True)
+        swap_folder(finished, run.student)
     reference.replace(run.reference)
 
 
@@ -316,6 +333,11 @@ def train_settings(wish: TrainSection, seed: int, n_examples: int, precision: st
         checkpoint_seconds=wish.checkpoint_seconds,
         evaluate_steps=wish.evaluate_steps,
     )
+
+
+def check_device(wish: TrainSection) -> None:
+    """Refuse a device that is not there."""
+    _device(wish.device)
 
 
 def _device(wish: str) -> str:

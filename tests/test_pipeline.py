@@ -1,6 +1,8 @@
 """Which stages are to do, what they depend on, and what a run's data and disks must hold."""
 
+import io
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +15,12 @@ from kdexport.errors import InputError
 from kdexport.journal import Journal
 from kdexport.pairs import load_pairs
 from kdexport.pipeline import Run, plan, run_stages, stage_fingerprint
-from kdexport.plan import room_needed, sizes_of
+from kdexport.plan import plan_rows, render_plan, room_needed, sizes_of
 from kdexport.recipe import load_recipe
 from kdexport.sources import ResolvedModel
-from kdexport.stages import STAGES, make_pairs, make_student
+from kdexport.stages import STAGES, export_checkpoint, make_pairs, make_student
+from kdexport.train.model import load_tokenizer
+from kdexport.training import renderer
 from tests.models import make_gpt2, make_llama
 
 RECIPE = """\
@@ -226,4 +230,107 @@ def test_wrong_data_is_named_before_the_teacher_is_asked(folder: Path, llama: Pa
     with pytest.raises(InputError, match="has no product") as caught:
         run_stages(run)
     assert caught.value.where.endswith("data.jsonl:2")
-    assert list(run.exported.iterdir()) == []
+    assert not run.exported.exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message", "where"),
+    [
+        ("bench.prompt_tokens=200", "200 tokens of prompt and 64 new ones", "bench.prompt_tokens"),
+        ("student.n_layers=9", "9 layers asked of a teacher that has 2", "student.n_layers"),
+        pytest.param(
+            "train.device=cuda",
+            "there is no CUDA device",
+            "train.device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
+    ],
+)
+def test_what_a_later_stage_refuses_is_told_before_the_first(
+    folder: Path, llama: Path, override: str, message: str, where: str
+) -> None:
+    sets = ["bench.prompt_tokens=100", override]
+    run = open_run(folder, *sets, model=llama)
+    for refuse in (run_stages, plan):
+        with pytest.raises(InputError, match=message) as caught:
+            refuse(run)
+        assert caught.value.where == where
+    assert not run.exported.exists()
+    assert list(run.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["mine-teacher-int8", "mine", "mine-int8"])
+def test_foreign_files_in_a_bundle_s_place_are_told_before_the_first_stage(
+    folder: Path, llama: Path, name: str
+) -> None:
+    run = open_run(folder, "bench.prompt_tokens=100", model=llama)
+    (run.exported / name).mkdir(parents=True)
+    (run.exported / name / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="a folder with other things in it") as caught:
+        run_stages(run)
+    assert caught.value.where == str(run.exported / name)
+    assert [path.name for path in run.exported.iterdir()] == [name]
+
+
+def test_a_brief_that_is_too_long_is_named(folder: Path, llama: Path) -> None:
+    write(folder, {"product": "Tea"}, {"product": "Tea", "facts": ["green " * 300]})
+    with pytest.raises(InputError, match=r"the prompt has \d+ tokens; the teacher reads 256") as e:
+        run_stages(open_run(folder, model=llama))
+    assert e.value.where == f"{folder / 'data.jsonl'}, brief line-2"
+
+
+def test_a_brief_that_the_template_refuses_is_named(folder: Path, llama: Path) -> None:
+    model = Path(shutil.copytree(llama, folder / "strict"))
+    (model / "chat_template.jinja").write_text("{{ raise_exception('no system here') }}")
+    with pytest.raises(InputError, match=r"refuses the messages \(no system here\)") as caught:
+        run_stages(open_run(folder, model=model))
+    assert caught.value.where == f"{folder / 'data.jsonl'}, brief line-1"
+
+
+def test_data_with_nothing_to_train_on_is_refused(folder: Path, llama: Path) -> None:
+    write(folder, {"product": "Tea", "split": "test"})
+    with pytest.raises(InputError, match="nothing in it is to train on"):
+        run_stages(open_run(folder, model=llama))
+    with pytest.raises(InputError, match="nothing in it is to train on"):
+        run_stages(own_pairs(folder, {"text": "Tea", "split": "test"}, model=llama))
+
+
+def test_a_malformed_source_is_told_with_its_line(folder: Path) -> None:
+    recipe = load_recipe(folder / "recipe.yaml", ["teacher.source=no/such/folder"])
+    with pytest.raises(InputError, match="there is no folder 'no/such/folder'") as caught:
+        pipeline.open_run(recipe)
+    assert caught.value.where == "--set teacher.source"
+
+
+def test_names_may_look_like_markup(folder: Path, llama: Path) -> None:
+    from rich.console import Console
+
+    run = open_run(folder, "output.exported=[/y]", "bench.prompt_tokens=100", model=llama)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(render_plan(plan_rows(run)))
+    assert "[/y]/mine-int8" in console.export_text()
+
+
+def test_both_bundles_of_an_export_are_looked_at_first(folder: Path, llama: Path) -> None:
+    (folder / "q-int8").mkdir()
+    (folder / "q-int8" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="a folder with other things in it"):
+        export_checkpoint(llama, folder / "q", "int8")
+    assert not (folder / "q").exists()
+
+
+def test_of_several_templates_the_default_is_taken(llama: Path) -> None:
+    tokenizer = load_tokenizer(llama)
+    asked = [{"role": "user", "content": "Tea"}, {"role": "assistant", "content": "Fresh"}]
+    own = renderer(tokenizer)(asked)
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "tools": "x"}
+    assert renderer(tokenizer)(asked) == own
+    tokenizer.chat_template = {"tools": "x", "rag": "y"}
+    assert renderer(tokenizer)(asked) == "Tea\nFresh"  # as plain text
+
+
+def test_a_template_that_refuses_roles_is_one_line(llama: Path) -> None:
+    tokenizer = load_tokenizer(llama)
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(InputError, match=r"messages of user, user \(roles must alternate\)"):
+        renderer(tokenizer)([{"role": "user", "content": "Tea"}] * 2)

@@ -51,6 +51,31 @@ def test_overrides_take_the_field_s_type(folder: Path) -> None:
     assert (recipe.student.n_layers, recipe.student.vocab_size) == (4, None)
 
 
+@pytest.mark.parametrize("text", ["2024", "007", "on", "1e3"])
+def test_a_text_is_taken_as_it_is_written(folder: Path, text: str) -> None:
+    (folder / "recipe.yaml").write_text(GOOD)
+    sets = [f"name={text}", f"output.runs={text}", f"teacher={text}"]
+    recipe = load_recipe(folder / "recipe.yaml", sets)
+    assert (recipe.name, recipe.output.runs, recipe.teacher.source) == (text, Path(text), text)
+
+
+def test_an_empty_section_has_its_defaults(folder: Path) -> None:
+    (folder / "recipe.yaml").write_text(GOOD + "student:\n")
+    recipe = load_recipe(folder / "recipe.yaml", ["bench=null", "data.generate=null"])
+    assert recipe.student.init == "prune"
+    assert (recipe.bench.n_runs, recipe.data.generate.variants) == (5, 1)
+    assert load_recipe(folder / "recipe.yaml", ["student.n_layers=2"]).student.n_layers == 2
+
+
+def test_a_teacher_knows_where_it_was_named(folder: Path) -> None:
+    path = folder / "recipe.yaml"
+    path.write_text(GOOD)
+    assert load_recipe(path).teacher.where == f"{path}:3"
+    assert load_recipe(path, ["teacher=x"]).teacher.where == "--set teacher"
+    path.write_text(GOOD.replace("teacher:\n  source: some/folder", "teacher: some/folder"))
+    assert load_recipe(path).teacher.where == f"{path}:2"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "where", "message"),
     [
@@ -76,6 +101,16 @@ def test_overrides_take_the_field_s_type(folder: Path) -> None:
         ("  lr: 3e-4", "  lr: .inf", ":7", "train.lr: input should be a finite number"),
         ("  lr: 3e-4", "  lambda: .nan", ":7", "train.lambda: input should be a finite number"),
         ("  lr: 3e-4", "  max_minutes: 1e999", ":7", "finite number"),
+        ("some/folder", "' '", ":3", "teacher.source: string should have at least 1 character"),
+        ("  lr: 3e-4", "  betas: 1", ":7", "train.betas: should be a list$"),
+        ("  lr: 3e-4", "  betas: [0, 0, 0]", ":7", "train.betas: list should have at most 2"),
+        ("  lr: 3e-4", "  kd_weight: 1", ":7", "did you mean 'lambda'"),
+        ("  lr: 3e-4", "  temperature: 1e300", ":7", "less than or equal to 100"),
+        ("  lr: 3e-4", "  temperature: 1e-300", ":7", "greater than or equal to 0.01"),
+        ("name: mine", "name: " + "x" * 101, ":1", "at most 100 characters"),
+        ("name: mine", "name: x\noutput: {runs: [a]}", ":2", "output.runs: should be a path$"),
+        ("name: mine", "name: x\noutput: {runs: ./x, exported: x}", ":2", "two folders"),
+        ("name: mine", "name: x\nstudent: 3", ":2", "student: should be a section of keys"),
         ("name: mine", "name: !!python/name:os.system x", ":1", "not"),
     ],
 )
@@ -94,6 +129,9 @@ def test_what_is_wrong_is_named_with_its_line(
         ("train.lrr=1", "did you mean 'lr'"),
         ("train.lr=abc", "train.lr"),
         ("name.x=1", "is no section"),
+        ("trane.lr=1", "did you mean 'train'"),
+        ("output.exported=runs", "two folders"),
+        ("teacher.source=", "teacher.source"),
         ("train.lr=1e999", "finite number"),
         ("train.lr=" + "9" * 5000, "train.lr"),
         ("seed=0x_", "seed"),
@@ -116,6 +154,9 @@ def test_files_that_are_no_recipe(tmp_path: Path, content: bytes, message: str) 
         load_recipe(tmp_path / "recipe.yaml")
     with pytest.raises(InputError, match="no such file"):
         load_recipe(tmp_path / "none.yaml")
+    for path in (tmp_path, tmp_path / "recipe.yaml" / "x", tmp_path / ("x" * 300)):
+        with pytest.raises(InputError, match="cannot be read"):
+            load_recipe(path)
 
 
 @given(st.floats(min_value=1e-30, max_value=1e30))

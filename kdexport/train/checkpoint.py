@@ -5,7 +5,6 @@ A checkpoint is written beside and swapped in, so that a kill at any moment leav
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from kdexport.errors import InputError
-from kdexport.train.model import swap_folder
+from kdexport.train.model import staged_folder
 
 State = dict[str, Any]
 
@@ -23,17 +22,14 @@ def save_checkpoint(
     folder: Path, model: Any, optimizer: torch.optim.Optimizer, state: State
 ) -> None:
     """Write weights, optimizer moments, the random generator and ``state`` (JSON values)."""
-    staging = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    save_file(_own_tensors(model), staging / "model.safetensors")
-    save_file(_moments(optimizer), staging / "optimizer.safetensors")
-    save_file(_random_states(), staging / "random.safetensors")
-    with (staging / "state.json").open("w", encoding="utf-8") as file:
-        json.dump(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    swap_folder(staging, folder)
+    with staged_folder(folder) as staging:
+        save_file(_own_tensors(model), staging / "model.safetensors")
+        save_file(_moments(optimizer), staging / "optimizer.safetensors")
+        save_file(_random_states(), staging / "random.safetensors")
+        with (staging / "state.json").open("w", encoding="utf-8") as file:
+            json.dump(state, file)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def load_checkpoint(

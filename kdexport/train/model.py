@@ -5,11 +5,14 @@ Knows no family by name: the parts are found through the methods that every mode
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch.nn import functional as F  # noqa: N812
 
@@ -44,9 +47,7 @@ def load_model(folder: Path, *, attention: str = "sdpa") -> Any:
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             first = str(error).strip().splitlines()[0]
             raise InputError(f"cannot be loaded ({first})", where=str(folder)) from error
-        except Exception as error:  # safetensors raises its own, unrelated kind
-            if type(error).__name__ != "SafetensorError":
-                raise
+        except SafetensorError as error:
             raise InputError(
                 f"model.safetensors is corrupt or truncated ({error})", where=str(folder)
             ) from error
@@ -57,7 +58,10 @@ def load_config(folder: Path) -> Any:
     """The configuration of a Hugging Face folder."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(folder, local_files_only=True)
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _not_loaded(folder / "config.json", error) from error
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -65,10 +69,26 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     with quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # tokenizers raises plain ones
+            raise _not_loaded(folder / "tokenizer.json", error) from error
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
+
+
+def _not_loaded(path: Path, error: Exception) -> InputError:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return InputError(f"cannot be loaded ({first})", where=str(path))
+
+
+def template_of(tokenizer: Any) -> str | None:
+    """The chat template of transformers' tokenizer; of several the one named "default"."""
+    found = tokenizer.chat_template
+    if isinstance(found, dict):
+        found = found.get("default")
+    return str(found) if found else None
 
 
 def save_model(
@@ -78,18 +98,46 @@ def save_model(
 
     Tokenizer files are copied from ``tokenizer_from``; ``tokenizer`` replaces the vocabulary.
     """
-    staging = folder.with_name(f".{folder.name}.partial")
+    with staged_folder(folder) as staging:
+        with quiet_transformers():
+            model.save_pretrained(staging)
+        for name in TOKENIZER_FILES:
+            if (tokenizer_from / name).exists():
+                shutil.copyfile(tokenizer_from / name, staging / name)
+        if tokenizer is not None:
+            tokenizer.save(str(staging / "tokenizer.json"))
+            _forget_old_ids(staging / "tokenizer_config.json")
+
+
+@contextmanager
+def staged_folder(place: Path) -> Iterator[Path]:
+    """A folder beside ``place`` to write into, which takes its place at the end of the block.
+
+    What does not come to its end is removed. Raises InputError where the disk takes no more.
+    """
+    staging = place.with_name(f".{place.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    with quiet_transformers():
-        model.save_pretrained(staging)
-    for name in TOKENIZER_FILES:
-        if (tokenizer_from / name).exists():
-            shutil.copyfile(tokenizer_from / name, staging / name)
-    if tokenizer is not None:
-        tokenizer.save(str(staging / "tokenizer.json"))
-        _forget_old_ids(staging / "tokenizer_config.json")
-    swap_folder(staging, folder)
+    try:
+        with written(place):
+            staging.mkdir(parents=True)
+            yield staging
+            swap_folder(staging, place)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def written(place: Path) -> Iterator[None]:
+    """Tell in one line that ``place`` cannot be written, of which safetensors has its own error."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(
+            f"cannot be written ({reason})",
+            where=str(place),
+            remedy="make room, and run the same command again",
+        ) from error
 
 
 def swap_folder(new: Path, place: Path) -> None:

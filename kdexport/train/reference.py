@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from kdexport.train.data import Encoded, ordered_batches
-from kdexport.train.model import read_targets
+from kdexport.train.model import read_targets, written
 from kdexport.train.teacher import live_targets
 
 
@@ -62,8 +62,9 @@ def write_reference(
     arrays["kept_ids"] = np.asarray(kept, dtype=np.int32)
     arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
     beside = path.with_name(f".{path.name}.partial.npz")
-    np.savez_compressed(beside, **arrays)  # type: ignore[arg-type]
-    beside.replace(path)
+    with written(path):
+        np.savez_compressed(beside, **arrays)  # type: ignore[arg-type]
+        beside.replace(path)
 
 
 def _kept_mass(teacher: Any, kept_ids: Sequence[int] | None) -> Any:

@@ -12,14 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.nn import functional as F  # noqa: N812
 
 from kdexport.errors import InputError
 from kdexport.train.data import Batch, Encoded, ordered_batches
 from kdexport.train.losses import Targets, log_remainder
-from kdexport.train.model import head_is_plain, head_of, low_precision, read_targets, target_hidden
+from kdexport.train.model import (
+    head_is_plain,
+    head_of,
+    low_precision,
+    read_targets,
+    target_hidden,
+    written,
+)
 
 TargetFn = Callable[[Batch], Targets]
 Columns = dict[str, torch.Tensor]
@@ -130,22 +137,34 @@ def fill_cache(
 ) -> None:
     """Write what ``ask`` gives as safetensors shards, per example and column ``EXAMPLE/COLUMN``.
 
-    Whole shards are not asked again.
+    Whole shards are not asked again. Raises InputError where the disk takes no more.
     """
     folder.mkdir(parents=True, exist_ok=True)
     by_length = sorted(examples, key=lambda example: len(example.ids))
     for begin in range(0, len(by_length), EXAMPLES_PER_SHARD):
         shard = folder / f"{begin // EXAMPLES_PER_SHARD:05d}.safetensors"
         group = by_length[begin : begin + EXAMPLES_PER_SHARD]
-        if not shard.exists():
+        if not _is_whole(shard):
             tensors: Columns = {}
             for batch in ordered_batches(group, batch_size):
                 tensors |= _by_example(batch, ask(batch))
             beside = shard.with_suffix(".partial")
-            save_file(tensors, beside)
-            beside.replace(shard)
+            try:
+                with written(shard):
+                    save_file(tensors, beside)
+                    beside.replace(shard)
+            finally:
+                beside.unlink(missing_ok=True)
         if progress:
             progress(begin + len(group), len(examples))
+
+
+def _is_whole(shard: Path) -> bool:
+    try:
+        with safe_open(shard, framework="pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
 
 
 def _by_example(batch: Batch, columns: Columns) -> Columns:

@@ -1,12 +1,27 @@
+import json
+import resource
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from tokenizers import Tokenizer
 
+from kdexport.errors import InputError
+from kdexport.train.checkpoint import save_checkpoint
 from kdexport.train.data import Encoded, collate
 from kdexport.train.losses import Targets
-from kdexport.train.model import load_model, load_tokenizer, read_targets, swap_folder
+from kdexport.train.model import (
+    load_config,
+    load_model,
+    load_tokenizer,
+    read_targets,
+    save_model,
+    swap_folder,
+)
+from kdexport.train.teacher import fill_cache
 
 
 def test_a_tokenizer_saved_with_truncation_cuts_no_text(llama: Path, tmp_path: Path) -> None:
@@ -55,3 +70,58 @@ def test_a_folder_is_swapped_whole(tmp_path: Path) -> None:
     swap_folder(tmp_path / "new", tmp_path / "place")
     assert [path.name for path in (tmp_path / "place").iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["place"]
+
+
+@contextmanager
+def small_disk() -> Iterator[None]:
+    """No file may grow beyond 1000 bytes: what a full disk is to those who write."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def fill_a_cache(_model: Path, place: Path) -> None:
+    examples = [Encoded("a", torch.arange(5, 15).numpy(), 4, 4)]
+    fill_cache(place, examples, lambda _: {"x": torch.zeros(6, 200)}, batch_size=1)
+
+
+def save_a_model(model: Path, place: Path) -> None:
+    save_model(load_model(model), place, tokenizer_from=model)
+
+
+def save_a_checkpoint(model: Path, place: Path) -> None:
+    loaded = load_model(model)
+    save_checkpoint(place, loaded, torch.optim.AdamW(loaded.parameters()), {})
+
+
+@pytest.mark.parametrize("write", [fill_a_cache, save_a_model, save_a_checkpoint])
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(
+    llama: Path, tmp_path: Path, write: Callable[[Path, Path], None]
+) -> None:
+    write(llama, tmp_path / "place")
+    before = sorted(tmp_path.rglob("*"))
+    if write is fill_a_cache:
+        (tmp_path / "place" / "00000.safetensors").write_bytes(b"damaged")
+    with (
+        small_disk(),
+        pytest.raises(InputError, match=r"cannot be written \(.*too large") as caught,
+    ):
+        write(llama, tmp_path / "place")
+    assert caught.value.where.startswith(str(tmp_path / "place"))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "load"), [("config.json", load_config), ("tokenizer.json", load_tokenizer)]
+)
+def test_what_cannot_be_loaded_is_one_line(
+    llama: Path, tmp_path: Path, name: str, load: Callable[[Path], object]
+) -> None:
+    folder = Path(shutil.copytree(llama, tmp_path / "model"))
+    (folder / name).write_text(json.dumps({"model_type": 5, "model": {"type": "x", "vocab": {}}}))
+    with pytest.raises(InputError, match=r"^[^\n]*cannot be loaded[^\n]*$") as caught:
+        load(folder)
+    assert caught.value.where == str(folder / name)

@@ -135,6 +135,20 @@ def test_whole_shards_are_not_asked_again(
     fill_cache(folder, examples, refuse, batch_size=16)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("n_bytes", [0, 5, 200, -1])
+def test_a_damaged_shard_is_written_anew(
+    llama: Path, examples: list[Encoded], tmp_path: Path, n_bytes: int
+) -> None:
+    ask = top_k_columns(live_targets(load_model(llama), None, 1.0, top_k=4))
+    fill_cache(tmp_path, examples, ask, batch_size=16)
+    shard = sorted(tmp_path.glob("*.safetensors"))[0]
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:n_bytes])
+    fill_cache(tmp_path, examples, ask, batch_size=16)
+    assert shard.stat().st_size == len(whole)
+    cached_targets(tmp_path)(collate(examples))
+
+
 def test_a_missing_example_is_named(examples: list[Encoded], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no cached targets for example 'e0'"):
         cached_targets(tmp_path)(collate(examples[:1]))
