@@ -41,7 +41,19 @@ class FiniteRange(click.FloatRange):
         return number
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Commands(click.Group):
+    """A group under which a reader that has enough ends the work, as no failure."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; click's own way to end at a closed pipe is exit code 1."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            _forget_stdout()
+            raise click.exceptions.Exit(0) from None
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, "-V", "--version", prog_name="kdexport")
 @click.option("-v", "--verbose", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
@@ -267,11 +279,6 @@ def main() -> None:
         raise SystemExit(error.exit_code) from None
     except click.exceptions.Exit as done:
         raise SystemExit(done.exit_code) from None
-    except SystemExit as end:
-        if isinstance(end.__context__, BrokenPipeError):  # click's way to end at a closed pipe
-            _forget_stdout()
-            raise SystemExit(0) from None
-        raise
     except (Exception, KeyboardInterrupt) as error:
         # An interrupt may come out as another error: a library's import that fails half-way.
         if interrupts or isinstance(error, click.Abort):

@@ -1,8 +1,10 @@
 """The bench in front of its measurements: which arms there are, and what they refuse."""
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kdexport import arms
@@ -132,6 +134,61 @@ def test_a_model_that_cannot_be_loaded_is_one_line(model: Path, tmp_path: Path) 
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(InputError, match="cannot be loaded"):
         Arm(ArmSpec("x", tmp_path, in_torch=True), 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("generation_config.json", "[]", "cannot be loaded"),
+        ("tokenizer_config.json", "", "is not JSON"),
+        ("special_tokens_map.json", "[]", "cannot load the tokenizer"),
+        ("generation_config.json", '{"eos_token_id": "x"}', "eos_token_ids|cannot be loaded"),
+        ("config.json", {"num_attention_heads": 0}, "cannot be loaded"),
+        ("config.json", {"dtype": "nonsense"}, "cannot be loaded"),
+    ],
+)
+def test_a_broken_folder_is_one_line_in_torch_too(
+    model: Path, tmp_path: Path, name: str, content: object, reason: str
+) -> None:
+    shutil.copytree(model, tmp_path / "m")
+    file = tmp_path / "m" / name
+    if isinstance(content, dict):
+        content = json.dumps(json.loads(file.read_text()) | content)
+    file.write_text(str(content))
+    with pytest.raises(InputError, match=reason) as caught:
+        Arm(ArmSpec("x", tmp_path / "m", in_torch=True), 1)
+    assert str(tmp_path / "m") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("in_torch", [False, True])
+def test_a_reference_of_another_model_is_one_line(
+    bundle: Bundle, model: Path, tmp_path: Path, in_torch: bool
+) -> None:
+    reference = tmp_path / "r.npz"
+    one = np.zeros((1, 1))
+    np.savez(
+        reference,
+        ids=[0, 5],
+        offsets=[0, 2],
+        target=[1],
+        topk_ids=[[5]],
+        drawn_ids=np.zeros((1, 0), dtype=np.int32),
+        drawn_logprobs=np.zeros((1, 0)),
+        topk_logprobs=one,
+        tail_logprob=one[0],
+        kept_ids=[*range(5), 999],
+        kept_mass=one[0],
+        meta=np.frombuffer(b"{}", dtype=np.uint8),
+    )
+    arm = Arm(ArmSpec("x", model if in_torch else bundle.path, in_torch=in_torch), 1)
+    try:
+        for whole, reason in ((True, "token 999"), (False, "of 6 tokens, the model of 320")):
+            with pytest.raises(InputError, match=reason) as caught:
+                arm.ask("quality", reference=str(reference), teacher_vocabulary=whole)
+            assert str(caught.value).startswith(str(reference))
+    finally:
+        arm.close()
 
 
 def test_an_arm_that_was_killed_is_no_success(bundle: Bundle) -> None:

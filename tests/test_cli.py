@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from kdexport.cli import cli, main
+from kdexport.errors import InputError
 from kdexport.export.bundles import export_bundle
 from kdexport.export.quantize import quantize_bundle
 from tests.models import make_llama
@@ -24,6 +26,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bundle = export_bundle(make_llama(folder / "model"), folder / "tiny", name="tiny")
     quantize_bundle(bundle, "int8", folder / "tiny-int8")
     (folder / "file").write_text("x")
+    brief = {"id": "endless", "product": "Tea", "facts": ["green " * 400]}
+    (folder / "long.jsonl").write_text(json.dumps(brief))
     return folder
 
 
@@ -201,6 +205,26 @@ def test_the_seed_decides_what_is_sampled(folder: Path) -> None:
         (["bench", "{folder}/tiny", "--prompt-tokens", "256"], "beyond the model's 256"),
         (["generate", "{folder}/tiny", "-p", "caf\udcff"], "not valid Unicode"),
         (["generate", "{folder}/tiny", "--raw", "-p", "caf\udcff"], "not valid Unicode"),
+        *(
+            (["generate", "{folder}/tiny", "-p", "x", option, value], "finite")
+            for option in ("-t", "--top-p", "--repetition-penalty")
+            for value in ("nan",)
+        ),
+        (["generate", "{folder}/tiny", "-p", "x", "-t", "inf"], "finite"),
+        (["generate", "{folder}/tiny", "-p", ""], "the prompt is empty"),
+        (["generate", "{folder}/tiny", "-p", " \n"], "the prompt is empty"),
+        (["generate", "{folder}/tiny", "--raw", "--brief", "none.jsonl"], "--raw"),
+        (["generate", "{folder}/tiny", "--brief", "{folder}/long.jsonl"], "long.jsonl: endless"),
+        (["export", "{folder}/model", "--scheme", "int8"], "--scheme: is of --quantize"),
+        *(
+            ([command, "n" * 300, *more], "File name too long")
+            for command, *more in (["generate", "-p", "x"], ["inspect"], ["verify"], ["bench"])
+        ),
+        (["export", "{folder}/model", "-o", "n" * 300], "File name too long"),
+        (["export", "{folder}/model", "-o", "{folder}/file/x"], "cannot be made a folder"),
+        (["inspect", "{folder}/file/x"], "no such bundle"),
+        (["inspect", "[/x]"], "[/x]: there is no such bundle"),
+        (["-v", "inspect", "none"], "no such bundle"),
         (["nonsense"], "No such command"),
     ],
 )
@@ -211,7 +235,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     code, said = call(*(a.format(folder=folder) for a in arguments))
     assert code == 2, said
     assert message in said
-    assert "Traceback" not in said
+    assert ("Traceback" in said) == ("-v" in arguments)
     assert sorted(folder.iterdir()) == before
 
 
@@ -229,15 +253,71 @@ def test_a_bundle_of_a_newer_format_is_refused(folder: Path, tmp_path: Path) -> 
         assert "upgrade" in said
 
 
-def test_a_pipe_that_closes_is_no_error(folder: Path) -> None:
+def in_shell(command: str, **environment: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a line of bash in which `kdexport` is ours."""
+    ours = f"{sys.executable} -c 'from kdexport.cli import main; main()'"
     ran = subprocess.run(
-        f"{sys.executable} -c 'from kdexport.cli import main; main()' generate"
-        f" {folder / 'tiny'} -p Bread -n 40 | head -c 1",
-        shell=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        ["bash", "-c", command.replace("kdexport", ours, 1)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert "Traceback" not in ran.stderr
-    assert "BrokenPipe" not in ran.stderr
+    return ran.returncode, ran.stdout, ran.stderr
+
+
+def test_a_pipe_that_closes_is_no_error(folder: Path) -> None:
+    command = f"kdexport generate {folder}/tiny -p Bread -n 60 | true; exit ${{PIPESTATUS[0]}}"
+    assert in_shell(command) == (0, "", "")
+
+
+@pytest.mark.parametrize("command", ["inspect {}", "inspect {} --json", "generate {} -p x -n 3"])
+def test_a_full_disk_under_stdout_is_one_line(folder: Path, command: str) -> None:
+    call_it = "kdexport " + command.format(folder / "tiny") + " > /dev/full"
+    said = "kdexport: the disk is full; make room and run the same command again\n"
+    assert in_shell(call_it) == (2, "", said)
+
+
+def test_streams_that_take_little(folder: Path) -> None:
+    code, out, said = in_shell(f"kdexport inspect {folder}/tiny", PYTHONIOENCODING="ascii")
+    assert (code, said) == (0, "")
+    assert "\\u2026" in out  # the … after a hash
+    assert in_shell("kdexport inspect none 2>&-")[0] == 2
+    assert in_shell(f"kdexport verify {folder}/tiny >&-") == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "no", "a/b"), "a/b: the disk is full"),
+        (OSError(errno.EFBIG, "no"), "the disk is full"),
+        (RuntimeError("Error while serializing: I/O error: (os error 28)"), "the disk is full"),
+        (OSError("4096 requested and 0 written"), "the disk is full"),
+        (PermissionError(errno.EACCES, "Permission denied", "a"), "a: Permission denied"),
+        (InputError("one\n\ntwo"), "one  two"),
+        (ValueError("a mistake of ours"), None),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, line: str | None
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("kdexport.bundle.verify_bundle", fails)
+    if line is None:
+        with pytest.raises(ValueError, match="of ours"):
+            call("verify", folder / "tiny")
+        return
+    code, said = call("verify", folder / "tiny")
+    assert code == 2
+    assert said.startswith(f"kdexport: {line}")
+    assert said.count("\n") == 1
+
+
+def test_a_name_is_no_markup(folder: Path, tmp_path: Path) -> None:
+    bundle = export_bundle(folder / "model", tmp_path / "[red]" / "[", name="[/x] [bold]y")
+    shown = CliRunner().invoke(cli, ["inspect", str(bundle.path)], terminal_width=400)
+    assert shown.exit_code == 0, shown.exception
+    assert "[/x] [bold]y" in shown.output
+    assert "[red]" in shown.output

@@ -22,6 +22,19 @@ def test_a_log_gets_plain_lines_with_rate_and_time_left(
     assert len(lines) == 2
 
 
+def test_what_is_said_on_a_terminal_is_no_markup(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+    say("[/x] and [bold]y")
+    with tracked("[/work]", "steps", 2) as progress:
+        progress(2, note="[/arm]: [red]latency")
+    said = capsys.readouterr().err
+    for text in ("[/x] and [bold]y", "[/work]", "[/arm]: [red]latency"):
+        assert text in said
+
+
 def test_messages_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     with tracked("work", "steps", 2) as progress:
         progress(2)

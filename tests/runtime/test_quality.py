@@ -102,3 +102,51 @@ def test_what_is_no_reference_is_one_line(tmp_path: Path) -> None:
     np.savez(tmp_path / "y.npz", ids=np.asarray([{"a": 1}], dtype=object))
     with pytest.raises(InputError, match="no quality reference"):
         load_reference(tmp_path / "y.npz")
+    (tmp_path / "z.npz").write_bytes(b"")
+    with pytest.raises(InputError, match="no quality reference"):
+        load_reference(tmp_path / "z.npz")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("ids", np.full(12, 320), "ids are out of range"),
+        ("ids", np.full(12, -1), "ids are out of range"),
+        ("ids", np.full(12, 1.5), "ids are out of range"),
+        ("topk_ids", np.full((8, 4), 999), "topk_ids are out of range"),
+        ("target", np.full(8, 12), "target are out of range|first token"),
+        ("target", np.zeros(0, dtype=np.int64), "no targets"),
+        ("target", np.arange(8), "first token of a text is a target"),
+        ("tail_logprob", np.zeros(3), "what belongs to each"),
+        ("offsets", np.zeros(0, dtype=np.int64), "index 0"),
+        ("offsets", np.asarray([0, 12, 5]), "do not follow"),
+        ("kept_ids", np.arange(5), "out of range"),
+        ("ids", np.int64(3), "len"),
+    ],
+)
+def test_a_reference_that_contradicts_itself_is_one_line(
+    tmp_path: Path, name: str, value: np.ndarray, reason: str
+) -> None:
+    write(
+        tmp_path / "r.npz",
+        [np.random.default_rng(0).normal(size=(len(t), 320)) for t in TEXTS],
+        k=4,
+    )
+    with np.load(tmp_path / "r.npz") as file:
+        arrays = dict(file)
+    np.savez(tmp_path / "r.npz", **(arrays | {name: value}))
+    with pytest.raises(InputError, match=rf"r\.npz: is no quality reference.*({reason})"):
+        load_reference(tmp_path / "r.npz")
+
+
+def test_a_reference_of_another_vocabulary_is_one_line(
+    llama_bundle: Bundle, tmp_path: Path
+) -> None:
+    session = open_session(llama_bundle, n_threads=1)
+    write(
+        tmp_path / "r.npz",
+        [np.random.default_rng(0).normal(size=(len(t), 310)) for t in TEXTS],
+        k=4,
+    )
+    with pytest.raises(InputError, match="of 310 tokens, the model of 320"):
+        measure_quality(session, load_reference(tmp_path / "r.npz"), teacher_vocabulary=False)

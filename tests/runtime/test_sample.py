@@ -54,6 +54,15 @@ def test_frequencies_are_the_softmax() -> None:
     np.testing.assert_allclose(counts / n, softmax(logits[0]), atol=0.018)
 
 
+@pytest.mark.parametrize("temperature", [1e-320, 1e-9])
+@pytest.mark.filterwarnings("error")
+def test_a_temperature_near_zero_is_greedy(temperature: float) -> None:
+    logits = some_logits(1)
+    for options in ({}, {"top_k": 5}, {"top_p": 0.5}):
+        sample = make_sampler(temperature=temperature, **options)  # type: ignore[arg-type]
+        assert sample(logits, [new_row(0)])[0] == logits.argmax()
+
+
 def test_a_masked_token_is_never_drawn() -> None:
     logits = np.full((1, 8), -np.inf, dtype=np.float32)
     logits[0, 3] = logits[0, 5] = 0.0

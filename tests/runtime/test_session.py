@@ -81,6 +81,38 @@ def test_a_text_beyond_the_model_is_refused_not_cut(llama_bundle: Bundle) -> Non
     assert session.score([1] * 256).shape[0] == 256
 
 
+@pytest.mark.parametrize("ids", [[320], [5, 2**40], [-1, 3]])
+def test_tokens_that_the_model_does_not_know_are_one_line(
+    llama_bundle: Bundle, ids: list[int]
+) -> None:
+    session = open_session(llama_bundle, n_threads=1)
+    with pytest.raises(InputError, match="is not of the model's vocabulary of 320"):
+        session.run(np.asarray([ids], dtype=np.int64), session.new_cache(1, 8))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "wrong"),
+    [
+        ("n_layers", 1, "n_layers"),
+        ("n_layers", 3, "past_key_values.2.key"),
+        ("n_layers", 10**12, "past_key_values.2.key"),
+        ("n_kv_heads", 4, "past_key_values.0.key"),
+        ("head_dim", 8, "past_key_values.0.key"),
+        ("vocab_size", 319, "logits"),
+    ],
+)
+def test_a_manifest_that_is_not_the_graph_s_is_one_line(
+    llama_bundle: Bundle, field: str, value: int, wrong: str
+) -> None:
+    model = llama_bundle.manifest.model.model_copy(update={field: value})
+    manifest = llama_bundle.manifest.model_copy(update={"model": model})
+    with pytest.raises(
+        InputError, match=f"not the graph of its manifest: {wrong} differs"
+    ) as caught:
+        open_session(Bundle(llama_bundle.path, manifest, ""))
+    assert caught.value.where.endswith("model.onnx")
+
+
 def test_changed_weights_are_refused_before_they_are_read(
     llama_bundle: Bundle, tmp_path: Path
 ) -> None:
