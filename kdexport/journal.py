@@ -37,16 +37,13 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.entries: dict[str, Entry] = {}
-        if path.exists():
-            try:
-                content = json.loads(path.read_text("utf-8"))
-                if content["version"] == VERSION:
-                    stages = content["stages"].items()
-                    self.entries = {
-                        k: Entry(**{**v, "outputs": dict(v["outputs"])}) for k, v in stages
-                    }
-            except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-                self.entries = {}  # damaged: every stage runs again
+        try:
+            content = json.loads(path.read_text("utf-8"))
+            if content["version"] == VERSION:
+                stages = content["stages"].items()
+                self.entries = {k: Entry(**{**v, "outputs": dict(v["outputs"])}) for k, v in stages}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            self.entries = {}  # none, or damaged: every stage runs again
 
     def is_done(self, stage: str, fingerprint: str, outputs: Iterable[Path]) -> bool:
         """Whether the stage has written these outputs with this fingerprint, and they are whole."""
