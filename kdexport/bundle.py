@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from kdexport.errors import InputError
+from kdexport.errors import InputError, full_disk
 from kdexport.machine import make_folder, need_room
 
 FORMAT_VERSION = 1
@@ -280,6 +280,8 @@ def staged_bundle(target: Path, n_bytes: int = 0) -> Iterator[Path]:
     make_folder(staging)
     try:
         yield staging
+    except OSError as error:
+        raise full_disk(error, str(target)) or error from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -9,7 +9,7 @@ LIBRARIES = {
 }
 
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-FULL_TEXTS = ("os error 28", "os error 27", "requested and 0 written")
+FULL_TEXTS = ("os error 28", "os error 27", " requested and ", "problem writing element")
 """How safetensors and numpy say that a disk is full, where no error number is left of it."""
 
 
@@ -76,15 +76,18 @@ def refusal(error: BaseException) -> KdexportError | None:
     return full
 
 
-def full_disk(error: BaseException) -> InputError | None:
-    """Where an error comes of a full disk, whatever library it went through: that, in a line."""
+def full_disk(error: BaseException, where: str = "") -> InputError | None:
+    """Where an error comes of a full disk, whatever library it went through: that, in a line.
+
+    ``where`` is named for a library that does not say which file it wrote.
+    """
     cause: BaseException | None = error
     while cause is not None:
         number = cause.errno if isinstance(cause, OSError) else None
         if number in FULL or any(text in str(cause) for text in FULL_TEXTS):
             return InputError(
                 "the disk is full",
-                where=str(getattr(cause, "filename", None) or ""),
+                where=str(getattr(cause, "filename", None) or where),
                 remedy="make room and run the same command again",
             )
         cause = cause.__cause__ or cause.__context__

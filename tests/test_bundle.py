@@ -1,5 +1,6 @@
 """A manifest vouches for every byte; what it does not vouch for is refused."""
 
+import errno
 import hashlib
 import json
 from pathlib import Path
@@ -172,6 +173,13 @@ def test_facts_that_cannot_be_are_one_line(
     with pytest.raises(InputError, match=rf"manifest\.json: {part}\.{field}") as caught:
         open_bundle(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught, staged_bundle(tmp_path / "b"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert str(caught.value).startswith(f"{tmp_path / 'b'}: the disk is full; make room")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path: Path) -> None:

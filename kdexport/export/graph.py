@@ -38,7 +38,7 @@ def build_graph(checkpoint: Path) -> Draft:
             with _silence():
                 mobius_main(arguments)
         except Exception as error:  # what a young builder raises for a model it half knows
-            raise full_disk(error) or InputError(
+            raise full_disk(error, folder) or InputError(
                 f"{kind} models cannot be exported: mobius-onnx {mobius.__version__} fails "
                 f"({first_words(error)})",
                 where=str(checkpoint),

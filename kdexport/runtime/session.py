@@ -113,8 +113,12 @@ class Session:
 
 def check_ids(ids: Array, vocab_size: int) -> None:
     """Refuse tokens that a model does not know."""
-    if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
-        wrong = ids.max() if ids.max() >= vocab_size else ids.min()
+    if ids.size == 1:  # the common case, in which numpy's reductions would be felt
+        low = high = ids.item()
+    else:
+        low, high = ids.min(initial=0), ids.max(initial=0)
+    if low < 0 or high >= vocab_size:
+        wrong = low if low < 0 else high
         raise InputError(f"token {wrong} is not of the model's vocabulary of {vocab_size}")
 
 
@@ -129,6 +133,7 @@ class _Graph:
         self._session = session
         self._n_layers = manifest.model.n_layers
         self._vocab_size = manifest.model.vocab_size
+        self._name = manifest.name
         self._wants_positions = "position_ids" in {i.name for i in session.get_inputs()}
         self._cache: KVCache | None = None  # held: another cache may not get its identity
         self._bound: tuple[int, ...] = ()
@@ -149,7 +154,12 @@ class _Graph:
         inputs["logit_rows"][...] = logit_rows
         if self._wants_positions:
             inputs["position_ids"][...] = cache.lengths[:, None] + np.arange(ids.shape[1])
-        self._session.run_with_iobinding(self._binding)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # onnxruntime's exceptions share no base class of their own
+            raise InputError(
+                f"ONNX Runtime cannot run the graph ({first_words(error)})", where=self._name
+            ) from error
         return self._logits
 
     def _bind(self, cache: KVCache, shape: tuple[int, ...], n_logits: int) -> None:

@@ -113,6 +113,15 @@ def test_a_manifest_that_is_not_the_graph_s_is_one_line(
     assert caught.value.where.endswith("model.onnx")
 
 
+def test_a_graph_that_fails_is_one_line(llama_bundle: Bundle) -> None:
+    model = llama_bundle.manifest.model.model_copy(update={"max_length": 10**6})
+    manifest = llama_bundle.manifest.model_copy(update={"model": model})
+    session = open_session(Bundle(llama_bundle.path, manifest, ""), n_threads=1)
+    with pytest.raises(InputError, match=r"ONNX Runtime cannot run the graph \(") as caught:
+        session.score([5] * 300)
+    assert "\n" not in str(caught.value)
+
+
 def test_changed_weights_are_refused_before_they_are_read(
     llama_bundle: Bundle, tmp_path: Path
 ) -> None:
