@@ -14,7 +14,7 @@ from kdexport.bundle import Bundle, check_target
 from kdexport.console import say, tracked
 from kdexport.content.briefs import Brief, load_briefs
 from kdexport.content.channels import load_channels
-from kdexport.content.prompts import brief_messages
+from kdexport.content.prompts import brief_messages, load_openings
 from kdexport.errors import InputError, require_extras
 from kdexport.journal import fingerprint
 from kdexport.pairs import Pair, by_split, load_pairs, within_limits, write_pairs
@@ -330,10 +330,10 @@ def _data_asked(run: Run) -> object:
 
 
 def _channels_asked(run: Run) -> object:
-    """The wording of every channel, where the teacher answers briefs."""
+    """The wording of channels and openings, where the teacher answers briefs."""
     if run.recipe.data.briefs is None:
         return None
-    return [channel.model_dump() for channel in load_channels().values()]
+    return [load_openings().model_dump(), *(c.model_dump() for c in load_channels().values())]
 
 
 STAGES: Sequence[Stage] = (

@@ -152,8 +152,10 @@ def test_what_adds_nothing_to_the_opening_is_empty(
         return [Completion(spoken if key == "b2" else [], True) for key in row_keys]
 
     monkeypatch.setattr(module, "generate_batch", silent)
-    long_name = Brief(id="b0", product="A tea with quite a long name", channel="ad_headline")
-    like_a_label = Brief(id="b2", product="Copy: The Movie", channel="ad_headline")
+    long_name = Brief(
+        id="b0", product="A tea with quite a long name", channel="ad_headline", tone="plain"
+    )
+    like_a_label = Brief(id="b2", product="Copy: The Movie", channel="ad_headline", tone="plain")
     pairs, dropped = write(  # type: ignore[misc]
         teacher, tmp_path / "drafts.jsonl", briefs=[long_name, like_a_label]
     )
@@ -166,6 +168,9 @@ def test_copy_begins_with_the_opening_and_is_one_line(teacher: Bundle, tmp_path:
     pairs, _ = write(teacher, tmp_path / "drafts.jsonl")  # type: ignore[misc]
     assert pairs
     for pair in pairs:
-        assert pair.messages[-1] == {"role": "assistant", "content": f"Tea {pair.id[1:]}"}
+        assert pair.messages[-1] == {
+            "role": "assistant",
+            "content": f"Say hello to Tea {pair.id[1:]}:",
+        }
         assert not pair.completion.startswith("Tea")
         assert "\n" not in pair.completion.strip()

@@ -13,7 +13,9 @@ class Channel(BaseModel):
     """One place for copy. ``label`` and ``instruction`` are words of the prompt.
 
     ``opening``: the words that the copy begins with, given to the model instead of asked for;
-    ``{product}`` stands for the product. A small model stays on the subject when it has begun.
+    ``{product}`` stands for the product, ``{greeting}`` and ``{occasion}`` for the words that
+    ``openings.yaml`` has for the brief's tone and campaign. A small model stays on the subject when
+    it has begun.
     ``one_line``: the copy ends where its first line does.
     """
 

@@ -4,12 +4,47 @@ Short on purpose: on a small model, reading the prompt costs more than writing t
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+
+import yaml
+from pydantic import BaseModel, ConfigDict
 
 from kdexport.content.briefs import Brief
 from kdexport.content.channels import Channel
 
 SYSTEM = "You write short marketing copy."
 Message = dict[str, str]
+
+
+class Openings(BaseModel):
+    """First words of copy, by tone (with ``{product}`` in them) and by campaign."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    greetings: dict[str, str]
+    occasions: dict[str, str]
+
+
+@cache
+def load_openings() -> Openings:
+    """The openings of ``openings.yaml``; read once."""
+    text = files("kdexport.content").joinpath("openings.yaml").read_text("utf-8")
+    return Openings.model_validate(yaml.safe_load(text))
+
+
+def opening_of(brief: Brief, channel: Channel) -> str:
+    """The words that the copy of a brief begins with."""
+    openings = load_openings()
+    occasion = f"{brief.campaign[:1].upper()}{brief.campaign[1:]}! "
+    words = {
+        "{greeting}": openings.greetings.get(brief.tone, "{product}"),
+        "{occasion}": openings.occasions.get(brief.campaign, occasion),
+    }
+    opening = channel.opening
+    for place, text in words.items():
+        opening = opening.replace(place, text)
+    return opening.replace("{product}", brief.product)
 
 
 def brief_messages(brief: Brief, channel: Channel) -> list[Message]:
@@ -25,8 +60,7 @@ def brief_messages(brief: Brief, channel: Channel) -> list[Message]:
         f"{channel.instruction}\n{brief.product}: {', '.join(brief.facts)}."
     )
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": request}]
-    if channel.opening:
-        opening = channel.opening.replace("{product}", brief.product)
+    if opening := opening_of(brief, channel):
         messages.append({"role": "assistant", "content": opening})
     return messages
 

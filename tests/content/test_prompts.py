@@ -1,6 +1,14 @@
+import pytest
+
 from kdexport.content.briefs import Brief
 from kdexport.content.channels import load_channels
-from kdexport.content.prompts import brief_messages, plain_chat, split_opening
+from kdexport.content.prompts import (
+    brief_messages,
+    load_openings,
+    opening_of,
+    plain_chat,
+    split_opening,
+)
 
 BRIEF = Brief(
     product="Tern Kettle",
@@ -10,6 +18,7 @@ BRIEF = Brief(
     campaign="spring sale",
     tone="elegant",
 )
+BEGUN = "Spring sale! Discover Tern Kettle:"
 
 
 def test_the_prompt_holds_all_of_the_brief() -> None:
@@ -17,7 +26,7 @@ def test_the_prompt_holds_all_of_the_brief() -> None:
     assert system["role"] == "system"
     for word in (*BRIEF.facts, BRIEF.product, BRIEF.audience, BRIEF.campaign, "an elegant", "SMS"):
         assert word in user["content"]
-    assert begun == {"role": "assistant", "content": "Tern Kettle"}
+    assert begun == {"role": "assistant", "content": BEGUN}
 
 
 def test_an_opening_is_given_and_not_asked_for() -> None:
@@ -25,7 +34,29 @@ def test_an_opening_is_given_and_not_asked_for() -> None:
     asked = brief_messages(BRIEF, without)
     assert [message["role"] for message in asked] == ["system", "user"]
     assert split_opening(asked) == (asked, "")
-    assert split_opening(brief_messages(BRIEF, load_channels()["sms"])) == (asked, "Tern Kettle")
+    assert split_opening(brief_messages(BRIEF, load_channels()["sms"])) == (asked, BEGUN)
+
+
+@pytest.mark.parametrize(
+    ("tone", "campaign", "begun"),
+    [
+        ("witty", "none", "Smart move: Tern Kettle,"),
+        ("warm", "loyalty", "For our regulars! You will love Tern Kettle:"),
+        ("deadpan", "World Tea Day", "World Tea Day! Tern Kettle"),  # neither is in the file
+    ],
+)
+def test_the_opening_follows_tone_and_campaign(tone: str, campaign: str, begun: str) -> None:
+    brief = BRIEF.model_copy(update={"tone": tone, "campaign": campaign})
+    assert opening_of(brief, load_channels()["sms"]) == begun
+
+
+def test_openings_name_the_product() -> None:
+    openings = load_openings()
+    assert all("{product}" in greeting for greeting in openings.greetings.values())
+    for channel in load_channels().values():
+        for tone in openings.greetings:
+            begun = opening_of(BRIEF.model_copy(update={"tone": tone}), channel)
+            assert BRIEF.product in begun and "{" not in begun
 
 
 def test_no_campaign_leaves_no_trace() -> None:
