@@ -20,7 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from kdexport.console import quiet_transformers, say
-from kdexport.errors import InputError, KdexportError, MissingExtraError, NotAtHandError
+from kdexport.errors import (
+    InputError,
+    KdexportError,
+    MissingExtraError,
+    NotAtHandError,
+    first_words,
+)
 from kdexport.journal import file_digest, folder_fingerprint
 from kdexport.machine import cache_folder, make_folder, need_room
 
@@ -231,9 +237,9 @@ def _convert(gguf: Path, target: Path) -> None:
             )
             tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, **where)
         except Exception as error:  # of a broken file, readers raise any; tokenizers plain ones
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(
-                f"is corrupt, truncated or of an unknown kind ({first})", where=str(gguf)
+                f"is corrupt, truncated or of an unknown kind ({first_words(error)})",
+                where=str(gguf),
             ) from error
         # The weights are plain float32 by now; the marker would forbid to save them.
         model.hf_quantizer, model.is_quantized = None, False
@@ -302,9 +308,8 @@ def _from_hub(match: re.Match[str], licence: str | None, fetch_it: bool) -> Reso
         try:
             path = Path(fetch(**wanted))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            first = str(error).strip().splitlines()[0]
             raise KdexportError(
-                f"cannot be fetched from the model hub ({first})",
+                f"cannot be fetched from the model hub ({first_words(error)})",
                 where=source,
                 remedy="connect to it, or set teacher.source to a local folder",
             ) from error

@@ -9,7 +9,6 @@ import numpy as np
 from kdexport.bundle import Bundle, Graphs, Parity
 from kdexport.content.prompts import Message
 from kdexport.errors import InputError, ParityError
-from kdexport.export.text import template_of
 from kdexport.runtime.quality import log_softmax
 from kdexport.runtime.session import Session, open_graphs, open_session
 from kdexport.runtime.text import TextCodec
@@ -68,7 +67,7 @@ def check_quantized(parent: Bundle, staging: Path, graphs: Graphs) -> Parity:
 
 def check_text(checkpoint: Path, codec: TextCodec) -> None:
     """Tokenizer and chat template against transformers' on strings that are easy to get wrong."""
-    from kdexport.train.model import load_tokenizer
+    from kdexport.train.model import load_tokenizer, template_of
 
     theirs = load_tokenizer(checkpoint)
     for text in TRICKY:

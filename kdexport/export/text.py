@@ -31,7 +31,7 @@ def chat_template(checkpoint: Path) -> str | None:
 
     Raises InputError for a folder whose tokenizer transformers cannot load.
     """
-    from kdexport.train.model import load_tokenizer
+    from kdexport.train.model import load_tokenizer, template_of
 
     try:
         return template_of(load_tokenizer(checkpoint))
@@ -40,14 +40,6 @@ def chat_template(checkpoint: Path) -> str | None:
             f"transformers cannot load the tokenizer ({first_words(error)})",
             where=str(checkpoint),
         ) from error
-
-
-def template_of(tokenizer: Any) -> str | None:
-    """The template of transformers' tokenizer; of several the one named "default", as it does."""
-    found = tokenizer.chat_template
-    if isinstance(found, dict):
-        found = found.get("default")
-    return str(found) if found else None
 
 
 def _content(token: Any) -> str | None:

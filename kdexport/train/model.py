@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from torch.nn import functional as F  # noqa: N812
 
 from kdexport.console import quiet_transformers
-from kdexport.errors import InputError
+from kdexport.errors import InputError, first_words
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -45,8 +45,7 @@ def load_model(folder: Path, *, attention: str = "sdpa") -> Any:
                 use_safetensors=True,
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise InputError(f"cannot be loaded ({first})", where=str(folder)) from error
+            raise _not_loaded(folder, error) from error
         except SafetensorError as error:
             raise InputError(
                 f"model.safetensors is corrupt or truncated ({error})", where=str(folder)
@@ -79,8 +78,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def _not_loaded(path: Path, error: Exception) -> InputError:
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return InputError(f"cannot be loaded ({first})", where=str(path))
+    return InputError(f"cannot be loaded ({first_words(error)})", where=str(path))
 
 
 def template_of(tokenizer: Any) -> str | None:
