@@ -2,6 +2,7 @@
 
 import errno
 import importlib.util
+import re
 
 LIBRARIES = {
     "train": ("torch", "transformers", "safetensors", "optimum"),
@@ -9,7 +10,9 @@ LIBRARIES = {
 }
 
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-FULL_TEXTS = ("os error 28", "os error 27", " requested and ", "problem writing element")
+FULL_TEXTS = re.compile(
+    r"\(os error 2[78]\)|^\d+ requested and \d+ written$|^problem writing element \d+ to file$"
+)
 """How safetensors and numpy say that a disk is full, where no error number is left of it."""
 
 
@@ -84,7 +87,7 @@ def full_disk(error: BaseException, where: str = "") -> InputError | None:
     cause: BaseException | None = error
     while cause is not None:
         number = cause.errno if isinstance(cause, OSError) else None
-        if number in FULL or any(text in str(cause) for text in FULL_TEXTS):
+        if number in FULL or FULL_TEXTS.search(str(cause)):
             return InputError(
                 "the disk is full",
                 where=str(getattr(cause, "filename", None) or where),

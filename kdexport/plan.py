@@ -11,9 +11,10 @@ from typing import Any
 
 from kdexport.errors import NotAtHandError
 from kdexport.pipeline import Run, open_run, plan
+from kdexport.preflight import limits_of, load_asked_briefs, load_own_pairs
 from kdexport.recipe import Recipe
 from kdexport.sources import check_safetensors, read_config
-from kdexport.stages import STAGES, limits_of, load_asked_briefs, load_own_pairs
+from kdexport.stages import STAGES
 
 TOKENS_PER_PROMPT = 66  # of a brief
 TOKENS_PER_COPY = 25

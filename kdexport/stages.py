@@ -12,14 +12,24 @@ from typing import Any
 
 from kdexport.bundle import Bundle, check_target
 from kdexport.console import say, tracked
-from kdexport.content.briefs import Brief, load_briefs
 from kdexport.content.channels import load_channels
-from kdexport.content.prompts import brief_messages, load_openings
+from kdexport.content.prompts import load_openings
 from kdexport.errors import InputError, require_extras
 from kdexport.journal import fingerprint
 from kdexport.pairs import Pair, by_split, load_pairs, within_limits, write_pairs
 from kdexport.pipeline import Run, Stage, data_fingerprint
-from kdexport.recipe import DataSection, Recipe
+from kdexport.preflight import (
+    check_bench,
+    check_data,
+    check_student,
+    check_training,
+    limits_of,
+    load_asked_briefs,
+    load_own_pairs,
+    longest_text,
+    sizes_of,
+)
+from kdexport.recipe import Recipe
 
 PLACES: Any = {"output": True, "data": {"briefs", "pairs"}}  # where files are changes no result
 N_PROBE_TEXTS = 32  # texts on which block influence is measured
@@ -51,75 +61,6 @@ def make_pairs(run: Run) -> None:
     if not by_split(pairs, "train"):
         raise InputError("no pair is left to train on", where=str(data.pairs or data.briefs))
     write_pairs(run.pairs, pairs)
-
-
-def limits_of(data: DataSection) -> dict[str, int | None]:
-    """How many pairs each split may have."""
-    return {"train": data.max_train, "validation": data.max_validation, "test": data.max_test}
-
-
-def load_own_pairs(run: Run) -> list[Pair]:
-    """The pairs of the user's own file, within the limits."""
-    data = run.recipe.data
-    pairs = load_pairs(
-        Path(data.pairs or ""),
-        validation_fraction=data.validation_fraction,
-        test_fraction=data.test_fraction,
-        seed=run.recipe.seed,
-    )
-    return within_limits(pairs, limits_of(data))
-
-
-def load_asked_briefs(run: Run) -> list[Brief]:
-    """The briefs that the teacher answers: as many as have enough variants for the limits."""
-    data = run.recipe.data
-    if data.briefs is None:
-        raise InputError("name a file of briefs or of pairs", where="data")
-    variants = data.generate.variants
-    limits = {split: n and -(-n // variants) for split, n in limits_of(data).items()}
-    return within_limits(load_briefs(Path(data.briefs)), limits)
-
-
-def check_data(run: Run) -> None:
-    """Refuse data that a run has no use for: nothing to train on, briefs that are too long."""
-    data = run.recipe.data
-    briefs = [] if data.briefs is None else load_asked_briefs(run)
-    if not by_split(briefs or load_own_pairs(run), "train"):
-        raise InputError("nothing in it is to train on", where=str(data.pairs or data.briefs))
-    if briefs:
-        _check_prompts(run, briefs)
-
-
-def _check_prompts(run: Run, briefs: Sequence[Brief]) -> None:
-    """Refuse a brief that the teacher cannot read and answer."""
-    from kdexport.export.text import chat_template, text_facts
-    from kdexport.runtime.text import TextCodec
-    from kdexport.train.model import load_config
-
-    folder = run.teacher.path
-    config = load_config(folder)
-    codec = TextCodec(folder / "tokenizer.json", text_facts(folder, config), chat_template(folder))
-    channels = load_channels()
-    longest = longest_text(config)
-    for brief in briefs:
-        where = f"{run.recipe.data.briefs}, brief {brief.id}"
-        try:
-            prompt = codec.render_chat(brief_messages(brief, channels[brief.channel]))
-        except InputError as error:
-            raise InputError(error.message, where=where, remedy=error.remedy) from None
-        n_tokens = len(codec.encode(prompt))
-        if longest and n_tokens >= longest:
-            raise InputError(
-                f"the prompt has {n_tokens} tokens; the teacher reads {longest}, answer included",
-                where=where,
-                remedy="shorten the brief",
-            )
-
-
-def longest_text(config: Any) -> int | None:
-    """How many tokens a model of this configuration reads, where it says so."""
-    longest: int | None = getattr(config, "max_position_embeddings", None)
-    return longest
 
 
 def _synthesized_pairs(run: Run) -> list[Pair]:
@@ -175,7 +116,7 @@ def make_student(run: Run) -> None:
     backend = tokenizer.backend_tokenizer
     if wish.vocab_size is not None and wish.vocab_size < backend.get_vocab_size():
         trimmed, kept_ids = trim_tokenizer(backend, texts, wish.vocab_size)
-    spec = _sizes_of(run)
+    spec = sizes_of(run)
     longest = longest_text(teacher.config)
     probe = [torch.tensor([backend.encode(t).ids[:longest]]) for t in texts[:N_PROBE_TEXTS]]
     torch.manual_seed(run.recipe.seed)
@@ -193,27 +134,6 @@ def make_student(run: Run) -> None:
         f"    {n_parameters:.1f} M parameters of {teacher.num_parameters() / 1e6:.1f} M, "
         f"layers kept: {student.kept_layers or 'none (from scratch)'}"
     )
-
-
-def _sizes_of(run: Run) -> Any:
-    from kdexport.train.student import StudentSpec
-
-    return StudentSpec(**run.recipe.student.model_dump(exclude={"init", "vocab_size"}))
-
-
-def check_student(run: Run) -> None:
-    """Refuse sizes that the student cannot have."""
-    from kdexport.train.model import load_config
-    from kdexport.train.student import INITS
-
-    INITS[run.recipe.student.init].check(load_config(run.teacher.path), _sizes_of(run))
-
-
-def check_training(run: Run) -> None:
-    """Refuse a device that is not there."""
-    from kdexport import training
-
-    training.check_device(run.recipe.train)
 
 
 def train_student(run: Run) -> None:
@@ -250,20 +170,6 @@ def make_quantized(run: Run) -> None:
     if run.recipe.export.scheme != "fp32":
         bundle = open_bundle(run.student_bundle)
         quantize_bundle(bundle, run.recipe.export.scheme, run.quantized_bundle)
-
-
-def check_bench(run: Run) -> None:
-    """Refuse to measure longer texts than the teacher, and so the student, can hold."""
-    from kdexport.train.model import load_config
-
-    wish, longest = run.recipe.bench, longest_text(load_config(run.teacher.path))
-    if longest and wish.prompt_tokens + wish.new_tokens > longest:
-        raise InputError(
-            f"{wish.prompt_tokens} tokens of prompt and {wish.new_tokens} new ones are beyond the "
-            f"teacher's {longest}",
-            where="bench.prompt_tokens",
-            remedy="measure fewer",
-        )
 
 
 def measure(run: Run) -> None:

@@ -1,0 +1,121 @@
+"""What is asked for: the data, the sizes; and what is refused before any stage begins.
+
+A check here refuses in a second what the work would refuse only after minutes or hours.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kdexport.content.briefs import Brief, load_briefs
+from kdexport.content.channels import load_channels
+from kdexport.content.prompts import brief_messages
+from kdexport.errors import InputError
+from kdexport.pairs import Pair, by_split, load_pairs, within_limits
+from kdexport.pipeline import Run
+from kdexport.recipe import DataSection
+
+
+def limits_of(data: DataSection) -> dict[str, int | None]:
+    """How many pairs each split may have."""
+    return {"train": data.max_train, "validation": data.max_validation, "test": data.max_test}
+
+
+def load_own_pairs(run: Run) -> list[Pair]:
+    """The pairs of the user's own file, within the limits."""
+    data = run.recipe.data
+    pairs = load_pairs(
+        Path(data.pairs or ""),
+        validation_fraction=data.validation_fraction,
+        test_fraction=data.test_fraction,
+        seed=run.recipe.seed,
+    )
+    return within_limits(pairs, limits_of(data))
+
+
+def load_asked_briefs(run: Run) -> list[Brief]:
+    """The briefs that the teacher answers: as many as have enough variants for the limits."""
+    data = run.recipe.data
+    if data.briefs is None:
+        raise InputError("name a file of briefs or of pairs", where="data")
+    variants = data.generate.variants
+    limits = {split: n and -(-n // variants) for split, n in limits_of(data).items()}
+    return within_limits(load_briefs(Path(data.briefs)), limits)
+
+
+def sizes_of(run: Run) -> Any:
+    """The student's sizes that the recipe asks for, a `StudentSpec`."""
+    from kdexport.train.student import StudentSpec
+
+    return StudentSpec(**run.recipe.student.model_dump(exclude={"init", "vocab_size"}))
+
+
+def longest_text(config: Any) -> int | None:
+    """How many tokens a model of this configuration reads, where it says so."""
+    longest: int | None = getattr(config, "max_position_embeddings", None)
+    return longest
+
+
+def check_data(run: Run) -> None:
+    """Refuse data that a run has no use for: nothing to train on, briefs that are too long."""
+    data = run.recipe.data
+    briefs = [] if data.briefs is None else load_asked_briefs(run)
+    if not by_split(briefs or load_own_pairs(run), "train"):
+        raise InputError("nothing in it is to train on", where=str(data.pairs or data.briefs))
+    if briefs:
+        _check_prompts(run, briefs)
+
+
+def _check_prompts(run: Run, briefs: Sequence[Brief]) -> None:
+    """Refuse a brief that the teacher cannot read and answer."""
+    from kdexport.export.text import chat_template, text_facts
+    from kdexport.runtime.text import TextCodec
+    from kdexport.train.model import load_config
+
+    folder = run.teacher.path
+    config = load_config(folder)
+    codec = TextCodec(folder / "tokenizer.json", text_facts(folder, config), chat_template(folder))
+    channels = load_channels()
+    longest = longest_text(config)
+    for brief in briefs:
+        where = f"{run.recipe.data.briefs}, brief {brief.id}"
+        try:
+            prompt = codec.render_chat(brief_messages(brief, channels[brief.channel]))
+        except InputError as error:
+            raise InputError(error.message, where=where, remedy=error.remedy) from None
+        n_tokens = len(codec.encode(prompt))
+        if longest and n_tokens >= longest:
+            raise InputError(
+                f"the prompt has {n_tokens} tokens; the teacher reads {longest}, answer included",
+                where=where,
+                remedy="shorten the brief",
+            )
+
+
+def check_student(run: Run) -> None:
+    """Refuse sizes that the student cannot have."""
+    from kdexport.train.model import load_config
+    from kdexport.train.student import INITS
+
+    INITS[run.recipe.student.init].check(load_config(run.teacher.path), sizes_of(run))
+
+
+def check_training(run: Run) -> None:
+    """Refuse a device that is not there."""
+    from kdexport import training
+
+    training.check_device(run.recipe.train)
+
+
+def check_bench(run: Run) -> None:
+    """Refuse to measure longer texts than the teacher, and so the student, can hold."""
+    from kdexport.train.model import load_config
+
+    wish, longest = run.recipe.bench, longest_text(load_config(run.teacher.path))
+    if longest and wish.prompt_tokens + wish.new_tokens > longest:
+        raise InputError(
+            f"{wish.prompt_tokens} tokens of prompt and {wish.new_tokens} new ones are beyond the "
+            f"teacher's {longest}",
+            where="bench.prompt_tokens",
+            remedy="measure fewer",
+        )
