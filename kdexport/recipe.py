@@ -181,7 +181,9 @@ class TrainSection(Section):
     accumulate: Count = Field(1, description="Batches added up before a step")
     epochs: Positive | None = None
     max_steps: Count | None = None
-    max_minutes: Positive | None = Field(None, description="The schedule ends with the clock")
+    max_minutes: Positive | None = Field(
+        None, description="The schedule ends with the clock, which the teacher's targets start"
+    )
     warmup_fraction: Share = 0.05
     weight_decay: float = Field(0.01, ge=0)
     betas: tuple[Decay, Decay] = (0.9, 0.95)

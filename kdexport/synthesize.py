@@ -14,7 +14,7 @@ from typing import Any
 
 from kdexport.content.briefs import Brief
 from kdexport.content.channels import Channel, load_channels
-from kdexport.content.checks import clean_copy, why_drop
+from kdexport.content.checks import clean_copy, strays, why_drop
 from kdexport.content.prompts import Message, brief_messages, split_opening
 from kdexport.journal import fingerprint
 from kdexport.pairs import Pair
@@ -150,6 +150,7 @@ def _select(jobs: Sequence[Job], drafts: dict[str, Draft]) -> tuple[list[Pair], 
             dropped["empty"] += 1
             continue
         reason = why_drop(opening + added, finished=draft.finished, seen=seen)
+        reason = reason or ("stray" if strays(added, job.brief.facts) else None)
         if reason:
             dropped[reason] += 1
             continue

@@ -5,7 +5,7 @@ Stands between the recipe and the loop in `train.trainer`, which knows no recipe
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from kdexport.train.teacher import (
     fingerprint_examples,
     hidden_columns,
     live_targets,
+    seconds_asked,
     targets_of_hidden,
     top_k_columns,
 )
@@ -114,7 +115,7 @@ def train_student(run: Run) -> None:
     data = _encode(run, tokenizer, student)
     _check_hidden(wish, teacher, student)
     service = Service(run, teacher, kept_ids, precision)
-    targets, held_out_targets = service.targets(data)
+    asked = service.targets(data)
     key = fingerprint(
         service.key,
         fingerprint_examples(data.train),
@@ -122,8 +123,8 @@ def train_student(run: Run) -> None:
         wish.model_dump(),
         run.recipe.seed,
     )
-    settings = train_settings(wish, run.recipe.seed, len(data.train), precision)
-    _train(run, student, data, targets, held_out_targets, settings, key)
+    settings = train_settings(wish, run.recipe.seed, len(data.train), precision, asked.seconds)
+    _train(run, student, data, asked, settings, key)
     reference = run.checkpoints / run.reference.name
     write_reference(
         reference,
@@ -184,6 +185,15 @@ def _encode(run: Run, tokenizer: Any, student: Any) -> Data:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """Targets for training and for held-out pairs, and how long the teacher took beforehand."""
+
+    train: TargetFn
+    held_out: TargetFn
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Service:
     """The teacher of a run, as the recipe wants to ask it."""
 
@@ -197,29 +207,30 @@ class Service:
         """A fingerprint of all that targets depend on but the texts and how they are asked."""
         return fingerprint(self.run.teacher.fingerprint, self.kept_ids)
 
-    def targets(self, data: Data) -> tuple[TargetFn, TargetFn]:
-        """For training (at the recipe's temperature) and for held-out pairs."""
+    def targets(self, data: Data) -> Asked:
+        """For training at the recipe's temperature; for held-out pairs at 1."""
         wish = self.run.recipe.train
-        ask: Mapping[str, Callable[[], TargetFn]] = {
-            "live": lambda: live_targets(self.teacher, self.kept_ids, wish.temperature),
-            "cached": lambda: self._top_k(data.train, wish.temperature, 0),
-            "hidden": lambda: self._hidden(data.train, wish.temperature),
-        }
         if wish.targets == "live":
-            return ask["live"](), live_targets(self.teacher, self.kept_ids, 1.0)
-        return ask[wish.targets](), self._top_k(data.validation, 1.0, HELD_OUT_DRAWN)
+            live = live_targets(self.teacher, self.kept_ids, wish.temperature)
+            return Asked(live, live_targets(self.teacher, self.kept_ids, 1.0), 0.0)
+        fill = {"cached": self._top_k, "hidden": self._hidden}[wish.targets]
+        folder, train = fill(data.train, wish.temperature)
+        other, held_out = self._top_k(data.validation, 1.0, HELD_OUT_DRAWN)
+        return Asked(train, held_out, seconds_asked(folder) + seconds_asked(other))
 
-    def _top_k(self, examples: Sequence[Encoded], temperature: float, n_drawn: int) -> TargetFn:
+    def _top_k(
+        self, examples: Sequence[Encoded], temperature: float, n_drawn: int = 0
+    ) -> tuple[Path, TargetFn]:
         size = len(self.kept_ids or range(self.teacher.config.vocab_size))
         top_k = min(self.run.recipe.train.top_k, size - 1)
         ask = live_targets(self.teacher, self.kept_ids, temperature, top_k, n_drawn)
         folder = self._fill(examples, top_k_columns(ask), ["top-k", temperature, top_k, n_drawn])
-        return cached_targets(folder, n_drawn)
+        return folder, cached_targets(folder, n_drawn)
 
-    def _hidden(self, examples: Sequence[Encoded], temperature: float) -> TargetFn:
+    def _hidden(self, examples: Sequence[Encoded], temperature: float) -> tuple[Path, TargetFn]:
         columns = hidden_columns(self.teacher, self.kept_ids, self.precision)
         folder = self._fill(examples, columns, ["hidden", self.precision])
-        return targets_of_hidden(folder, self.teacher, self.kept_ids, temperature)
+        return folder, targets_of_hidden(folder, self.teacher, self.kept_ids, temperature)
 
     def _fill(
         self, examples: Sequence[Encoded], ask: Callable[[Batch], Columns], how: Sequence[Any]
@@ -249,8 +260,7 @@ def _train(
     run: Run,
     student: Any,
     data: Data,
-    targets: TargetFn,
-    held_out_targets: TargetFn,
+    asked: Asked,
     settings: TrainSettings,
     key: str,
 ) -> None:
@@ -269,8 +279,8 @@ def _train(
             student,
             data.train,
             data.validation,
-            targets,
-            held_out_targets,
+            asked.train,
+            asked.held_out,
             settings,
             checkpoint=checkpoint,
             fingerprint=key,
@@ -308,14 +318,20 @@ def _rows_before(log: Path, step: int) -> list[str]:
     return [row for row in rows if json.loads(row)["step"] < step]
 
 
-def train_settings(wish: TrainSection, seed: int, n_examples: int, precision: str) -> TrainSettings:
-    """The loop's settings from the recipe's; epochs become steps."""
+def train_settings(
+    wish: TrainSection, seed: int, n_examples: int, precision: str, seconds_spent: float
+) -> TrainSettings:
+    """The loop's settings from the recipe's; epochs become steps.
+
+    ``seconds_spent`` on the teacher's targets are off the clock; a third of it is left at least.
+    """
     steps = [wish.max_steps] if wish.max_steps else []
     if wish.epochs:
         per_epoch = -(-n_examples // (wish.batch_size * wish.accumulate))
         steps.append(max(1, round(wish.epochs * per_epoch)))
+    minutes = wish.max_minutes and max(wish.max_minutes - seconds_spent / 60, wish.max_minutes / 3)
     return TrainSettings(
-        budget=Budget(min(steps, default=None), wish.max_minutes),
+        budget=Budget(min(steps, default=None), minutes),
         loss=wish.loss,
         kd_weight=wish.kd_weight,
         prompt_weight=wish.prompt_weight,

@@ -19,7 +19,7 @@ from kdexport.synthesize import Sampling, synthesize
 from tests.models import make_llama
 
 BRIEFS = [
-    Brief(id=f"b{n}", product=f"Tea {n}", facts=("green",), channel="ad_headline")
+    Brief(id=f"b{n}", product=f"Tea {n}", channel="ad_headline")
     for n in range(70)  # more than one chunk
 ]
 
@@ -170,7 +170,7 @@ def test_copy_begins_with_the_opening_and_is_one_line(teacher: Bundle, tmp_path:
     for pair in pairs:
         assert pair.messages[-1] == {
             "role": "assistant",
-            "content": f"Say hello to Tea {pair.id[1:]}:",
+            "content": f"Made for you: Tea {pair.id[1:]}:",
         }
         assert not pair.completion.startswith("Tea")
         assert "\n" not in pair.completion.strip()

@@ -51,7 +51,7 @@ def brief(number: int, split: str) -> dict[str, object]:
     return {
         "id": f"b{number}",
         "product": f"Tea {number}",
-        "facts": ["green", "12 bags"],
+        "facts": [],  # a random model would stray from any
         "channel": "ad_headline",
         "split": split,
     }

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 
 QUOTES = {'"': '"', "“": "”", "'": "'", "«": "»", "„": "“"}
 LABEL = re.compile(
@@ -10,6 +11,9 @@ LABEL = re.compile(
     r"|post|social post|push note|push notification|product description|copy|text|title):)\s*",
     re.IGNORECASE,
 )
+LEAST_OF_FACTS = 0.25  # share of the facts' words that copy has to use
+SMALL_WORDS = {"a", "an", "and", "as", "at", "by", "for", "from", "in", "is", "it", "no", "not"}
+SMALL_WORDS |= {"of", "off", "on", "or", "per", "the", "to", "up", "with", "you", "your"}
 SHORTEST_COPY = 8  # characters
 MOST_REPEATS = 3  # of one run of four words
 
@@ -37,16 +41,27 @@ def why_drop(text: str, *, finished: bool, seen: set[str]) -> str | None:
         return "truncated"
     if is_repetitive(text):
         return "repetitive"
-    key = " ".join(re.findall(r"\w+", text.casefold()))
+    key = " ".join(_words(text))
     if key in seen:
         return "duplicate"
     seen.add(key)
     return None
 
 
+def strays(text: str, facts: Iterable[str]) -> bool:
+    """Whether a text uses hardly any of the facts' words: it is about something else."""
+    asked = {word for fact in facts for word in _words(fact)} - SMALL_WORDS
+    used = asked & set(_words(text))
+    return bool(asked) and len(used) < LEAST_OF_FACTS * len(asked)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
+
+
 def is_repetitive(text: str) -> bool:
     """Whether a run of four words, or a line, comes again and again."""
-    words = re.findall(r"\w+", text.casefold())
+    words = _words(text)
     runs = Counter(zip(words, words[1:], words[2:], words[3:], strict=False))
     lines = Counter(line.strip().casefold() for line in text.splitlines() if line.strip())
     return max(runs.values(), default=0) > MOST_REPEATS or max(lines.values(), default=0) > 2

@@ -55,9 +55,10 @@ def brief_messages(brief: Brief, channel: Channel) -> list[Message]:
     """
     occasion = "" if brief.campaign == "none" else f" {brief.campaign}"
     article = "an" if brief.tone[:1].lower() in "aeiou" else "a"
+    details = f": {', '.join(brief.facts)}" if brief.facts else ""
     request = (
         f"Write {article} {brief.tone}{occasion} {channel.label} for {brief.audience}. "
-        f"{channel.instruction}\n{brief.product}: {', '.join(brief.facts)}."
+        f"{channel.instruction}\n{brief.product}{details}."
     )
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": request}]
     if opening := opening_of(brief, channel):

@@ -6,6 +6,7 @@ mass, or the teacher's last hidden state, of which its head makes the whole dist
 """
 
 import json
+import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -137,7 +138,8 @@ def fill_cache(
 ) -> None:
     """Write what ``ask`` gives as safetensors shards, per example and column ``EXAMPLE/COLUMN``.
 
-    Whole shards are not asked again. Raises InputError where the disk takes no more.
+    Whole shards are not asked again; each knows how many seconds it took (`seconds_asked`).
+    Raises InputError where the disk takes no more.
     """
     folder.mkdir(parents=True, exist_ok=True)
     by_length = sorted(examples, key=lambda example: len(example.ids))
@@ -145,18 +147,29 @@ def fill_cache(
         shard = folder / f"{begin // EXAMPLES_PER_SHARD:05d}.safetensors"
         group = by_length[begin : begin + EXAMPLES_PER_SHARD]
         if not _is_whole(shard):
+            started = time.monotonic()
             tensors: Columns = {}
             for batch in ordered_batches(group, batch_size):
                 tensors |= _by_example(batch, ask(batch))
+            took = {"seconds": f"{time.monotonic() - started:.2f}"}
             beside = shard.with_suffix(".partial")
             try:
                 with written(shard):
-                    save_file(tensors, beside)
+                    save_file(tensors, beside, took)
                     beside.replace(shard)
             finally:
                 beside.unlink(missing_ok=True)
         if progress:
             progress(begin + len(group), len(examples))
+
+
+def seconds_asked(folder: Path) -> float:
+    """How long the teacher took to fill a cache, over all runs that had a part in it."""
+    seconds = 0.0
+    for shard in folder.glob("*.safetensors"):
+        with safe_open(shard, framework="pt") as file:
+            seconds += float((file.metadata() or {}).get("seconds", 0.0))
+    return seconds
 
 
 def _is_whole(shard: Path) -> bool:

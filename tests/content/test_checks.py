@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdexport.content.checks import clean_copy, why_drop
+from kdexport.content.checks import clean_copy, strays, why_drop
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,10 @@ def test_reasons_to_drop() -> None:
     assert why_drop("Fresh bread, every day!", finished=True, seen=seen) is None
     assert why_drop("fresh bread every day", finished=True, seen=seen) == "duplicate"
     assert why_drop("Fresh cake, every day!", finished=True, seen=seen) is None
+
+
+def test_copy_about_something_else_strays() -> None:
+    facts = ["boils in two minutes", "holds its heat for 30 minutes"]
+    assert strays("A cultural journey of tradition, for you.", facts)
+    assert not strays("Tea in two minutes: it boils before you sit.", facts)
+    assert not strays("Whatever it is.", [])

@@ -18,7 +18,7 @@ BRIEF = Brief(
     campaign="spring sale",
     tone="elegant",
 )
-BEGUN = "Spring sale! Discover Tern Kettle:"
+BEGUN = "Spring sale! The finest choice: Tern Kettle:"
 
 
 def test_the_prompt_holds_all_of_the_brief() -> None:
@@ -40,7 +40,7 @@ def test_an_opening_is_given_and_not_asked_for() -> None:
 @pytest.mark.parametrize(
     ("tone", "campaign", "begun"),
     [
-        ("witty", "none", "Smart move: Tern Kettle,"),
+        ("witty", "none", "Spoiler: you want Tern Kettle:"),
         ("warm", "loyalty", "For our regulars! You will love Tern Kettle:"),
         ("deadpan", "World Tea Day", "World Tea Day! Tern Kettle"),  # neither is in the file
     ],
