@@ -188,6 +188,12 @@ def _result(arm: Arm, runs: Sequence[Answer], samples: Sequence[Pair]) -> ArmRes
     )
 
 
+def spread(pairs: Sequence[Pair], n: int) -> list[Pair]:
+    """``n`` of the pairs, evenly apart: neighbours are often about one product."""
+    n = min(n, len(pairs))
+    return [pairs[i * len(pairs) // n] for i in range(n)]
+
+
 def bench_run(run: Run) -> BenchReport:
     """The bench at the end of a run: teacher and student, before and after export and int8."""
     wish = run.recipe.bench
@@ -205,7 +211,8 @@ def bench_run(run: Run) -> BenchReport:
     ]
     if run.quantized_bundle != run.student_bundle and run.recipe.export.scheme != "fp32":
         specs.append(ArmSpec("student-int8", run.quantized_bundle, False, run.reference))
-    samples = [p for p in by_split(load_pairs(run.pairs), "test") if p.messages][: wish.n_samples]
+    asked = [p for p in by_split(load_pairs(run.pairs), "test") if p.messages]
+    samples = spread(asked, wish.n_samples)
     with tracked("    bench", "steps") as progress:
         arms = measure_arms(specs, settings, samples, progress)
     journal = json.loads((run.folder / "journal.json").read_text("utf-8"))

@@ -12,6 +12,7 @@ from kdexport.arms import Arm, ArmSpec, arm_names, bench_bundles
 from kdexport.bundle import Bundle, commit_bundle, staged_bundle
 from kdexport.errors import InputError, KdexportError
 from kdexport.export.bundles import export_bundle
+from kdexport.pairs import Pair
 from kdexport.report import BenchSettings
 from tests.models import make_llama
 
@@ -199,3 +200,10 @@ def test_an_arm_that_was_killed_is_no_success(bundle: Bundle) -> None:
             arm.ask("memory")
     finally:
         arm.close()
+
+
+def test_samples_are_spread_over_the_pairs() -> None:
+    pairs = [Pair(f"p{n}", "test", (), "x") for n in range(9)]
+    assert [pair.id for pair in arms.spread(pairs, 3)] == ["p0", "p3", "p6"]
+    assert arms.spread(pairs[:2], 3) == pairs[:2]
+    assert arms.spread([], 3) == []
