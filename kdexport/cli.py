@@ -342,10 +342,12 @@ def _print_report(report: Any, as_json: bool) -> None:
         click.echo(report.model_dump_json(indent=2))
         return
     from kdexport.report import summary
-    from kdexport.report_table import render_table
+    from kdexport.report_table import render_samples, render_table
 
     console = _console()
     console.print(render_table(report, console.width))
+    if report.samples:
+        console.print(render_samples(report))
     click.echo(summary(report))
 
 

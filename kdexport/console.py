@@ -33,7 +33,8 @@ class Tracker:
         if self._first is None:
             self._first = done if done < (self.total or done) else 0.0
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=self.total, note=note)
+            rate = self._rate(done, time.monotonic())
+            self._bar.update(self._task, completed=done, total=self.total, note=note, rate=rate)
             return
         now = time.monotonic()
         if now - self._printed >= LOG_SECONDS or done == self.total:
@@ -41,15 +42,21 @@ class Tracker:
             print(f"{self.title}: {self._line(done, now)}{note and '  ' + note}", file=sys.stderr)
 
     def _line(self, done: float, now: float) -> str:
-        rate = (done - (self._first or 0.0)) / max(now - self._started, 1e-6)
         text = (
             f"{done:.0f}/{self.total:.0f} {self.unit}" if self.total else f"{done:.0f} {self.unit}"
         )
-        if rate > 0:
-            text += f"  {rate:.1f} {self.unit}/s"
+        if rate := self._rate(done, now):
+            text += f"  {rate}"
             if self.total and done < self.total:
-                text += f"  {_clock((self.total - done) / rate)} left"
+                text += f"  {_clock((self.total - done) / self._per_second(done, now))} left"
         return text
+
+    def _per_second(self, done: float, now: float) -> float:
+        return (done - (self._first or 0.0)) / max(now - self._started, 1e-6)
+
+    def _rate(self, done: float, now: float) -> str:
+        rate = self._per_second(done, now)
+        return f"{rate:.1f} {self.unit}/s" if rate > 0 else ""
 
 
 @contextmanager
@@ -71,6 +78,7 @@ def tracked(title: str, unit: str, total: float | None = None) -> Iterator[Track
         TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(bar_width=None),
         TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
+        TextColumn("{task.fields[rate]}", style="green", markup=False),
         TextColumn("{task.fields[note]}", style="cyan", markup=False),
         TimeElapsedColumn(),
         TextColumn("left"),
@@ -78,7 +86,7 @@ def tracked(title: str, unit: str, total: float | None = None) -> Iterator[Track
         console=Console(stderr=True),
     )
     with bar:
-        task = bar.add_task(title, total=total or 1, unit=unit, note="")
+        task = bar.add_task(title, total=total or 1, unit=unit, note="", rate="")
         yield Tracker(title, unit, total, _bar=bar, _task=task)
 
 

@@ -150,6 +150,24 @@ def render_table(report: BenchReport, width: int = WIDE) -> Table:
     return table
 
 
+def render_samples(report: BenchReport) -> Table:
+    """What teacher and student wrote for the sample briefs, one under the other."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    shown = [arm for arm in (report.baseline_arm, report.hero) if arm is not None]
+    for sample in report.samples:
+        table.add_row(Text("brief", style="dim"), Text(sample.prompt, style="dim"))
+        for arm in shown:
+            style = "bold" if arm is report.hero else ""
+            table.add_row(arm.label, Text(sample.copies.get(arm.arm, MISSING), style=style))
+        table.add_row("", "")
+    return table
+
+
 def _broken(text: str) -> str:
     """One word a line, for the head of a narrow column."""
     return "\n".join(text.split())

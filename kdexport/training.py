@@ -304,7 +304,8 @@ def _reporter(progress: Tracker, log: Path) -> Callable[[Event], None]:
             beside.write_text("".join(f"{row}\n" for row in rows), "utf-8")
             beside.replace(log)
             best = f", validation KL {event.evaluation.kl:.3f}"
-        note = f"step {event.step}, {event.tokens} tokens, loss {event.loss:.3f}{best}"
+        speed = event.tokens / max(event.elapsed_s, 1e-6)
+        note = f"step {event.step}, {speed:.0f} tokens/s, loss {event.loss:.3f}{best}"
         progress(100 * event.progress, note=note)
 
     return report

@@ -31,7 +31,7 @@ def test_what_is_said_on_a_terminal_is_no_markup(
     with tracked("[/work]", "steps", 2) as progress:
         progress(2, note="[/arm]: [red]latency")
     said = capsys.readouterr().err
-    for text in ("[/x] and [bold]y", "[/work]", "[/arm]: [red]latency"):
+    for text in ("[/x] and [bold]y", "[/work]", "[/arm]: [red]latency", "steps/s"):
         assert text in said
 
 

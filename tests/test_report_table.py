@@ -9,6 +9,7 @@ from kdexport.report_table import (
     fixed,
     footnotes,
     markdown_table,
+    render_samples,
     render_table,
     shared_decimals,
     table_rows,
@@ -35,6 +36,17 @@ def test_the_table_fits_the_terminal(width: int) -> None:
         assert set(row.label.split()) <= words
     assert "…" not in text
     assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+
+
+def test_samples_set_the_teacher_s_copy_beside_the_student_s() -> None:
+    report = example_report()
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(render_samples(report))
+    text = " ".join(console.export_text().split())
+    for sample in report.samples:
+        for arm in (report.baseline, "student-int8"):
+            assert " ".join(sample.copies[arm].split()) in text
+    assert text.count("teacher PyTorch fp32") == len(report.samples)
 
 
 @pytest.mark.parametrize(
