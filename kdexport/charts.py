@@ -199,13 +199,14 @@ def _y_axis(svg: Element, ticks: Sequence[float], place: Place, right: float) ->
 
 
 def _free_box(x: float, y: float, radius: float, width: float, taken: Sequence[Box]) -> Box:
-    """Where a label beside a circle covers nothing: right, left, above, below, else higher up."""
+    """Where a label beside a circle covers nothing: beside, above or below, else higher up."""
     reach, tall = radius + 4, 14.0
     corners = [
         (x + reach, y - tall / 2),
         (x - reach - width, y - tall / 2),
         (x - width / 2, y - reach - tall),
         (x - width / 2, y + reach),
+        (x + radius - width, y + reach + tall / 2),
         *((x - width / 2, y - reach - step * tall) for step in range(2, 8)),
     ]
     boxes = [Box(left, top, left + width, top + tall) for left, top in corners]

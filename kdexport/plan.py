@@ -214,18 +214,23 @@ def _seconds(stage: str, run: Run, sizes: Sizes, speed: float) -> float:
         written = sizes.prompt_tokens / INT8_READS + sizes.copy_tokens
         return 0.0 if run.recipe.data.pairs else a_token * written
     if stage == "distill":
-        return a_token * sizes.n_tokens + _training_seconds(run, sizes, speed)
+        return _distilling_seconds(run, sizes, speed, asking=a_token * sizes.n_tokens)
     return FIXED_SECONDS[stage] * max(0.2, FP32 * sizes.n_teacher / 538e6)
 
 
-def _training_seconds(run: Run, sizes: Sizes, speed: float) -> float:
-    """Until the clock or the epochs end; backward is twice the work of forward."""
+def _distilling_seconds(run: Run, sizes: Sizes, speed: float, *, asking: float) -> float:
+    """Asking the teacher, then training until the clock or the epochs end.
+
+    The clock counts from the asking on; backward is twice the work of forward.
+    """
     train = run.recipe.train
-    ends = [60 * train.max_minutes] if train.max_minutes else []
+    ends = (
+        [max(60 * train.max_minutes, asking + 20 * train.max_minutes)] if train.max_minutes else []
+    )
     epochs = [train.epochs] if train.epochs else []
     if train.max_steps:
         n_seen = train.max_steps * train.batch_size * train.accumulate
         epochs.append(n_seen / max(sizes.n_examples, 1))
     if epochs:
-        ends.append(min(epochs) * 3 * 2 * sizes.n_student * sizes.n_tokens / speed)
+        ends.append(asking + min(epochs) * 6 * sizes.n_student * sizes.n_tokens / speed)
     return min(ends)
