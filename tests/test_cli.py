@@ -90,11 +90,12 @@ def test_every_field_of_a_recipe_is_in_its_guide() -> None:
     ]
 
 
-def test_the_readme_s_python_runs(folder: Path) -> None:
-    """The embedding example, with another bundle in its place."""
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
-    assert '"exported/quickstart-int8"' in block
-    code = block.replace('"exported/quickstart-int8"', repr(str(folder / "tiny-int8")))
+@pytest.mark.parametrize("document", ["README.md", "exported/README.md"])
+def test_the_python_of_the_documents_runs(folder: Path, document: str) -> None:
+    """The embedding examples, with another bundle in its place."""
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text("utf-8"), re.S)
+    code, n_bundles = re.subn(r'"exported/[A-Za-z-]+-int8"', repr(str(folder / "tiny-int8")), block)
+    assert n_bundles == 1
     ran = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

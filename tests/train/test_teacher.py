@@ -16,6 +16,7 @@ from kdexport.train.teacher import (
     fingerprint_examples,
     hidden_columns,
     live_targets,
+    seconds_asked,
     targets_of_hidden,
     top_k_columns,
 )
@@ -147,6 +148,18 @@ def test_a_damaged_shard_is_written_anew(
     fill_cache(tmp_path, examples, ask, batch_size=16)
     assert shard.stat().st_size == len(whole)
     cached_targets(tmp_path)(collate(examples))
+
+
+def test_a_cache_knows_how_long_the_teacher_took(
+    llama: Path, examples: list[Encoded], tmp_path: Path
+) -> None:
+    ask = top_k_columns(live_targets(load_model(llama), None, 1.0, top_k=4))
+    assert seconds_asked(tmp_path) == 0
+    fill_cache(tmp_path, examples, ask, batch_size=16)
+    took = seconds_asked(tmp_path)
+    assert took > 0
+    fill_cache(tmp_path, examples, ask, batch_size=16)  # nothing is asked, nothing added
+    assert seconds_asked(tmp_path) == took
 
 
 def test_a_missing_example_is_named(examples: list[Encoded], tmp_path: Path) -> None:
