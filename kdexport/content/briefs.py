@@ -26,7 +26,7 @@ class Brief(BaseModel):
     channel: str = "social_post"
     campaign: str = "none"
     tone: str = "friendly"
-    language: str = "en"
+    language: Literal["en"] = "en"
     split: Split = "train"
 
     @field_validator("channel")

@@ -14,7 +14,6 @@ from torch.nn import functional as F  # noqa: N812
 
 from kdexport.errors import InputError
 
-SIZES = ("n_layers", "hidden_size", "n_heads", "n_kv_heads", "intermediate_size", "vocab_size")
 HEAD_STEP = 8  # what ONNX Runtime's rotary attention asks of a head's size
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 

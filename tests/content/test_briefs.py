@@ -57,3 +57,10 @@ def test_splits_have_about_the_shares_asked_for() -> None:
     splits = [split_of(f"product {n}", 0.1, 0.2) for n in range(4000)]
     assert abs(splits.count("test") / 4000 - 0.2) < 0.03  # 4.7 standard deviations
     assert abs(splits.count("validation") / 4000 - 0.1) < 0.03
+
+
+def test_a_language_that_copy_cannot_be_written_in_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "briefs.jsonl"
+    path.write_text(json.dumps({"product": "Tee", "language": "de"}))
+    with pytest.raises(InputError, match=r"briefs\.jsonl:1: language: .*'en'"):
+        load_briefs(path)
