@@ -8,19 +8,15 @@ those that do. Reads a bundle with a quality reference; writes JSON to stdout.
 """
 
 import json
-import re
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from kdexport.content.checks import words_of
 from kdexport.runtime.quality import kl_per_token, load_reference, log_softmax
 from kdexport.runtime.session import open_session
 from kdexport.runtime.text import load_text
-
-
-def words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", text.casefold()))
 
 
 def main(folder: Path) -> None:
@@ -33,7 +29,7 @@ def main(folder: Path) -> None:
         targets = reference.target[rows] - begin
         logits = session.score(ids.tolist())[targets - 1]
         prompt, copy = (codec.decode(part.tolist()) for part in np.split(ids, targets[:1]))
-        group = "copied" if words(copy) <= words(prompt) else "written"
+        group = "copied" if set(words_of(copy)) <= set(words_of(prompt)) else "written"
         kl[group].append(kl_per_token(reference, rows, log_softmax(logits.astype(np.float64))))
     found = {
         group: {

@@ -271,11 +271,8 @@ def arm_names(paths: Sequence[Path]) -> list[str]:
 def _bundle_arm(name: str, path: Path, settings: BenchSettings) -> ArmSpec:
     """The arm of a bundle that can hold what will be measured."""
     bundle = open_bundle(path)
-    try:
-        max_length = bundle.manifest.model.max_length
-        check_room(settings.prompt_tokens, settings.new_tokens, max_length)
-    except InputError as error:
-        raise InputError(error.message, where=str(path), remedy=error.remedy) from None
+    max_length = bundle.manifest.model.max_length
+    check_room(settings.prompt_tokens, settings.new_tokens, max_length, where=str(path))
     if "reference.npz" not in bundle.manifest.files:
         return ArmSpec(name, path)
     check_files(bundle, {"reference.npz"})

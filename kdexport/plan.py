@@ -13,14 +13,14 @@ from kdexport.errors import NotAtHandError
 from kdexport.pipeline import Run, open_run, plan
 from kdexport.preflight import limits_of, load_asked_briefs, load_own_pairs
 from kdexport.recipe import Recipe
-from kdexport.sources import check_safetensors, read_config
+from kdexport.sources import FP32_BYTES, check_safetensors, read_config
 from kdexport.stages import STAGES
 
 TOKENS_PER_PROMPT = 66  # of a brief
 TOKENS_PER_COPY = 25
 CHARACTERS_PER_TOKEN = 4  # of a user's own texts
-FP32, INT8 = 4, 1.1  # bytes a parameter; int8 with its scales and norms
-CHECKPOINT = 3 * FP32  # weights and the optimizer's two moments
+INT8_BYTES = 1.1  # a parameter, with its scales and norms
+CHECKPOINT_BYTES = 3 * FP32_BYTES  # weights and the optimizer's two moments
 SMALL_FILES = 100e6  # tokenizers, texts, references, reports
 INT8_READS = 2.0  # times as fast as float32
 FIXED_SECONDS = {"teacher": 45.0, "student": 15.0, "export": 20.0, "quantize": 10.0, "bench": 120.0}
@@ -171,13 +171,13 @@ def room_needed(run: Run, stages: Collection[str]) -> tuple[int, int]:
     while it is swapped, as a checkpoint, twice too, and once more at the end.
     """
     sizes = sizes_of(run)
-    student = FP32 * sizes.n_student
-    training = 3 * student + 2 * CHECKPOINT * sizes.n_student + _target_bytes(run, sizes)
+    student = FP32_BYTES * sizes.n_student
+    training = 3 * student + 2 * CHECKPOINT_BYTES * sizes.n_student + _target_bytes(run, sizes)
     in_run = {"student": float(student), "distill": training}
-    teacher = FP32 * sizes.n_teacher if "teacher" in stages else 0
-    in_exported = {"teacher": INT8 * sizes.n_teacher, "export": float(student)}
+    teacher = FP32_BYTES * sizes.n_teacher if "teacher" in stages else 0
+    in_exported = {"teacher": INT8_BYTES * sizes.n_teacher, "export": float(student)}
     if run.quantized_bundle != run.student_bundle:
-        in_exported["quantize"] = INT8 * sizes.n_student
+        in_exported["quantize"] = INT8_BYTES * sizes.n_student
     room = max(teacher, sum(in_run.get(stage, 0.0) for stage in stages))
     bundles = sum(in_exported.get(stage, 0.0) for stage in stages)
     return round(room + SMALL_FILES), round(bundles + SMALL_FILES)
@@ -194,15 +194,15 @@ def _target_bytes(run: Run, sizes: Sizes) -> float:
 
 
 def _size_mb(stage: str, run: Run, sizes: Sizes) -> float:
-    student = FP32 * sizes.n_student
+    student = FP32_BYTES * sizes.n_student
     quantizes = run.quantized_bundle != run.student_bundle
     n_bytes: dict[str, float] = {
-        "teacher": INT8 * sizes.n_teacher,
+        "teacher": INT8_BYTES * sizes.n_teacher,
         "pairs": 300 * sizes.n_examples + CHARACTERS_PER_TOKEN * sizes.n_tokens,
         "student": student,
         "distill": student,
         "export": student,
-        "quantize": INT8 * sizes.n_student if quantizes else 0,
+        "quantize": INT8_BYTES * sizes.n_student if quantizes else 0,
         "bench": 0.3e6,
     }
     return n_bytes[stage] / 1e6
@@ -215,7 +215,7 @@ def _seconds(stage: str, run: Run, sizes: Sizes, speed: float) -> float:
         return 0.0 if run.recipe.data.pairs else a_token * written
     if stage == "distill":
         return _distilling_seconds(run, sizes, speed, asking=a_token * sizes.n_tokens)
-    return FIXED_SECONDS[stage] * max(0.2, FP32 * sizes.n_teacher / 538e6)
+    return FIXED_SECONDS[stage] * max(0.2, FP32_BYTES * sizes.n_teacher / 538e6)
 
 
 def _distilling_seconds(run: Run, sizes: Sizes, speed: float, *, asking: float) -> float:

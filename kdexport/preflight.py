@@ -109,13 +109,9 @@ def check_training(run: Run) -> None:
 
 def check_bench(run: Run) -> None:
     """Refuse to measure longer texts than the teacher, and so the student, can hold."""
+    from kdexport.runtime.latency import check_room
     from kdexport.train.model import load_config
 
     wish, longest = run.recipe.bench, longest_text(load_config(run.teacher.path))
-    if longest and wish.prompt_tokens + wish.new_tokens > longest:
-        raise InputError(
-            f"{wish.prompt_tokens} tokens of prompt and {wish.new_tokens} new ones are beyond the "
-            f"teacher's {longest}",
-            where="bench.prompt_tokens",
-            remedy="measure fewer",
-        )
+    if longest:
+        check_room(wish.prompt_tokens, wish.new_tokens, longest, where="bench.prompt_tokens")

@@ -40,6 +40,7 @@ HUB = re.compile(
 COMMIT = re.compile(r"^[0-9a-f]{40}$")
 HUB_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.jinja", "LICENSE*"]
 BESIDE = ("tokenizer_config.json", "generation_config.json", "special_tokens_map.json")
+FP32_BYTES = 4  # of a parameter, as everything here is computed
 CONVERTED = 1  # raised when the conversion of GGUF files changes
 
 

@@ -18,10 +18,10 @@ from kdexport.export.text import chat_template, text_facts
 from kdexport.runtime.arm import refuse, serve_arm
 from kdexport.runtime.session import check_ids
 from kdexport.runtime.text import TextCodec
+from kdexport.sources import FP32_BYTES
 from kdexport.train.model import load_model
 
 Array = np.ndarray[Any, Any]
-BYTES_PER_PARAMETER = 4  # float32, whatever the folder on disk holds
 
 
 class TorchSession:
@@ -85,7 +85,7 @@ def main() -> None:
     facts = {
         "engine": f"PyTorch {torch.__version__.split('+')[0]}",
         "n_parameters": model.num_parameters(),
-        "size_mb": model.num_parameters() * BYTES_PER_PARAMETER / 1e6,
+        "size_mb": model.num_parameters() * FP32_BYTES / 1e6,
         "load_s": time.perf_counter() - started,
     }
     serve_arm(session, codec, facts)

@@ -41,7 +41,7 @@ def why_drop(text: str, *, finished: bool, seen: set[str]) -> str | None:
         return "truncated"
     if is_repetitive(text):
         return "repetitive"
-    key = " ".join(_words(text))
+    key = " ".join(words_of(text))
     if key in seen:
         return "duplicate"
     seen.add(key)
@@ -50,18 +50,19 @@ def why_drop(text: str, *, finished: bool, seen: set[str]) -> str | None:
 
 def strays(text: str, facts: Iterable[str]) -> bool:
     """Whether a text uses hardly any of the facts' words: it is about something else."""
-    asked = {word for fact in facts for word in _words(fact)} - SMALL_WORDS
-    used = asked & set(_words(text))
+    asked = {word for fact in facts for word in words_of(fact)} - SMALL_WORDS
+    used = asked & set(words_of(text))
     return bool(asked) and len(used) < LEAST_OF_FACTS * len(asked)
 
 
-def _words(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
+    """The words and numbers of a text, without their case."""
     return re.findall(r"\w+", text.casefold())
 
 
 def is_repetitive(text: str) -> bool:
     """Whether a run of four words, or a line, comes again and again."""
-    words = _words(text)
+    words = words_of(text)
     runs = Counter(zip(words, words[1:], words[2:], words[3:], strict=False))
     lines = Counter(line.strip().casefold() for line in text.splitlines() if line.strip())
     return max(runs.values(), default=0) > MOST_REPEATS or max(lines.values(), default=0) > 2

@@ -17,7 +17,7 @@ from kdexport.bundle import (
     make_facts,
     staged_bundle,
 )
-from kdexport.errors import InputError, MissingExtraError, first_words
+from kdexport.errors import InputError, MissingExtraError
 from kdexport.export.draft import Draft, save_drafts
 from kdexport.export.graph import build_graph
 from kdexport.export.parity import check_parity
@@ -26,11 +26,10 @@ from kdexport.machine import need_room
 from kdexport.runtime.quality import load_reference
 from kdexport.runtime.session import Session, open_graphs
 from kdexport.runtime.text import TextCodec
-from kdexport.sources import check_safetensors
+from kdexport.sources import FP32_BYTES, check_safetensors
 
 WEIGHTS = "weights.bin"
 GRAPH = "model.onnx"
-BYTES_PER_PARAMETER = 4
 VERSIONS_OF = ("onnx", "mobius-onnx", "onnxruntime", "torch", "transformers", "tokenizers")
 
 
@@ -54,15 +53,17 @@ def export_bundle(
         import transformers  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(str(error.name), "export") from None
+    from kdexport.train.model import load_config
+
     if not (checkpoint / "tokenizer.json").is_file():
         raise InputError("tokenizer.json is missing", where=str(checkpoint))
-    config = _config(checkpoint)
+    config = load_config(checkpoint)
     text = text_facts(checkpoint, config)
     codec = _codec(checkpoint, text, config.vocab_size)
     if reference is not None:
         load_reference(reference)
     parts = sorted(checkpoint.glob("*.safetensors"))
-    n_bytes = BYTES_PER_PARAMETER * sum(check_safetensors(part) for part in parts)
+    n_bytes = FP32_BYTES * sum(check_safetensors(part) for part in parts)
     need_room(Path(tempfile.gettempdir()), n_bytes)  # build_graph's
     graphs = Graphs(prefill=GRAPH, decode=GRAPH)
     with staged_bundle(out, n_bytes) as staging:
@@ -130,18 +131,6 @@ def model_facts(draft: Draft, config: Any, checkpoint: Path) -> ModelFacts:
         "max_length": config.max_position_embeddings,
     }
     return make_facts(ModelFacts, stated, checkpoint / "config.json")
-
-
-def _config(checkpoint: Path) -> Any:
-    """The model's configuration; InputError where transformers cannot read it."""
-    from kdexport.train.model import load_config
-
-    try:
-        return load_config(checkpoint)
-    except Exception as error:  # of a wrong value, transformers raises any
-        raise InputError(
-            f"transformers cannot read config.json ({first_words(error)})", where=str(checkpoint)
-        ) from error
 
 
 def _versions() -> dict[str, str]:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from kdexport.bundle import TextFacts, make_facts
-from kdexport.errors import InputError, first_words
 from kdexport.sources import read_config
 
 
@@ -33,13 +32,7 @@ def chat_template(checkpoint: Path) -> str | None:
     """
     from kdexport.train.model import load_tokenizer, template_of
 
-    try:
-        return template_of(load_tokenizer(checkpoint))
-    except Exception as error:  # of broken files, transformers raises any
-        raise InputError(
-            f"transformers cannot load the tokenizer ({first_words(error)})",
-            where=str(checkpoint),
-        ) from error
+    return template_of(load_tokenizer(checkpoint))
 
 
 def _content(token: Any) -> str | None:

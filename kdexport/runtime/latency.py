@@ -37,10 +37,10 @@ def measure_once(session: Runs, codec: Any, prompt: str, n_new: int) -> Latency:
 
     Raises InputError where the model has no room for them.
     """
-    check_room(len(codec.encode(prompt)), n_new, session.manifest.model.max_length)
     decoder = codec.stream()
     marks = [time.perf_counter()]
     ids = codec.encode(prompt)
+    check_room(len(ids), n_new, session.manifest.model.max_length)
     for step in generate(session, ids, make_sampler(), max_new_tokens=n_new, ignore_eos=True):
         decoder.push(step.token_id)
         marks.append(time.perf_counter())
@@ -48,11 +48,12 @@ def measure_once(session: Runs, codec: Any, prompt: str, n_new: int) -> Latency:
     return Latency(gaps[0], gaps[1:], len(ids) / (gaps[0] / 1000))
 
 
-def check_room(n_prompt: int, n_new: int, max_length: int) -> None:
-    """Refuse to measure more tokens than a model can hold."""
+def check_room(n_prompt: int, n_new: int, max_length: int, where: str = "") -> None:
+    """Refuse to measure more tokens than a model can hold; ``where`` says who asked for them."""
     if n_prompt + n_new > max_length:
         raise InputError(
             f"{n_prompt} tokens of prompt and {n_new} new ones are beyond the model's {max_length}",
+            where=where,
             remedy="measure fewer",
         )
 

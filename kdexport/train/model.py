@@ -45,7 +45,7 @@ def load_model(folder: Path, *, attention: str = "sdpa") -> Any:
                 use_safetensors=True,
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise _not_loaded(folder, error) from error
+            raise _not_read(folder, "load the model", error) from error
         except SafetensorError as error:
             raise InputError(
                 f"model.safetensors is corrupt or truncated ({error})", where=str(folder)
@@ -59,8 +59,8 @@ def load_config(folder: Path) -> Any:
 
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise _not_loaded(folder / "config.json", error) from error
+    except Exception as error:  # of a wrong value, transformers raises any
+        raise _not_read(folder / "config.json", "read config.json", error) from error
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -71,14 +71,15 @@ def load_tokenizer(folder: Path) -> Any:
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # tokenizers raises plain ones
-            raise _not_loaded(folder / "tokenizer.json", error) from error
+            raise _not_read(folder / "tokenizer.json", "load the tokenizer", error) from error
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
 
 
-def _not_loaded(path: Path, error: Exception) -> InputError:
-    return InputError(f"cannot be loaded ({first_words(error)})", where=str(path))
+def _not_read(path: Path, what: str, error: Exception) -> InputError:
+    reason = first_words(error)
+    return InputError(f"cannot be loaded: transformers cannot {what} ({reason})", where=str(path))
 
 
 def template_of(tokenizer: Any) -> str | None:

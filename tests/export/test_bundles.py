@@ -188,7 +188,7 @@ def changed(source: Path, target: Path, name: str, content: object) -> Path:
         ("special_tokens_map.json", "[]", "cannot load the tokenizer"),
         ("generation_config.json", '{"eos_token_id": "x"}', "eos_token_ids"),
         ("generation_config.json", '{"eos_token_id": [-1]}', "eos_token_ids"),
-        ("config.json", {"num_attention_heads": 0}, "m: "),
+        ("config.json", {"num_attention_heads": 0}, "m/config.json: cannot be loaded"),
         ("config.json", {"max_position_embeddings": 0}, "max_length"),
         ("config.json", {"dtype": "nonsense"}, "nonsense"),
         ("config.json", {"vocab_size": 300}, "token 319, the model a vocabulary of 300"),

@@ -125,3 +125,12 @@ def test_what_cannot_be_loaded_is_one_line(
     with pytest.raises(InputError, match=r"^[^\n]*cannot be loaded[^\n]*$") as caught:
         load(folder)
     assert caught.value.where == str(folder / name)
+
+
+def test_a_size_of_nothing_is_one_line_too(llama: Path, tmp_path: Path) -> None:
+    """transformers divides by it; every check before a run reads the configuration."""
+    folder = Path(shutil.copytree(llama, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": 0}))
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_config(folder)
