@@ -11,10 +11,11 @@ NAME   := $(basename $(notdir $(RECIPE)))
 VENV   := .venv
 STAMP  := $(VENV)/.installed
 BIN    := $(VENV)/bin
+PEERS  := optimum genai llama
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fast-test check lint format types imports audit bench install clean
+.PHONY: help demo test fast-test check lint format types imports audit bench peers install clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) \
@@ -52,6 +53,21 @@ audit: $(STAMP) ## Known vulnerabilities in the pinned dependencies (pip-audit)
 
 bench: $(STAMP) ## Measure the demo's bundles again
 	@$(BIN)/kdexport bench exported/$(NAME) exported/$(NAME)-int8
+
+peers: ## Install the engines of bench/peers.py, each apart (.peers: 3 GB, 10 minutes)
+	@$(MAKE) --no-print-directory --keep-going $(PEERS:%=.peers/%/.installed)
+
+.peers/%/.installed: bench/peers/%.txt
+	@echo 'Installing into .peers/$*, this once: the versions of $<'
+	@test -x .peers/$*/bin/python || $(PYTHON) -m venv .peers/$*
+	@.peers/$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+# llama.cpp is compiled for this very CPU: no wheel, and none from pip's cache, which another machine
+# may have filled.
+.peers/llama/.installed: export CMAKE_ARGS := -DGGML_NATIVE=ON -DMTMD_BUILD=OFF -DLLAVA_BUILD=OFF
+.peers/llama/.installed: export CMAKE_BUILD_PARALLEL_LEVEL := $(shell getconf _NPROCESSORS_ONLN)
+.peers/llama/.installed: export PIP_NO_CACHE_DIR := 1
 
 install: $(STAMP) ## Make .venv and install into it (every other target does this by itself)
 
