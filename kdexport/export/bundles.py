@@ -20,6 +20,7 @@ from kdexport.bundle import (
 from kdexport.errors import InputError, MissingExtraError
 from kdexport.export.draft import Draft, save_drafts
 from kdexport.export.graph import build_graph
+from kdexport.export.layers import longest_text
 from kdexport.export.parity import check_parity
 from kdexport.export.text import chat_template, text_facts
 from kdexport.machine import need_room
@@ -128,7 +129,7 @@ def model_facts(draft: Draft, config: Any, checkpoint: Path) -> ModelFacts:
         "head_dim": int(dims[3]),
         "hidden_size": config.hidden_size,
         "vocab_size": int(vocab_size),
-        "max_length": config.max_position_embeddings,
+        "max_length": longest_text(config),
     }
     return make_facts(ModelFacts, stated, checkpoint / "config.json")
 

@@ -5,33 +5,87 @@ mobius-onnx is young, so nothing else imports it; `parity` checks every graph th
 
 import contextlib
 import io
-import json
 import logging
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from kdexport.errors import InputError, MissingExtraError, first_words, full_disk
 from kdexport.export.draft import Draft, load_draft
+from kdexport.export.layers import read_layers
 from kdexport.export.passes import PASSES
+from kdexport.export.passes.own_attention import own_attention
+
+KNOWN_INPUTS = {
+    "input_ids",
+    "seqlens_k",
+    "total_sequence_length",
+    "position_ids",
+    "logit_rows",
+}
 
 
 def build_graph(checkpoint: Path) -> Draft:
     """The model's graph under the contract of docs/architecture.md, float32.
 
-    Raises InputError for a model type that mobius-onnx does not know.
+    Raises InputError, before anything is built where that can be, for a model type that is no
+    decoder with attention in every layer or that mobius-onnx does not know, for weights that are
+    quantized already or not finite.
     """
     try:
         import mobius
-        from mobius.__main__ import main as mobius_main
     except ImportError:
         raise MissingExtraError("mobius-onnx", "export") from None
-    config = json.loads((checkpoint / "config.json").read_text("utf-8"))
-    kind = config.get("model_type")
-    if kind not in mobius.registry:
+    from kdexport.train.model import load_config
+
+    config = load_config(checkpoint)
+    check_weights(checkpoint, config)
+    try:
+        layers = read_layers(config)
+        if config.model_type not in mobius.registry:
+            raise InputError(f"unknown to mobius-onnx {mobius.__version__}")
+        draft = _built(checkpoint)
+        own_attention(draft, layers)
+        for rewrite in PASSES:
+            rewrite(draft)
+            draft.remove_unused()
+        _check_inputs(draft, len(layers))
+    except InputError as error:
+        if error.where:  # not of the model's type
+            raise
         raise InputError(
-            f"{kind} models cannot be exported: unknown to mobius-onnx {mobius.__version__}",
+            f"{config.model_type} models cannot be exported: {error.message}",
             where=str(checkpoint),
+        ) from error
+    return draft
+
+
+def check_weights(checkpoint: Path, config: Any) -> None:
+    """Refuse weights that are not finite, or are in a quantizer's own form."""
+    import torch
+    from safetensors import safe_open
+
+    quantizer = getattr(config, "quantization_config", None)
+    if quantizer:
+        method = dict(quantizer).get("quant_method", "it says")
+        raise InputError(
+            f"has weights that are quantized already ({method})",
+            where=str(checkpoint),
+            remedy="export the model that they were made from",
         )
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (the file is no mapping)
+                tensor = file.get_tensor(name)
+                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                    raise InputError(f"{name} has values that are not finite", where=str(path))
+
+
+def _built(checkpoint: Path) -> Draft:
+    """What mobius-onnx makes of a checkpoint."""
+    import mobius
+    from mobius.__main__ import main as mobius_main
+
     with tempfile.TemporaryDirectory(prefix="kdexport-") as folder:
         arguments = ["build", "--config", str(checkpoint), "--ep", "cpu", folder]
         try:
@@ -39,15 +93,17 @@ def build_graph(checkpoint: Path) -> Draft:
                 mobius_main(arguments)
         except Exception as error:  # what a young builder raises for a model it half knows
             raise full_disk(error, folder) or InputError(
-                f"{kind} models cannot be exported: mobius-onnx {mobius.__version__} fails "
-                f"({first_words(error)})",
-                where=str(checkpoint),
+                f"mobius-onnx {mobius.__version__} fails ({first_words(error)})"
             ) from error
-        draft = load_draft(Path(folder) / "model.onnx")
-    for rewrite in PASSES:
-        rewrite(draft)
-        draft.remove_unused()
-    return draft
+        return load_draft(Path(folder) / "model.onnx")
+
+
+def _check_inputs(draft: Draft, n_layers: int) -> None:
+    """Refuse a graph that wants to be fed what the runtime does not know."""
+    known = {f"past_key_values.{i}.{part}" for i in range(n_layers) for part in ("key", "value")}
+    strange = {value.name for value in draft.graph.input} - known - KNOWN_INPUTS
+    if strange:
+        raise InputError(f"their graph asks for {sorted(strange)[0]}")
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import numpy as np
 from kdexport.bundle import Bundle, Graphs, Parity
 from kdexport.content.prompts import Message
 from kdexport.errors import InputError, ParityError
+from kdexport.export.layers import lengths_that_matter
 from kdexport.runtime.quality import log_softmax
 from kdexport.runtime.session import Session, open_graphs, open_session
 from kdexport.runtime.text import TextCodec
@@ -18,6 +19,7 @@ MAX_LOGIT_DIFF = 2e-2  # absolute, of logits in the tens; float32 in another ord
 MAX_KL = 1e-5  # nats
 MAX_KL_QUANTIZED = 1.0  # nats: a broken graph is far above, a rough one below; the bench judges
 N_IDS = 24
+AFFORDABLE = 4e11  # parameters times tokens: some seconds of torch on two cores
 TRICKY = (
     "Hello world",
     "  two spaces, a\ttab and\n\na blank line ",
@@ -32,21 +34,25 @@ def check_parity(checkpoint: Path, session: Session, codec: TextCodec) -> Parity
     """Torch against the graph: prefill, a token at a time, and rows of unequal length.
 
     In torch the batch is padded on the left, with mask and positions; compared are the logits of
-    real tokens. Raises ParityError beyond tolerance.
+    real tokens. Texts are long enough to leave sliding windows and the length that the rotation is
+    scaled from, where that is affordable. Raises ParityError beyond tolerance.
     """
     import torch
 
     from kdexport.train.model import load_model
 
     model = load_model(checkpoint)
-    ids = _some_ids(session)
+    ids = _some_ids(session, _telling_length(model))
     with torch.no_grad():
         expected = model(torch.from_numpy(ids)[None]).logits[0].numpy()
     pairs = [
         ("prefill", expected, session.score(ids.tolist()).copy()),
-        ("decode", expected, token_by_token(session, ids)),
+        ("decode", expected[:N_IDS], token_by_token(session, ids[:N_IDS])),
         ("batch", *_batches(model, session, ids)),
     ]
+    if len(ids) > N_IDS:
+        found = token_by_token(session, ids, len(ids) - N_IDS)
+        pairs.append(("decode at length", expected[-N_IDS:], found))
     parity = _compare(pairs, MAX_LOGIT_DIFF, MAX_KL)
     check_text(checkpoint, codec)
     return parity
@@ -100,24 +106,34 @@ def _rendered_by(tokenizer: Any, template: str, chat: list[Message]) -> str | No
     return str(prompt)
 
 
-def _some_ids(session: Session) -> Array:
-    """Token ids all over the vocabulary, the same for every model of its size; int64 [N_IDS]."""
+def _telling_length(model: Any) -> int:
+    """How many tokens show whatever a model does otherwise to long texts than to short ones."""
+    beyond = [length + 2 * N_IDS for length in lengths_that_matter(model.config)]
+    affordable = [n for n in beyond if n * model.num_parameters() <= AFFORDABLE]
+    return max([N_IDS, *affordable])
+
+
+def _some_ids(session: Session, n: int = N_IDS) -> Array:
+    """Token ids all over the vocabulary, the same for every model of its size; int64 [n]."""
     rng = np.random.default_rng(0)
-    n = min(N_IDS, session.manifest.model.max_length - 1)
+    n = min(n, session.manifest.model.max_length - 1)
     return rng.integers(0, session.vocab_size, n, dtype=np.int64)
 
 
-def token_by_token(session: Session, ids: Array) -> Array:
-    """Logits after each token when they are read one at a time, float32 [S, V]."""
+def token_by_token(session: Session, ids: Array, n_before: int = 0) -> Array:
+    """Logits after each token when all past ``n_before`` are read one at a time, float32 [S, V]."""
     cache = session.new_cache(1, 4)  # small, so that growing is part of what is checked
-    return np.stack([session.run(ids[None, i : i + 1], cache)[0].copy() for i in range(len(ids))])
+    if n_before:
+        session.run(ids[None, :n_before], cache)
+    rest = range(n_before, len(ids))
+    return np.stack([session.run(ids[None, i : i + 1], cache)[0].copy() for i in rest])
 
 
 def _batches(model: Any, session: Session, ids: Array) -> tuple[Array, Array]:
     """Last logits and those of one further token, of three rows of unequal length."""
     import torch
 
-    rows = [ids[:5], ids[:11], ids[:8]]
+    rows = [ids[:n] for n in (5, max(len(ids) - N_IDS // 2, 11), max(len(ids) // 3, 8))]
     lengths = np.asarray([len(row) for row in rows], dtype=np.int32)
     longest = int(lengths.max())
     left = torch.zeros(len(rows), longest, dtype=torch.long)
