@@ -47,6 +47,7 @@ class Writer:
             max_new_tokens=max_new_tokens,
             seed=self.seed,
             stop_ids=stop_ids,
+            n_logprobs=0,
         ):
             steps.append(step)
             if step.in_text:
@@ -136,7 +137,7 @@ def _write(
         "text": "".join(pieces).strip(),
         "n_tokens": len(steps),
         "finish_reason": steps[-1].finish_reason,
-        "mean_logprob": sum(step.logprob for step in steps) / len(steps),
+        "mean_logprob": sum(step.logprob or 0.0 for step in steps) / len(steps),
         "seconds": round(seconds, 4),
     }
     echo(json.dumps(facts, ensure_ascii=False))

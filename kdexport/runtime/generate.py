@@ -1,12 +1,16 @@
-"""The loop that writes: one text as a stream of steps, or many texts in batches."""
+"""The loop that writes: one text as a stream of steps, variants of it, or many texts in batches.
+
+Knows tokens; no text (`kdexport.runtime.stream` does) and no model family.
+"""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypedDict, Unpack
 
 import numpy as np
 
 from kdexport.errors import InputError
+from kdexport.runtime.logits import log_sum_exp, most_likely
 from kdexport.runtime.sample import Row, Sampler, new_row
 
 Array = np.ndarray[Any, Any]
@@ -33,26 +37,48 @@ class Runs(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Step:
-    """One token. ``logprob``: natural log, under the model at temperature 1.
+    """One token. ``logprob``: natural log, under the model at temperature 1, if it was asked for.
 
-    ``finish_reason`` is set on the last step: "stop" (an end token or one of the caller's stop
-    tokens), or "length". ``in_text``: False for the model's end token, which has no text.
+    ``finish_reason`` is set on the last step: "stop" (an end token, or what the caller stops at),
+    or "length". ``in_text``: False for the model's end token, which has no text. ``top``: the most
+    likely tokens here and their log-probabilities, most likely first.
     """
 
     token_id: int
-    logprob: float
+    logprob: float | None = None
     finish_reason: str | None = None
     in_text: bool = True
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One text of a batch; ``finished`` tells that it ended by itself."""
+    """One text of a batch, without its end token; ``finished`` tells that it ended by itself."""
 
     ids: list[int]
     finished: bool
+    steps: list[Step] = field(default_factory=list)
+
+
+class Options(TypedDict, total=False):
+    """How a text is written and where it ends.
+
+    ``seed``: of the draws. ``stop_ids``: tokens that end the text beside the model's own end
+    tokens, and are its last: part of what they say may belong to it. None of these all is chosen
+    before ``min_new_tokens``, by a sampler of `make_sampler`. ``stops`` is told the text's number
+    and each token that has text; True ends the text there. ``ignore_eos`` writes on past an end
+    token, for measuring. ``n_logprobs``: 0 for each token's log-probability, N for the N most
+    likely beside it; None costs nothing.
+    """
+
+    min_new_tokens: int
+    seed: int
+    stop_ids: Collection[int]
+    stops: Callable[[int, int], bool] | None
+    ignore_eos: bool
+    n_logprobs: int | None
 
 
 def generate(
@@ -61,36 +87,56 @@ def generate(
     sampler: Sampler,
     *,
     max_new_tokens: int,
-    seed: int = 0,
-    stop_ids: Collection[int] = (),
-    ignore_eos: bool = False,
+    cache: Any = None,
+    **options: Unpack[Options],
 ) -> Iterator[Step]:
     """Write one text, a step at a time; the first comes as soon as the prompt is read.
 
-    ``stop_ids``: tokens that end the text beside the model's own end tokens, and are its last:
-    part of what they say may belong to it. ``ignore_eos`` writes on past an end token, for
-    measuring.
-    Raises InputError for an empty prompt and for one that leaves no room for a token.
+    ``cache``: one row that holds the first tokens of the prompt already, at least one short of all;
+    it is written on. Raises InputError for an empty prompt, for one that leaves no room for a
+    token, and for numbers of tokens that cannot be.
     """
-    eos_ids = frozenset(() if ignore_eos else session.manifest.text.eos_token_ids)
-    end_ids = eos_ids.union(stop_ids)
-    room = _room(session, len(prompt_ids))
-    n_new = min(max_new_tokens, room)
-    cache = session.new_cache(1, len(prompt_ids) + n_new)
-    row = new_row(seed, prompt_ids=prompt_ids)
-    logits = session.run(np.asarray(prompt_ids, dtype=np.int64)[None], cache)
-    one = np.empty((1, 1), dtype=np.int64)
-    for count in range(1, n_new + 1):
-        token_id = int(sampler(logits, [row])[0])
-        row.ids.append(token_id)
-        logprob = _logprob(logits[0], token_id)
-        if token_id in end_ids:
-            yield Step(token_id, logprob, "stop", in_text=token_id not in eos_ids)
-            return
-        yield Step(token_id, logprob, "length" if count == n_new else None)
-        if count < n_new:
-            one[0, 0] = token_id
-            logits = session.run(one, cache)
+    steps = generate_variants(
+        session, prompt_ids, sampler, n=1, max_new_tokens=max_new_tokens, cache=cache, **options
+    )
+    for _, step in steps:
+        yield step
+
+
+def generate_variants(
+    session: Runs,
+    prompt_ids: Sequence[int],
+    sampler: Sampler,
+    *,
+    n: int,
+    max_new_tokens: int,
+    cache: Any = None,
+    **options: Unpack[Options],
+) -> Iterator[tuple[int, Step]]:
+    """Write ``n`` texts for one prompt as a batch; each step comes with its text's number.
+
+    The prompt is read once. A variant's draws depend on the seed and its number, those of number 0
+    are `generate`'s; two variants may come out the same. The same call gives the same texts. So
+    does another ``n``, but for rounding: an int8 graph rounds a row beside others a little
+    otherwise than alone, which can turn a choice between nearly equal tokens.
+    """
+    writing = _Writing(session, sampler, options)
+    _check_least(1, n=n)
+    longest = len(prompt_ids) + writing.room(len(prompt_ids), max_new_tokens)
+    if cache is None:
+        cache, n_read = session.new_cache(1, longest), 0
+    else:
+        n_read = int(cache.lengths[0])
+        cache.reserve(longest)
+    texts = [
+        _Text(number, writing.new_row(str(number or ""), prompt_ids), longest)
+        for number in range(n)
+    ]
+    logits = session.run(np.asarray(prompt_ids[n_read:], dtype=np.int64)[None], cache)
+    if n > 1:
+        cache.keep_rows([0] * n)
+        logits = np.repeat(logits, n, axis=0)
+    yield from writing.steps(texts, cache, logits)
 
 
 def generate_batch(
@@ -99,81 +145,137 @@ def generate_batch(
     sampler: Sampler,
     *,
     max_new_tokens: Sequence[int],
-    seed: int = 0,
-    stop_ids: Collection[int] = (),
     row_keys: Sequence[str] | None = None,
     batch_size: int = 16,
     on_done: Callable[[int], None] | None = None,
+    **options: Unpack[Options],
 ) -> list[Completion]:
     """Write many texts, prompts of similar length together; the order of the results is theirs.
 
     ``max_new_tokens`` and ``row_keys`` have one entry a prompt; a text depends on its prompt, the
-    seed and its key, not on its neighbours (but for rounding). ``stop_ids`` as in `generate`.
+    seed and its key, not on its neighbours (but for rounding, see `generate_variants`).
     ``on_done`` is told how many are done.
     """
+    writing = _Writing(session, sampler, options)
     keys = row_keys or [str(number) for number in range(len(prompts))]
     order = sorted(range(len(prompts)), key=lambda i: (max_new_tokens[i], len(prompts[i])))
-    results: list[Completion | None] = [None] * len(prompts)
-    eos_ids = frozenset(session.manifest.text.eos_token_ids)
-    end_ids = eos_ids.union(stop_ids)
-    done = 0
+    steps: list[list[Step]] = [[] for _ in prompts]
     for begin in range(0, len(order), batch_size):
-        group = order[begin : begin + batch_size]
-        rows = [new_row(seed, keys[i], prompts[i]) for i in group]
-        _write_batch(session, rows, [max_new_tokens[i] for i in group], sampler, end_ids)
-        for i, row in zip(group, rows, strict=True):
-            ids = row.ids[len(prompts[i]) :]
-            last = ids[-1]
-            results[i] = Completion(ids[:-1] if last in eos_ids else ids, last in end_ids)
-        done += len(group)
+        texts = []
+        for number in order[begin : begin + batch_size]:
+            n_prompt = len(prompts[number])
+            longest = n_prompt + writing.room(n_prompt, max_new_tokens[number])
+            texts.append(_Text(number, writing.new_row(keys[number], prompts[number]), longest))
+        for number, step in writing.prefilled_steps(texts):
+            steps[number].append(step)
         if on_done:
-            on_done(done)
-    return [result for result in results if result is not None]
+            on_done(begin + len(texts))
+    return [
+        Completion([s.token_id for s in one if s.in_text], one[-1].finish_reason == "stop", one)
+        for one in steps
+    ]
 
 
-def _write_batch(
-    session: Runs, rows: list[Row], limits: list[int], sampler: Sampler, end_ids: frozenset[int]
-) -> None:
-    """Write all rows to their ends. A row that has ended leaves the cache."""
-    lengths = np.asarray([len(row.ids) for row in rows], dtype=np.int32)
-    limits = [min(n, _room(session, int(k))) for n, k in zip(limits, lengths, strict=True)]
-    ids = np.zeros((len(rows), int(lengths.max())), dtype=np.int64)
-    for number, row in enumerate(rows):
-        ids[number, : len(row.ids)] = row.ids
-    ends = [len(row.ids) + n for row, n in zip(rows, limits, strict=True)]
-    cache = session.new_cache(len(rows), max(ends))
-    logits = session.run(ids, cache, lengths=lengths)
-    active = list(range(len(rows)))  # the rows that are in the cache
-    while True:
-        tokens = sampler(logits, [rows[i] for i in active])
-        for i, token in zip(active, tokens, strict=True):
-            rows[i].ids.append(int(token))
-        keep = [
-            at
-            for at, i in enumerate(active)
-            if rows[i].ids[-1] not in end_ids and len(rows[i].ids) < ends[i]
-        ]
-        if not keep:
-            return
-        if len(keep) < len(active):
-            cache.keep_rows(keep)
-            active, tokens = [active[at] for at in keep], tokens[keep]
-        logits = session.run(tokens[:, None], cache)
+@dataclass
+class _Text:
+    """A text under way; with ``n_longest`` tokens, prompt included, it is ended."""
+
+    number: int
+    row: Row
+    n_longest: int
 
 
-def _room(session: Runs, n_prompt: int) -> int:
-    """How many tokens may follow a prompt."""
-    if n_prompt == 0:
-        raise InputError("the prompt is empty")
-    longest = int(session.manifest.model.max_length)
-    if n_prompt >= longest:
-        raise InputError(
-            f"the prompt has {n_prompt} tokens; the model reads {longest}, answer included",
-            remedy="shorten the prompt",
+class _Writing:
+    """What is common to the texts of one call."""
+
+    def __init__(self, session: Runs, sampler: Sampler, options: Options) -> None:
+        self.session = session
+        self.sampler = sampler
+        self.seed = options.get("seed", 0)
+        self.stops = options.get("stops")
+        self.n_logprobs = options.get("n_logprobs")
+        self.min_new_tokens = options.get("min_new_tokens", 0)
+        eos_ids = () if options.get("ignore_eos") else session.manifest.text.eos_token_ids
+        self.eos_ids = frozenset(eos_ids)
+        self.end_ids = self.eos_ids.union(options.get("stop_ids", ()))
+        _check_least(0, min_new_tokens=self.min_new_tokens, n_logprobs=self.n_logprobs or 0)
+
+    def room(self, n_prompt: int, max_new_tokens: int) -> int:
+        """How many tokens may follow a prompt."""
+        _check_least(max(1, self.min_new_tokens), max_new_tokens=max_new_tokens)
+        if n_prompt == 0:
+            raise InputError("the prompt is empty")
+        longest = int(self.session.manifest.model.max_length)
+        if n_prompt >= longest:
+            raise InputError(
+                f"the prompt has {n_prompt} tokens; the model reads {longest}, answer included",
+                remedy="shorten the prompt",
+            )
+        return min(max_new_tokens, longest - n_prompt)
+
+    def new_row(self, key: str, prompt_ids: Sequence[int]) -> Row:
+        """The row of a text that is still to be written."""
+        return new_row(
+            self.seed,
+            key,
+            prompt_ids,
+            min_new_tokens=self.min_new_tokens,
+            end_ids=self.end_ids,
         )
-    return longest - n_prompt
+
+    def prefilled_steps(self, texts: list[_Text]) -> Iterator[tuple[int, Step]]:
+        """Read the prompts of all texts at once, then write."""
+        lengths = np.asarray([len(text.row.ids) for text in texts], dtype=np.int32)
+        ids = np.zeros((len(texts), int(lengths.max())), dtype=np.int64)
+        for padded, text in zip(ids, texts, strict=True):
+            padded[: len(text.row.ids)] = text.row.ids
+        cache = self.session.new_cache(len(texts), max(text.n_longest for text in texts))
+        yield from self.steps(texts, cache, self.session.run(ids, cache, lengths=lengths))
+
+    def steps(self, texts: list[_Text], cache: Any, logits: Array) -> Iterator[tuple[int, Step]]:
+        """Write all texts to their ends. One that has ended leaves the cache."""
+        rows = [text.row for text in texts]
+        while True:
+            tokens = self.sampler(logits, rows)
+            steps = []
+            for at, (text, token_id) in enumerate(zip(texts, tokens.tolist(), strict=True)):
+                text.row.ids.append(token_id)
+                steps.append((text.number, self._step(text, token_id, logits[at])))
+            yield from steps
+            keep = [at for at, (_, step) in enumerate(steps) if step.finish_reason is None]
+            if not keep:
+                return
+            if len(keep) < len(texts):
+                cache.keep_rows(keep)
+                texts, rows, tokens = (
+                    [texts[at] for at in keep],
+                    [rows[at] for at in keep],
+                    tokens[keep],
+                )
+            logits = self.session.run(tokens[:, None], cache)
+
+    def _step(self, text: _Text, token_id: int, logits: Array) -> Step:
+        in_text = token_id not in self.eos_ids
+        stopped = self.stops(text.number, token_id) if self.stops and in_text else False
+        reason = None
+        if stopped or token_id in self.end_ids:
+            reason = "stop"
+        elif len(text.row.ids) >= text.n_longest:
+            reason = "length"
+        if self.n_logprobs is None:
+            return Step(token_id, None, reason, in_text)
+        total = log_sum_exp(logits)
+        top = most_likely(logits, self.n_logprobs).tolist() if self.n_logprobs else []
+        return Step(
+            token_id,
+            float(logits[token_id]) - total,
+            reason,
+            in_text,
+            tuple((one, float(logits[one]) - total) for one in top),
+        )
 
 
-def _logprob(logits: Array, token_id: int) -> float:
-    top = logits.max()
-    return float(logits[token_id] - top - np.log(np.exp(logits - top).sum()))
+def _check_least(least: int, **numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < least:
+            raise InputError(f"is {number}; it has to be {least} or more", where=name)

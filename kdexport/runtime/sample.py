@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from kdexport.errors import InputError
+from kdexport.runtime.logits import all_ids, kth_largest, nucleus, weights_of
 from kdexport.runtime.penalties import bar_repeated_ngrams, penalize_counts, penalize_repetition
 
 Array = np.ndarray[Any, Any]
@@ -114,7 +115,7 @@ class TokenSampler:
         if self.greedy and not self._changes and all(row.may_end for row in rows):
             return np.asarray(logits.argmax(-1), dtype=np.int64)
         chosen = [
-            self.distribution(row_logits, row).draw(row.generator)
+            self._choices(row_logits, row).draw(row.generator)
             for row_logits, row in zip(logits, rows, strict=True)
         ]
         return np.asarray(chosen, dtype=np.int64)
@@ -125,6 +126,11 @@ class TokenSampler:
         After all penalties and filters; greedy is one token with probability 1. Raises InputError
         where every token is barred or the logits are no numbers.
         """
+        found = self._choices(logits, row)
+        return Distribution(found.ids, found.probabilities.copy())
+
+    def _choices(self, logits: Array, row: Row) -> Distribution:
+        """The distribution of a row; its probabilities may be overwritten by the next call."""
         scores = self.penalized(logits, row)
         best = int(scores.argmax())
         if not scores[best] > -np.inf:
@@ -135,11 +141,21 @@ class TokenSampler:
             )
         if self.greedy:
             return Distribution(np.asarray([best]), np.ones(1))
+        top = float(scores[best])
         ids: Array | None = None
         if 0 < self.top_k < len(scores):
-            ids = np.flatnonzero(scores >= _kth_largest(scores, self.top_k))
+            ids = np.flatnonzero(scores >= kth_largest(scores, self.top_k))
             scores = scores[ids]
-        return self._filtered(scores, ids)
+        weights = weights_of(scores, top, self.temperature)
+        kept = nucleus(weights, self.top_p) if self.top_p < 1 else None
+        if self.min_p > 0:  # the most likely token's weight is 1
+            likely = weights >= self.min_p
+            kept = np.flatnonzero(likely) if kept is None else kept[likely[kept]]
+        if kept is not None:
+            weights = weights[kept]
+            ids = kept if ids is None else ids[kept]
+        weights /= weights.sum()
+        return Distribution(all_ids(len(weights)) if ids is None else ids, weights)
 
     def penalized(self, scores: Array, row: Row) -> Array:
         """The scores of a row, float32 [V], after bias, penalties and bars; a copy if they change.
@@ -167,22 +183,6 @@ class TokenSampler:
         if not row.may_end:
             scores[list(row.end_ids)] = -np.inf
         return scores
-
-    def _filtered(self, scores: Array, ids: Array | None) -> Distribution:
-        """The distribution over scores, float32 [K], that are those of ``ids`` (None: of all)."""
-        weights = np.subtract(scores, float(scores.max()), dtype=np.float64)
-        with np.errstate(over="ignore"):  # of a temperature near 0, under which one token is left
-            weights /= self.temperature
-        np.exp(weights, out=weights)
-        kept: Array | None = _nucleus(weights, self.top_p) if self.top_p < 1 else None
-        if self.min_p > 0:  # the most likely token's weight is 1
-            kept = np.arange(len(weights)) if kept is None else kept
-            kept = kept[weights[kept] >= self.min_p]
-        if kept is not None:
-            weights = weights[kept]
-            ids = kept if ids is None else ids[kept]
-        weights /= weights.sum()
-        return Distribution(np.arange(len(weights)) if ids is None else ids, weights)
 
 
 def make_sampler(
@@ -228,30 +228,6 @@ def _check(name: str, value: float) -> None:
     raise InputError(f"is {value:g}; it has to be {wanted}", where=name)
 
 
-def _kth_largest(values: Array, k: int) -> Any:
-    """The k-th largest of [V] values, without sorting all of them."""
-    width = len(values) // (4 * k)
-    if width > 1:  # the k-th largest of the blocks' maxima is not above it
-        maxima = np.maximum.reduceat(values, np.arange(0, len(values), width))
-        values = values[values >= np.partition(maxima, -k)[-k]]
-    return np.partition(values, -k)[-k]
-
-
-def _nucleus(weights: Array, top_p: float) -> Array:
-    """The smallest set of places whose weights reach ``top_p`` of their sum, heaviest first.
-
-    Of equal weights the first come first. Sorting is confined to the weights that are needed.
-    """
-    wanted = top_p * weights.sum()
-    for floor in FLOORS:
-        places = np.flatnonzero(weights >= floor)
-        if weights[places].sum() >= wanted:
-            break
-    places = places[np.argsort(-weights[places], kind="stable")]
-    return places[: int(np.searchsorted(np.cumsum(weights[places]), wanted)) + 1]
-
-
-FLOORS = (1e-2, 1e-4, 1e-8, 0.0)  # of weights, the largest of which is 1
 RANGES: dict[str, tuple[float, float]] = {
     "temperature": (0, 1e300),
     "top_k": (0, 1e300),

@@ -25,7 +25,10 @@ def alone(session: Session, prompt: list[int], n: int) -> list[int]:
 
 def test_greedy_follows_the_scores(session: Session) -> None:
     ids = [5, 6, 7]
-    for step in generate(session, ids.copy(), make_sampler(), max_new_tokens=6, ignore_eos=True):
+    steps = generate(
+        session, ids.copy(), make_sampler(), max_new_tokens=6, ignore_eos=True, n_logprobs=0
+    )
+    for step in steps:
         logits = session.score(ids)[-1].astype(np.float64)
         assert step.token_id == logits.argmax()
         expected = logits.max() - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
