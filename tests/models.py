@@ -1,11 +1,12 @@
 """Tiny real models for tests: two layers, a byte-level tokenizer, made in a folder in a second."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 CORPUS = [
     "Fresh bread from our oven, 20% off this spring!",
@@ -105,9 +106,136 @@ def make_gpt2(
     return _save(folder, GPT2LMHeadModel, config, tokenizer, chat=False)
 
 
-def _save(folder: Path, kind: Any, config: Any, tokenizer: Tokenizer, *, chat: bool) -> Path:
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+    "initializer_range": 0.2,
+    "rms_norm_eps": 1e-3,  # larger than anyone's, so that another one would be seen
+}
+"""Sizes by the names that every family understands."""
+WINDOWS = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
+ORIGINAL = {"rope_theta": 10000.0, "original_max_position_embeddings": 64}
+FACTORS = {
+    "short_factor": [1 + i / 10 for i in range(8)],
+    "long_factor": [2 + i / 2 for i in range(8)],
+}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("GPT2", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
+    "smollm2": ("Llama", {"tie_word_embeddings": True}),
+    "llama-biases": ("Llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 32}),
+    "llama-llama3": (
+        "Llama",
+        {
+            "rope_parameters": ORIGINAL
+            | {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+            }
+        },
+    ),
+    "llama-linear": (
+        "Llama",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}},
+    ),
+    "llama-dynamic": (
+        "Llama",
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}},
+    ),
+    "mistral": ("Mistral", {"sliding_window": 16, "head_dim": 16}),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen2-windows": ("Qwen2", {"use_sliding_window": True, **WINDOWS}),
+    "qwen3": ("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
+    "qwen3-yarn": (
+        "Qwen3",
+        {
+            "head_dim": 32,
+            "rope_parameters": ORIGINAL
+            | {"rope_type": "yarn", "factor": 4.0, "attention_factor": 0.8},
+        },
+    ),
+    "gemma3": (
+        "Gemma3Text",
+        {
+            "hidden_size": 96,  # whose root is no short decimal
+            "head_dim": 32,
+            "query_pre_attn_scalar": 24,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+            **WINDOWS,
+        },
+    ),
+    "phi3": ("Phi3", {"sliding_window": 16}),
+    "phi3-longrope": (
+        "Phi3",
+        {
+            "original_max_position_embeddings": 64,
+            "rope_parameters": {"rope_type": "longrope", "rope_theta": 10000.0, **FACTORS},
+        },
+    ),
+    "phi4": (
+        "Phi3",
+        {
+            "tie_word_embeddings": True,
+            "hidden_size": 128,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "initializer_range": 0.1,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.75,
+            },
+        },
+    ),
+}
+"""Transformers' name of a family, and what of its configuration differs from `SMALL`."""
+
+
+def make_family(folder: Path, name: str, **changes: Any) -> Path:
+    """A random model of a row of `FAMILIES`, its sizes changed, as a Hugging Face folder."""
+    import transformers
+
+    kind, own = FAMILIES[name]
+    tokenizer = byte_level_bpe()
+    if kind == "Qwen2":  # transformers gives models of this type their own way of cutting
+        tokenizer.normalizer, tokenizer.pre_tokenizer = _qwen2_cut()
+    sizes = {"tie_word_embeddings": False, **SMALL, **own, **changes}
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=tokenizer.get_vocab_size(), **copy.deepcopy(sizes)
+    )
+    make = transformers.AutoModelForCausalLM.from_config
+    return _save(folder, make, config, tokenizer, chat=True, vary=True)
+
+
+def _qwen2_cut() -> tuple[Any, Any]:
+    from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+    cut = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), "isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return normalizers.NFC(), pre_tokenizers.Sequence([cut, to_bytes])
+
+
+def _save(
+    folder: Path, kind: Any, config: Any, tokenizer: Tokenizer, *, chat: bool, vary: bool = False
+) -> Path:
     torch.manual_seed(0)
     folder.mkdir(parents=True, exist_ok=True)
-    kind(config).eval().save_pretrained(folder)
+    model = kind(config).eval()
+    with torch.no_grad():  # biases and norms begin at 0 and 1, which would hide a lost one
+        for parameter in model.parameters():
+            if vary and parameter.ndim == 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
     save_tokenizer(folder, tokenizer, chat=chat)
     return folder

@@ -18,8 +18,8 @@ from kdexport.bundle import (
     staged_bundle,
 )
 from kdexport.errors import InputError, MissingExtraError
-from kdexport.export.draft import Draft, save_drafts
-from kdexport.export.graph import build_graph
+from kdexport.export.draft import Array, Draft, save_drafts
+from kdexport.export.graph import build_graph, check_family
 from kdexport.export.layers import longest_text
 from kdexport.export.parity import check_parity
 from kdexport.export.text import chat_template, text_facts
@@ -58,6 +58,7 @@ def export_bundle(
 
     if not (checkpoint / "tokenizer.json").is_file():
         raise InputError("tokenizer.json is missing", where=str(checkpoint))
+    check_family(checkpoint)
     config = load_config(checkpoint)
     text = text_facts(checkpoint, config)
     codec = _codec(checkpoint, text, config.vocab_size)
@@ -119,7 +120,7 @@ def model_facts(draft: Draft, config: Any, checkpoint: Path) -> ModelFacts:
         )
     logits = draft.writer("logits")
     vocab_size = draft.weights[logits.input[1]].shape[1] if logits else config.vocab_size
-    tables = {id(array): array.size for array in draft.weights.values() if array.dtype == "float32"}
+    tables = {id(array): array.size for array in draft.weights.values() if _is_learnt(array)}
     constants = sum(a.size for n, a in draft.weights.items() if "_cache" in n)  # rotary tables
     stated = {
         "family": str(config.model_type),
@@ -132,6 +133,10 @@ def model_facts(draft: Draft, config: Any, checkpoint: Path) -> ModelFacts:
         "max_length": longest_text(config),
     }
     return make_facts(ModelFacts, stated, checkpoint / "config.json")
+
+
+def _is_learnt(array: Array) -> bool:
+    return array.dtype == "float32" and array.ndim > 0
 
 
 def _versions() -> dict[str, str]:

@@ -5,17 +5,23 @@ mobius-onnx is young, so nothing else imports it; `parity` checks every graph th
 
 import contextlib
 import io
+import json
 import logging
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from kdexport.errors import InputError, MissingExtraError, first_words, full_disk
 from kdexport.export.draft import Draft, load_draft
-from kdexport.export.layers import read_layers
+from kdexport.export.layers import check_decoder, read_model
 from kdexport.export.passes import PASSES
 from kdexport.export.passes.own_attention import own_attention
+from kdexport.export.passes.own_embedding import own_embedding
+from kdexport.sources import read_config
 
+ALSO_CALLED = {"mlp_bias": "use_mlp_bias"}
+"""What mobius-onnx 0.1.0 calls otherwise than transformers does, and leaves out unsaid."""
 KNOWN_INPUTS = {
     "input_ids",
     "seqlens_k",
@@ -28,36 +34,58 @@ KNOWN_INPUTS = {
 def build_graph(checkpoint: Path) -> Draft:
     """The model's graph under the contract of docs/architecture.md, float32.
 
-    Raises InputError, before anything is built where that can be, for a model type that is no
-    decoder with attention in every layer or that mobius-onnx does not know, for weights that are
-    quantized already or not finite.
+    Raises InputError as `check_family` does, for weights that are quantized already or not finite,
+    and for what mobius-onnx fails at.
     """
+    from kdexport.train.model import load_config
+
+    check_family(checkpoint)
+    config = load_config(checkpoint)
+    check_weights(checkpoint, config)
+    with _named(checkpoint, config):
+        words = read_model(config)
+        draft = _built(checkpoint)
+        own_attention(draft, words.layers)
+        own_embedding(draft, words.embedding_scale)
+        for rewrite in PASSES:
+            rewrite(draft)
+            draft.remove_unused()
+        _check_inputs(draft, len(words.layers))
+    return draft
+
+
+def check_family(checkpoint: Path) -> None:
+    """Refuse by its name a model type that cannot be exported; asks no more than the configuration.
+
+    Raises InputError for what is no decoder of text with attention in every layer, or that
+    mobius-onnx does not know.
+    """
+    from kdexport.train.model import load_config
+
     try:
         import mobius
     except ImportError:
         raise MissingExtraError("mobius-onnx", "export") from None
-    from kdexport.train.model import load_config
-
     config = load_config(checkpoint)
-    check_weights(checkpoint, config)
-    try:
-        layers = read_layers(config)
+    with _named(checkpoint, config):
+        check_decoder(config)
         if config.model_type not in mobius.registry:
             raise InputError(f"unknown to mobius-onnx {mobius.__version__}")
-        draft = _built(checkpoint)
-        own_attention(draft, layers)
-        for rewrite in PASSES:
-            rewrite(draft)
-            draft.remove_unused()
-        _check_inputs(draft, len(layers))
+
+
+@contextlib.contextmanager
+def _named(checkpoint: Path, config: Any) -> Iterator[None]:
+    """Say of which model type a reason is that no place is known for."""
+    try:
+        yield
     except InputError as error:
-        if error.where:  # not of the model's type
+        if error.where:
             raise
         raise InputError(
             f"{config.model_type} models cannot be exported: {error.message}",
             where=str(checkpoint),
+            remedy=error.remedy,
         ) from error
-    return draft
 
 
 def check_weights(checkpoint: Path, config: Any) -> None:
@@ -87,7 +115,8 @@ def _built(checkpoint: Path) -> Draft:
     from mobius.__main__ import main as mobius_main
 
     with tempfile.TemporaryDirectory(prefix="kdexport-") as folder:
-        arguments = ["build", "--config", str(checkpoint), "--ep", "cpu", folder]
+        asked = _renamed(checkpoint, Path(folder) / "checkpoint")
+        arguments = ["build", "--config", str(asked), "--ep", "cpu", folder]
         try:
             with _silence():
                 mobius_main(arguments)
@@ -96,6 +125,18 @@ def _built(checkpoint: Path) -> Draft:
                 f"mobius-onnx {mobius.__version__} fails ({first_words(error)})"
             ) from error
         return load_draft(Path(folder) / "model.onnx")
+
+
+def _renamed(checkpoint: Path, folder: Path) -> Path:
+    """The checkpoint by links, its configuration with the names that mobius-onnx looks for."""
+    folder.mkdir()
+    for file in checkpoint.iterdir():
+        if file.name != "config.json":
+            (folder / file.name).symlink_to(file.resolve())
+    config = read_config(checkpoint / "config.json")
+    config |= {name: config[known] for known, name in ALSO_CALLED.items() if known in config}
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    return folder
 
 
 def _check_inputs(draft: Draft, n_layers: int) -> None:

@@ -15,6 +15,12 @@ from kdexport.errors import InputError, first_words
 
 Array = np.ndarray[Any, Any]
 FULL, SLIDING = "full_attention", "sliding_attention"
+NOT_A_DECODER = {
+    "is_encoder_decoder": "they have an encoder",
+    "vision_config": "they read images too",
+    "audio_config": "they read sound too",
+    "final_logit_softcapping": "their logits are capped (final_logit_softcapping)",
+}
 
 
 @dataclass(frozen=True)
@@ -32,14 +38,34 @@ class LayerAttention:
     rotary: tuple[Array, Array] | None
 
 
-def read_layers(config: Any) -> list[LayerAttention]:
-    """Each layer's attention, of a transformers configuration.
+@dataclass(frozen=True)
+class OwnWords:
+    """What a model says of itself. ``embedding_scale``: of embedded tokens; None where unsaid."""
+
+    layers: list[LayerAttention]
+    embedding_scale: float | None
+
+
+def check_decoder(config: Any) -> None:
+    """Raise InputError, saying why, for a configuration that is of no decoder of text alone."""
+    for name, reason in NOT_A_DECODER.items():
+        if getattr(config, name, None):
+            raise InputError(reason)
+    for name in ("num_hidden_layers", "max_position_embeddings", "vocab_size", "hidden_size"):
+        if not isinstance(getattr(config, name, None), int):
+            raise InputError(f"their configuration says no {name}")
+    _kinds(config)
+
+
+def read_model(config: Any) -> OwnWords:
+    """Each layer's attention and the scale of embeddings, of a transformers configuration.
 
     Raises InputError for what is no decoder, or does more in a layer than attend to all tokens or
     to the latest ones.
     """
     import torch
 
+    check_decoder(config)
     model = _without_weights(config)
     kinds = _kinds(config)
     rotary = next((m for m in model.modules() if hasattr(m, "rope_type")), None)
@@ -50,10 +76,11 @@ def read_layers(config: Any) -> list[LayerAttention]:
     softcap = getattr(config, "attn_logit_softcapping", None) or 0.0
     scales = _scales(model, len(kinds))
     window = getattr(config, "sliding_window", None)
-    return [
+    layers = [
         LayerAttention(window if kind == SLIDING else None, scale, float(softcap), tables[kind])
         for kind, scale in zip(kinds, scales, strict=True)
     ]
+    return OwnWords(layers, getattr(model.get_input_embeddings(), "scalar_embed_scale", None))
 
 
 def longest_text(config: Any) -> int:
@@ -62,7 +89,7 @@ def longest_text(config: Any) -> int:
     Rotary factors of the kind longrope (Ding et al. 2024) are others beyond the original length,
     for the whole of the text; a cache of keys cannot follow.
     """
-    longest = int(config.max_position_embeddings)
+    longest: int = config.max_position_embeddings
     for stated in _rope_parameters(config):
         if stated.get("rope_type") == "longrope":
             longest = min(longest, int(_made_for(config, stated) or longest))
@@ -99,8 +126,6 @@ def _without_weights(config: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    if config.is_encoder_decoder:
-        raise InputError("they have an encoder")
     try:
         with quiet_transformers(), torch.device("meta"):
             return AutoModelForCausalLM.from_config(config)

@@ -14,9 +14,9 @@ def text_facts(checkpoint: Path, config: Any) -> TextFacts:
     """
     generation = _read_json(checkpoint / "generation_config.json")
     tokenizer = _read_json(checkpoint / "tokenizer_config.json")
-    eos = generation.get("eos_token_id", config.eos_token_id)
+    eos = generation.get("eos_token_id", getattr(config, "eos_token_id", None))
     stated = {
-        "bos_token_id": config.bos_token_id,
+        "bos_token_id": getattr(config, "bos_token_id", None),
         "eos_token_ids": eos if isinstance(eos, list) else [] if eos is None else [eos],
         "add_bos": bool(tokenizer.get("add_bos_token", False)),
         "bos_token": _content(tokenizer.get("bos_token")),

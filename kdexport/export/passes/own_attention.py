@@ -10,6 +10,7 @@ from kdexport.export.draft import Draft
 from kdexport.export.layers import LayerAttention
 
 PAST_KEY, COS, SIN = 3, 7, 8  # inputs of GroupQueryAttention
+TABLE_STEP = 8  # what ONNX Runtime asks of the tables' width
 FROM_TABLES = "rotary_embedding_dim"  # ONNX Runtime reads it off the tables' width
 
 
@@ -24,11 +25,22 @@ def own_attention(draft: Draft, layers: Sequence[LayerAttention]) -> None:
     names: dict[int, str] = {}
     for node in nodes:
         layer = layers[int(node.input[PAST_KEY].split(".")[1])]
+        _check_width(layer)
         for place, table in zip((COS, SIN), layer.rotary or (), strict=False):
             name = names.setdefault(id(table), f"rotary.{len(names)}_cache")
             draft.weights[name] = table
             node.input[place] = name
         _state(node, layer)
+
+
+def _check_width(layer: LayerAttention) -> None:
+    """Refuse what ONNX Runtime's rotation cannot be given."""
+    width = layer.rotary[0].shape[1] if layer.rotary else TABLE_STEP
+    if width % TABLE_STEP:
+        raise InputError(
+            f"{2 * width} channels of a head are rotated",
+            remedy=f"choose n_heads so that they are a multiple of {2 * TABLE_STEP}",
+        )
 
 
 def _state(node: onnx.NodeProto, layer: LayerAttention) -> None:
