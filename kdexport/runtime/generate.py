@@ -121,7 +121,7 @@ def generate_variants(
     otherwise than alone, which can turn a choice between nearly equal tokens.
     """
     writing = _Writing(session, sampler, options)
-    _check_least(1, n=n)
+    check_least(1, n=n)
     longest = len(prompt_ids) + writing.room(len(prompt_ids), max_new_tokens)
     if cache is None:
         cache, n_read = session.new_cache(1, longest), 0
@@ -198,20 +198,11 @@ class _Writing:
         eos_ids = () if options.get("ignore_eos") else session.manifest.text.eos_token_ids
         self.eos_ids = frozenset(eos_ids)
         self.end_ids = self.eos_ids.union(options.get("stop_ids", ()))
-        _check_least(0, min_new_tokens=self.min_new_tokens, n_logprobs=self.n_logprobs or 0)
+        check_least(0, min_new_tokens=self.min_new_tokens, n_logprobs=self.n_logprobs or 0)
 
     def room(self, n_prompt: int, max_new_tokens: int) -> int:
         """How many tokens may follow a prompt."""
-        _check_least(max(1, self.min_new_tokens), max_new_tokens=max_new_tokens)
-        if n_prompt == 0:
-            raise InputError("the prompt is empty")
-        longest = int(self.session.manifest.model.max_length)
-        if n_prompt >= longest:
-            raise InputError(
-                f"the prompt has {n_prompt} tokens; the model reads {longest}, answer included",
-                remedy="shorten the prompt",
-            )
-        return min(max_new_tokens, longest - n_prompt)
+        return room_after(self.session, n_prompt, max_new_tokens, self.min_new_tokens)
 
     def new_row(self, key: str, prompt_ids: Sequence[int]) -> Row:
         """The row of a text that is still to be written."""
@@ -275,7 +266,22 @@ class _Writing:
         )
 
 
-def _check_least(least: int, **numbers: int) -> None:
+def room_after(session: Runs, n_prompt: int, max_new_tokens: int, min_new_tokens: int = 0) -> int:
+    """How many tokens may follow a prompt: ``max_new_tokens``, if the model can hold them."""
+    check_least(max(1, min_new_tokens), max_new_tokens=max_new_tokens)
+    if n_prompt == 0:
+        raise InputError("the prompt is empty")
+    longest = int(session.manifest.model.max_length)
+    if n_prompt >= longest:
+        raise InputError(
+            f"the prompt has {n_prompt} tokens; the model reads {longest}, answer included",
+            remedy="shorten the prompt",
+        )
+    return min(max_new_tokens, longest - n_prompt)
+
+
+def check_least(least: int, **numbers: int) -> None:
+    """Refuse a number below ``least``, by its name."""
     for name, number in numbers.items():
         if number < least:
             raise InputError(f"is {number}; it has to be {least} or more", where=name)
