@@ -41,6 +41,31 @@ class FiniteRange(click.FloatRange):
         return number
 
 
+NUMBERS = (  # of `generate`: names, type, default, help
+    ("-n --max-new-tokens", click.IntRange(1), 96, ""),
+    ("--min-new-tokens", click.IntRange(0), 0, "No end before so many."),
+    ("-t --temperature", FiniteRange(0), 0.0, "0: always the likeliest token."),
+    ("--top-k", click.IntRange(0), 0, "0: all tokens."),
+    ("--top-p", FiniteRange(0, 1, min_open=True), 1.0, "The likeliest that together reach it."),
+    ("--min-p", FiniteRange(0, 1), 0.0, "Tokens that share as likely as the likeliest."),
+    ("--repetition-penalty", FiniteRange(0.01, 100), 1.0, "Of tokens of prompt and text."),
+    ("--frequency-penalty", FiniteRange(-2, 2), 0.0, "Off a logit for each time it was written."),
+    ("--presence-penalty", FiniteRange(-2, 2), 0.0, "Off a logit once it was written."),
+    ("--no-repeat-ngram", click.IntRange(0), 0, "No N tokens in a row twice; 0: any may."),
+    ("--variants", click.IntRange(1), 1, "Texts for each prompt."),
+    ("--beams", click.IntRange(1), 1, "Width of a beam search."),
+    ("--seed", click.INT, 0, ""),
+)
+
+
+def number_options(command: Any) -> Any:
+    """Give a command the options of NUMBERS."""
+    for names, kind, default, words in reversed(NUMBERS):
+        settings = {"type": kind, "default": default, "help": words, "show_default": True}
+        command = click.option(*names.split(), **settings)(command)
+    return command
+
+
 class Commands(click.Group):
     """A group under which a reader that has enough ends the work, as no failure."""
 
@@ -191,14 +216,12 @@ def bench(
 @click.option("-p", "--prompt", help="What to write about, in plain words ('-' reads stdin).")
 @click.option("--brief", "brief_path", type=EXISTING, help="A JSONL file of briefs.")
 @click.option("--raw", is_flag=True, help="Give --prompt to the model as it is, without a chat.")
-@click.option("-n", "--max-new-tokens", type=click.IntRange(1), default=96, show_default=True)
-@click.option("-t", "--temperature", type=FiniteRange(0), default=0.0, show_default=True)
-@click.option("--top-p", type=FiniteRange(0, 1, min_open=True), default=1.0, show_default=True)
+@number_options
+@click.option("--logit-bias", multiple=True, metavar="ID=VALUE", help="Add to a token's logit.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. Repeatable.")
 @click.option(
-    "--top-k", type=click.IntRange(0), default=0, help="0: all tokens.", show_default=True
+    "--logprobs", type=click.IntRange(0, 100), help="With --json: of each token and N others."
 )
-@click.option("--repetition-penalty", type=FiniteRange(0.01, 100), default=1.0)
-@click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Threads [default: physical cores].")
 @json_option
 def generate(bundle: Path, prompt: str | None, brief_path: Path | None, **options: Any) -> None:
@@ -252,12 +275,16 @@ def verify(bundle: Path, as_json: bool) -> None:
 
 
 @cli.command()
+@click.option("--no-probes", is_flag=True, help="Only list what is there; compute nothing.")
 @json_option
-def doctor(as_json: bool) -> None:
-    """Say what this machine has and which parts of kdexport can run on it."""
+def doctor(no_probes: bool, as_json: bool) -> None:
+    """Say what this machine has, which parts of kdexport can run on it, and which scheme suits it.
+
+    For the scheme, ONNX Runtime's quantized products are checked and timed: some seconds, 0.5 GB.
+    """
     from kdexport.describe import describe_machine, machine_rows
 
-    rows = machine_rows()
+    rows = machine_rows(probes=not no_probes)
     _print_json(rows) if as_json else _print_rich(describe_machine(rows))
 
 

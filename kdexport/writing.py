@@ -2,84 +2,167 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from kdexport.bundle import open_bundle
 from kdexport.content.briefs import load_briefs
 from kdexport.content.channels import load_channels
 from kdexport.content.prompts import Message, brief_messages, split_opening
 from kdexport.errors import InputError
-from kdexport.runtime.generate import Step, generate
-from kdexport.runtime.sample import Sampler, make_sampler
-from kdexport.runtime.session import Session, open_session
-from kdexport.runtime.text import TextCodec, first_line, load_text
+from kdexport.runtime.generate import Step
+from kdexport.runtime.sample import TokenSampler, make_sampler
+from kdexport.runtime.session import Session, check_ids, open_session
+from kdexport.runtime.stop import StopScanner
+from kdexport.runtime.stream import Piece, search_text, write_text
+from kdexport.runtime.text import TextCodec, load_text
 
 Echo = Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class Writer:
-    """An opened bundle and how it is to write."""
+    """An opened bundle and how it is to write.
+
+    ``beams`` above 1: by a beam search, of which the best ``variants`` are taken.
+    """
 
     session: Session
     codec: TextCodec
-    sampler: Sampler
+    sampler: TokenSampler
     max_new_tokens: int
-    seed: int
+    seed: int = 0
+    min_new_tokens: int = 0
+    variants: int = 1
+    beams: int = 1
+    stop: Sequence[str] = ()
+    n_logprobs: int | None = None
+    lists_logprobs: bool = False
 
-    def stream(
-        self, text: str, steps: list[Step], *, max_new_tokens: int, one_line: bool
-    ) -> Iterator[str]:
-        """The copy for a rendered prompt, piece by piece; the steps are added to ``steps``.
-
-        ``one_line``: up to the first line break.
-        """
-        decoder = self.codec.stream()
-        stop_ids = self.codec.line_end_ids if one_line else frozenset()
-        cut = first_line if one_line else str
-        for step in generate(
+    def stream(self, text: str, *, max_new_tokens: int, one_line: bool) -> Iterator[Piece]:
+        """The copy for a rendered prompt, piece by piece; ``one_line``: to the first line break."""
+        yield from write_text(
             self.session,
+            self.codec,
             self.codec.encode(text),
             self.sampler,
+            n=self.variants,
+            stop=self._stop(one_line),
             max_new_tokens=max_new_tokens,
+            min_new_tokens=min(self.min_new_tokens, max_new_tokens),
             seed=self.seed,
-            stop_ids=stop_ids,
-            n_logprobs=0,
-        ):
-            steps.append(step)
-            if step.in_text:
-                yield cut(decoder.push(step.token_id))
-        yield cut(decoder.flush())
+            n_logprobs=self.n_logprobs,
+        )
+
+    def search(self, text: str, *, max_new_tokens: int, one_line: bool) -> list["Copy"]:
+        """The best texts of a beam search for a rendered prompt."""
+        found = search_text(
+            self.session,
+            self.codec,
+            self.codec.encode(text),
+            sampler=self.sampler,
+            width=self.beams,
+            n=self.variants,
+            stop=self._stop(one_line),
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min(self.min_new_tokens, max_new_tokens),
+        )
+        return [
+            Copy(words, len(beam.ids), beam.finish_reason, beam.logprob / len(beam.ids))
+            for words, beam in found
+        ]
+
+    def _stop(self, one_line: bool) -> Sequence[str]:
+        return (*self.stop, "\n") if one_line else self.stop
+
+
+@dataclass
+class Copy:
+    """One text as it comes, and what `--json` says of it."""
+
+    text: str = ""
+    n_tokens: int = 0
+    finish_reason: str | None = None
+    mean_logprob: float | None = None
+    seconds: float = 0.0
+    steps: list[Step] = field(default_factory=list)
+
+    def add(self, piece: Piece, seconds: float) -> None:
+        """Go on with a piece."""
+        self.text += piece.text
+        self.n_tokens += 1
+        self.finish_reason = piece.step.finish_reason
+        self.seconds = seconds
+        if piece.step.logprob is not None:
+            self.steps.append(piece.step)
+            self.mean_logprob = sum(s.logprob or 0.0 for s in self.steps) / len(self.steps)
 
 
 def open_writer(
     bundle: Path,
     *,
     max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    top_k: int,
-    repetition_penalty: float,
+    min_new_tokens: int,
+    stop: Sequence[str],
+    variants: int,
+    beams: int,
+    logit_bias: Sequence[str],
     seed: int,
     threads: int | None,
+    n_logprobs: int | None = None,
+    lists_logprobs: bool = False,
+    **sampling: Any,
 ) -> Writer:
-    """Open a bundle, its hashes checked, and make the sampler."""
+    """Open a bundle, its hashes checked, and make the sampler; ``sampling`` is what that takes."""
+    bias = parse_bias(logit_bias)
+    sampler = make_sampler(logit_bias=bias, **sampling)
+    StopScanner(stop)  # refuses what cannot be one
+    if min_new_tokens > max_new_tokens:
+        raise InputError("is more than --max-new-tokens", where="--min-new-tokens")
+    if beams > 1 and not sampler.greedy:
+        raise InputError("draws no tokens", where="--beams", remedy="leave out --temperature")
+    if 1 < beams < variants:
+        raise InputError("cannot be more than --beams", where="--variants")
     opened = open_bundle(bundle)
-    sampler = make_sampler(
-        temperature=temperature, top_p=top_p, top_k=top_k, repetition_penalty=repetition_penalty
+    check_ids(np.asarray(list(bias), dtype=np.int64), opened.manifest.model.vocab_size)
+    return Writer(
+        open_session(opened, n_threads=threads),
+        load_text(opened),
+        sampler,
+        max_new_tokens,
+        seed,
+        min_new_tokens,
+        variants,
+        beams,
+        stop,
+        n_logprobs,
+        lists_logprobs,
     )
-    session = open_session(opened, n_threads=threads)
-    return Writer(session, load_text(opened), sampler, max_new_tokens, seed)
+
+
+def parse_bias(texts: Sequence[str]) -> dict[int, float]:
+    """Token ids and what is added to their logits, from texts like ``198=-5``."""
+    bias = {}
+    for text in texts:
+        token, _, value = text.partition("=")
+        try:
+            bias[int(token)] = float(value)
+        except ValueError:
+            raise InputError(
+                f"{text!r} is no ID=VALUE, as in 198=-5", where="--logit-bias"
+            ) from None
+    return bias
 
 
 def write_prompt(
     bundle: Path, prompt: str, echo: Echo, *, raw: bool, as_json: bool, **options: Any
 ) -> None:
     """Answer one prompt; through the chat template unless ``raw``."""
-    writer = open_writer(bundle, **options)
+    writer = open_writer(bundle, **_with_logprobs(options, as_json))
     asked: str | list[Message] = prompt if raw else [{"role": "user", "content": prompt}]
     _write(writer, asked, writer.max_new_tokens, echo, {"prompt": prompt}, as_json)
 
@@ -89,7 +172,7 @@ def write_briefs(
 ) -> None:
     """Write the copy of each brief, in order; a channel's own limit of tokens holds."""
     briefs = load_briefs(briefs_path)
-    writer = open_writer(bundle, **options)
+    writer = open_writer(bundle, **_with_logprobs(options, as_json))
     channels = load_channels()
     for brief in briefs:
         channel = channels[brief.channel]
@@ -103,6 +186,17 @@ def write_briefs(
         except InputError as error:
             where = error.where or f"{briefs_path}: {brief.id}"
             raise InputError(error.message, where=where, remedy=error.remedy) from error
+
+
+def _with_logprobs(options: dict[str, Any], as_json: bool) -> dict[str, Any]:
+    """The options of a writer: JSON has a mean log-probability, and may list each."""
+    asked = options.pop("logprobs")
+    if asked is not None and not as_json:
+        raise InputError("is of --json, which is not given", where="--logprobs")
+    if asked is not None and options["beams"] > 1:
+        raise InputError("is not of a beam search", where="--logprobs")
+    n_logprobs = (asked or 0) if as_json else None
+    return {**options, "n_logprobs": n_logprobs, "lists_logprobs": asked is not None}
 
 
 def _write(
@@ -120,24 +214,49 @@ def _write(
         text, opening = prompt, ""
     else:
         text, (_, opening) = writer.codec.render_chat(prompt), split_opening(prompt)
-    steps: list[Step] = []
-    pieces = [opening]
-    if not as_json:
+    streams = not as_json and writer.variants == 1 and writer.beams == 1
+    if streams:
         echo(opening, nl=False)
     started = time.perf_counter()
-    for piece in writer.stream(text, steps, max_new_tokens=n_new, one_line=one_line):
-        pieces.append(piece)
-        if not as_json:
-            echo(piece, nl=False)
-    seconds = time.perf_counter() - started
-    if not as_json:
+    if writer.beams > 1:
+        copies = writer.search(text, max_new_tokens=n_new, one_line=one_line)
+        seconds = time.perf_counter() - started
+        copies = [replace(copy, seconds=seconds) for copy in copies]
+    else:
+        copies = [Copy() for _ in range(writer.variants)]
+        for piece in writer.stream(text, max_new_tokens=n_new, one_line=one_line):
+            copies[piece.variant].add(piece, time.perf_counter() - started)
+            if streams:
+                echo(piece.text, nl=False)
+    if streams:
         echo("")
         return
-    facts |= {
-        "text": "".join(pieces).strip(),
-        "n_tokens": len(steps),
-        "finish_reason": steps[-1].finish_reason,
-        "mean_logprob": sum(step.logprob or 0.0 for step in steps) / len(steps),
-        "seconds": round(seconds, 4),
+    for number, copy in enumerate(copies):
+        words = (opening + copy.text).strip()
+        if as_json:
+            echo(json.dumps(facts | _facts(copy, number, words, writer), ensure_ascii=False))
+        else:
+            echo(words if writer.variants == 1 else f"{number + 1}. {words}")
+
+
+def _facts(copy: Copy, number: int, words: str, writer: Writer) -> dict[str, Any]:
+    """What `--json` says of one text."""
+    facts = {
+        "variant": number,
+        "text": words,
+        "n_tokens": copy.n_tokens,
+        "finish_reason": copy.finish_reason,
+        "mean_logprob": copy.mean_logprob,
+        "seconds": round(copy.seconds, 4),
     }
-    echo(json.dumps(facts, ensure_ascii=False))
+    if writer.lists_logprobs:
+        facts["logprobs"] = [
+            _token(writer, step.token_id, step.logprob)
+            | {"top": [_token(writer, *one) for one in step.top]}
+            for step in copy.steps
+        ]
+    return facts
+
+
+def _token(writer: Writer, token_id: int, logprob: float | None) -> dict[str, Any]:
+    return {"id": token_id, "token": writer.codec.decode([token_id]), "logprob": logprob}

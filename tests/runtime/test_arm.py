@@ -11,7 +11,6 @@ import pytest
 from kdexport.bundle import TextFacts
 from kdexport.content.briefs import Brief
 from kdexport.runtime.arm import _sample
-from kdexport.runtime.generate import Step
 from kdexport.runtime.sample import make_sampler
 from kdexport.runtime.text import TextCodec
 from kdexport.synthesize import Sampling, synthesize
@@ -65,10 +64,9 @@ def test_one_line_ends_at_its_line(
     assert _sample(session, codec, asked, 40, one_line=True) == {"text": expected}
 
     writer = Writer(session, codec, make_sampler(), 40, 0)
-    steps: list[Step] = []
-    pieces = writer.stream("x", steps, max_new_tokens=40, one_line=True)
-    assert "".join(pieces) == expected
-    assert steps[-1].finish_reason == "stop"
+    pieces = list(writer.stream("x", max_new_tokens=40, one_line=True))
+    assert "".join(piece.text for piece in pieces) == expected
+    assert pieces[-1].step.finish_reason == "stop"
 
     briefs = [
         Brief(id=f"b{n}", product="Tea", facts=("green",), channel="ad_headline") for n in range(3)
