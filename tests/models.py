@@ -127,7 +127,15 @@ FACTORS = {
     "long_factor": [2 + i / 2 for i in range(8)],
 }
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "gpt2": ("GPT2", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
+    "gpt2": (
+        "GPT2",
+        {
+            "tie_word_embeddings": True,
+            "num_key_value_heads": 4,
+            "n_inner": 160,
+            "layer_norm_epsilon": 1e-3,
+        },
+    ),
     "smollm2": ("Llama", {"tie_word_embeddings": True}),
     "llama-biases": ("Llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 32}),
     "llama-llama3": (

@@ -13,8 +13,8 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from kdexport.errors import InputError
+from kdexport.train.sizes import settle_heads, size_names
 
-HEAD_STEP = 8  # what ONNX Runtime's rotary attention asks of a head's size
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -139,7 +139,7 @@ def resized_config(
     ``kept_layers``: which layers' entries the lists with one a layer keep; None: the first.
     """
     new = copy.deepcopy(config)
-    names = _normalized_names(config)
+    names = size_names(config)
     wanted = {
         names["n_layers"]: spec.n_layers,
         names["hidden_size"]: spec.hidden_size,
@@ -157,57 +157,11 @@ def resized_config(
         kept = range(spec.n_layers) if kept_layers is None else kept_layers
         _select_per_layer(new, kept, config.num_hidden_layers)
     if spec.hidden_size or spec.n_heads or spec.n_kv_heads:
-        _settle_heads(new, names)
+        settle_heads(new, names)
     if kept_ids is not None:
         _renumber_special_tokens(new, kept_ids)
         setattr(new, names["vocab_size"] or "vocab_size", len(kept_ids))
     return new
-
-
-def _normalized_names(config: Any) -> dict[str, str | None]:
-    """What this family calls its sizes, by optimum's NormalizedConfig."""
-    from optimum.utils import NormalizedConfigManager
-
-    try:
-        normal = NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
-    except KeyError:
-        raise InputError(
-            f"{config.model_type} models are not known to optimum's NormalizedConfig",
-            where="teacher.source",
-        ) from None
-    intermediate = "n_inner" if hasattr(config, "n_inner") else "intermediate_size"
-    kv_heads = "num_key_value_heads" if hasattr(config, "num_key_value_heads") else None
-    return {
-        "n_layers": normal.NUM_LAYERS,
-        "hidden_size": normal.HIDDEN_SIZE,
-        "n_heads": normal.NUM_ATTENTION_HEADS,
-        "n_kv_heads": kv_heads,
-        "intermediate_size": intermediate if hasattr(config, intermediate) else None,
-        "vocab_size": normal.VOCAB_SIZE,
-    }
-
-
-def _settle_heads(config: Any, names: Mapping[str, str | None]) -> None:
-    """Head size follows width and heads, which must divide."""
-    width = getattr(config, names["hidden_size"] or "")
-    n_heads = getattr(config, names["n_heads"] or "")
-    if width % n_heads:
-        raise InputError(
-            f"hidden_size {width} is not a multiple of n_heads {n_heads}", where="student"
-        )
-    n_kv_heads = getattr(config, names["n_kv_heads"] or "", n_heads)
-    if n_heads % n_kv_heads:
-        raise InputError(
-            f"n_heads {n_heads} is not a multiple of n_kv_heads {n_kv_heads}", where="student"
-        )
-    if width // n_heads % HEAD_STEP:
-        raise InputError(
-            f"heads of {width // n_heads} channels cannot be exported",
-            where="student",
-            remedy=f"choose n_heads so that hidden_size / n_heads is a multiple of {HEAD_STEP}",
-        )
-    if getattr(config, "head_dim", None) is not None:
-        config.head_dim = width // n_heads
 
 
 def _renumber_special_tokens(config: Any, kept_ids: Sequence[int]) -> None:
@@ -313,7 +267,7 @@ def ffn_importance(model: Any, texts: Sequence[torch.Tensor]) -> list[torch.Tens
 
 def configured_width(config: Any) -> int:
     """Channels of the feed-forward blocks; GPT-2's configuration leaves it unsaid at 4 x hidden."""
-    name = _normalized_names(config)["intermediate_size"]
+    name = size_names(config)["intermediate_size"]
     return int((name and getattr(config, name)) or 4 * config.hidden_size)
 
 
@@ -350,14 +304,21 @@ def _narrow_state(
     narrow = dict(state)
     for new, old in enumerate(kept_layers):
         channels = importance[old].topk(width).indices.sort().values
-        for name, tensor in state.items():
-            if not name.startswith(f"{prefix}{new}."):
-                continue
-            for axis, size in enumerate(tensor.shape):
-                if size == before:
-                    tensor = tensor.index_select(axis, channels)
-            narrow[name] = tensor
+        both = torch.cat([channels, channels + before])  # gate and up in one tensor
+        block = f"{prefix}{new}.{_block_of_reader(layers[old], before)}."
+        for name in (name for name in state if name.startswith(block)):
+            for axis, size in enumerate(state[name].shape):
+                if size in (before, 2 * before):
+                    kept = channels if size == before else both
+                    narrow[name] = narrow[name].index_select(axis, kept)
     return narrow
+
+
+def _block_of_reader(layer: Any, width: int) -> str:
+    """The name of the feed-forward block within its layer."""
+    reader, _ = feed_forward_reader(layer, width)
+    name: str = next(name for name, module in layer.named_modules() if module is reader)
+    return name.rpartition(".")[0]
 
 
 def _saved_buffers(model: Any) -> list[tuple[str, torch.Tensor]]:

@@ -4,16 +4,22 @@ import pytest
 import torch
 
 from kdexport.errors import InputError
-from kdexport.train.model import load_config, load_model
+from kdexport.export.bundles import export_bundle
+from kdexport.export.layers import read_model
+from kdexport.train.model import load_config, load_model, load_tokenizer, save_model
 from kdexport.train.student import (
     INITS,
     StudentSpec,
     block_influence,
+    decoder_layers,
+    feed_forward_reader,
     ffn_importance,
     from_scratch,
     prune,
     resized_config,
 )
+from kdexport.train.vocabulary import trim_tokenizer
+from tests.models import CORPUS, make_family
 
 TEXTS = [torch.arange(3, 40)[None], torch.arange(60, 90)[None]]
 
@@ -126,6 +132,7 @@ def test_from_scratch_takes_any_size(teacher: object) -> None:
         (StudentSpec(n_heads=8, n_kv_heads=3), "not a multiple of n_kv_heads 3"),
         (StudentSpec(hidden_size=102), "not a multiple of n_heads"),
         (StudentSpec(hidden_size=48), "heads of 12 channels"),
+        (StudentSpec(hidden_size=96), "heads of 24 channels .* multiple of 16"),
     ],
 )
 def test_sizes_that_no_model_can_have_are_refused(
@@ -140,3 +147,50 @@ def test_lists_with_one_entry_a_layer_follow_the_layers() -> None:
 
     config = Qwen2Config(num_hidden_layers=4, layer_types=["full_attention"] * 4)
     assert len(resized_config(config, StudentSpec(n_layers=2), None).layer_types) == 2
+
+
+def test_heads_of_which_a_part_is_rotated_have_a_step_of_their_own(tmp_path: Path) -> None:
+    config = load_config(make_family(tmp_path / "m", "phi4"))  # three quarters are rotated
+    with pytest.raises(InputError, match="multiple of 64"):
+        resized_config(config, StudentSpec(hidden_size=64, n_heads=2, n_kv_heads=1), None)
+    resized_config(config, StudentSpec(hidden_size=64, n_heads=1, n_kv_heads=1), None)
+
+
+FIVE = ["sliding_attention", "full_attention", "sliding_attention"] + 2 * ["full_attention"]
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("qwen2-windows", {"layer_types": FIVE}),
+        ("qwen3", {}),
+        ("gemma3", {"layer_types": FIVE}),
+        ("phi3", {}),
+    ],
+)
+def test_a_student_of_every_family_can_be_exported(
+    family: str, changes: dict[str, object], tmp_path: Path
+) -> None:
+    folder = make_family(tmp_path / "teacher", family, num_hidden_layers=5, **changes)
+    teacher = load_model(folder)
+    tokenizer, kept_ids = trim_tokenizer(load_tokenizer(folder).backend_tokenizer, CORPUS, 290)
+    student = prune(teacher, StudentSpec(n_layers=3, intermediate_size=96), kept_ids, TEXTS)
+    assert student.kept_layers is not None
+    save_model(student.model, tmp_path / "s", tokenizer_from=folder, tokenizer=tokenizer)
+    windows = [layer.window for layer in read_model(teacher.config).layers]
+    found = [layer.window for layer in read_model(load_config(tmp_path / "s")).layers]
+    assert found == [windows[number] for number in student.kept_layers]
+    bundle = export_bundle(tmp_path / "s", tmp_path / "b", name="student")  # checks parity
+    assert bundle.manifest.model.n_layers == 3
+
+
+@pytest.mark.parametrize("family", ["gpt2", "smollm2", "phi3"])  # apart, and gate and up in one
+def test_channels_that_are_never_read_go_without_a_trace(family: str, tmp_path: Path) -> None:
+    teacher = load_model(make_family(tmp_path / "m", family))
+    with torch.no_grad():
+        for layer in decoder_layers(teacher):
+            reader, axis = feed_forward_reader(layer, 160)
+            reader.weight.index_fill_(axis, torch.arange(0, 160, 2), 0.0)
+    student = prune(teacher, StudentSpec(intermediate_size=80), None, TEXTS).model
+    with torch.no_grad():
+        torch.testing.assert_close(student(TEXTS[0]).logits, teacher(TEXTS[0]).logits)
