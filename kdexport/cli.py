@@ -42,7 +42,7 @@ class FiniteRange(click.FloatRange):
 
 
 NUMBERS = (  # of `generate`: names, type, default, help
-    ("-n --max-new-tokens", click.IntRange(1), 96, ""),
+    ("-n --max-new-tokens", click.IntRange(1), 96, "Tokens at most."),
     ("--min-new-tokens", click.IntRange(0), 0, "No end before so many."),
     ("-t --temperature", FiniteRange(0), 0.0, "0: always the likeliest token."),
     ("--top-k", click.IntRange(0), 0, "0: all tokens."),
@@ -61,8 +61,7 @@ NUMBERS = (  # of `generate`: names, type, default, help
 def number_options(command: Any) -> Any:
     """Give a command the options of NUMBERS."""
     for names, kind, default, words in reversed(NUMBERS):
-        settings = {"type": kind, "default": default, "help": words, "show_default": True}
-        command = click.option(*names.split(), **settings)(command)
+        command = click.option(*names.split(), type=kind, default=default, help=words)(command)
     return command
 
 
@@ -211,7 +210,7 @@ def bench(
     _print_report(report, as_json)
 
 
-@cli.command()
+@cli.command(context_settings={"show_default": True})
 @click.argument("bundle", type=EXISTING)
 @click.option("-p", "--prompt", help="What to write about, in plain words ('-' reads stdin).")
 @click.option("--brief", "brief_path", type=EXISTING, help="A JSONL file of briefs.")
