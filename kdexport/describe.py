@@ -7,8 +7,22 @@ from typing import Any
 from kdexport.bundle import Bundle
 
 PARTS: dict[str, tuple[str, ...]] = {
-    "generate, inspect, verify, bench": ("onnxruntime", "tokenizers", "numpy", "jinja2"),
-    "distill (extra: train)": ("torch", "transformers", "optimum", "safetensors", "gguf"),
+    "generate, inspect, verify, bench": (
+        "onnxruntime",
+        "tokenizers",
+        "numpy",
+        "jinja2",
+        "pydantic",
+    ),
+    "distill (extra: train)": (
+        "torch",
+        "transformers",
+        "optimum",
+        "safetensors",
+        "gguf",
+        "accelerate",
+        "filelock",
+    ),
     "export (extra: export)": ("onnx", "onnx_ir", "mobius", "torch", "transformers"),
 }
 DISTRIBUTIONS = {"mobius": "mobius-onnx", "onnx_ir": "onnx-ir"}
@@ -51,22 +65,36 @@ def describe_bundle(bundle: Bundle) -> Any:
     return table
 
 
-def machine_rows() -> dict[str, Any]:
-    """This machine and, for each part of kdexport, which libraries are there."""
-    from kdexport.machine import machine_facts
+def machine_rows(*, probes: bool = True) -> dict[str, Any]:
+    """This machine, for each part of kdexport which libraries are there, and what probes found."""
+    from kdexport.machine import machine_facts, physical_cores
 
     parts = {
         part: {name: _version(name) for name in libraries} for part, libraries in PARTS.items()
     }
-    return {"machine": machine_facts().model_dump(mode="json"), "parts": parts}
+    rows: dict[str, Any] = {
+        "machine": machine_facts().model_dump(mode="json"),
+        "n_threads": physical_cores(),
+        "parts": parts,
+    }
+    if probes:
+        from kdexport.runtime.probes import probe_machine
+
+        rows["probes"] = probe_machine().model_dump(mode="json")
+    return rows
 
 
 def describe_machine(rows: dict[str, Any]) -> Any:
-    """The doctor's findings as a rich table."""
+    """The doctor's findings as rich tables, one under the other."""
+    from rich.console import Group
+
     machine = rows["machine"]
     table = _two_columns("doctor")
     table.add_row("CPU", f"{machine['cpu']}, {machine['n_cores']} cores")
     table.add_row("features", ", ".join(machine["features"]) or "none known")
+    quota = machine["cpu_quota"]
+    limit = f", of {quota:.2g} CPUs' time that this container has" if quota else ""
+    table.add_row("threads", f"{rows['n_threads']}, unless told otherwise{limit}")
     table.add_row("memory", f"{machine['memory_gb']} GB")
     table.add_row("system", f"{machine['os']}, Python {machine['python']}")
     for part, libraries in rows["parts"].items():
@@ -74,6 +102,38 @@ def describe_machine(rows: dict[str, Any]) -> Any:
         found = ", ".join(f"{name} {version}" for name, version in libraries.items() if version)
         state = f"[red]missing: {', '.join(missing)}[/red]" if missing else "[green]ready[/green]"
         table.add_row(part, f"{state}  {found}")
+    asked = rows.get("probes")
+    return Group(table, *_describe_probes(asked)) if asked else table
+
+
+def _describe_probes(found: dict[str, Any]) -> list[Any]:
+    """What ONNX Runtime's products compute here, how fast, and which scheme that speaks for."""
+    from rich.text import Text
+
+    colours = {"ok": "green", "slow": "yellow", "wrong": "red"}
+    asked = _two_columns(f"probes ({found['seconds']:.1f} s)")
+    for probe in found["probes"]:
+        verdict = (probe["verdict"], colours[probe["verdict"]])
+        asked.add_row(probe["name"], Text.assemble(verdict, f"  {probe['why']}"))
+    advice = _two_columns("recommended")
+    for row in found["recommended"]:
+        scheme = (f"--scheme {row['scheme']}", "bold")
+        advice.add_row(row["need"], Text.assemble(scheme, f": {row['why']}"))
+    return [asked, _describe_speeds(found), advice]
+
+
+def _describe_speeds(found: dict[str, Any]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    title = f"speed of one product, {found['n_threads']} threads"
+    table = Table(title=Text(title, style="bold"), title_justify="left")
+    table.add_column("kernel", style="cyan", no_wrap=True)
+    for name in ("one row, ms", "GB/s of weights", "128 rows, ms", "GFLOPS"):
+        table.add_column(name, justify="right")
+    for speed in found["speeds"]:
+        kernel, *numbers = speed.values()
+        table.add_row(kernel, *map(str, numbers))
     return table
 
 

@@ -38,6 +38,7 @@ class Machine(BaseModel):
 
     cpu: str
     n_cores: int
+    cpu_quota: float | None = None
     features: list[str] = []
     memory_gb: float | None = None
     os: str = ""
@@ -48,7 +49,8 @@ class Machine(BaseModel):
 def machine_facts() -> Machine:
     """Facts of this machine; whatever the system does not tell stays empty, nothing raises.
 
-    `n_cores` counts logical CPUs that this process may use; `memory_gb` is in 10^9 bytes.
+    `n_cores` counts logical CPUs that this process may use, `cpu_quota` how many of them at a time
+    a container is given (None: all); `memory_gb` is in 10^9 bytes.
     """
     try:
         cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
@@ -59,6 +61,7 @@ def machine_facts() -> Machine:
     return Machine(
         cpu=facts.get("model name") or platform.processor() or platform.machine(),
         n_cores=_n_cores(),
+        cpu_quota=cpu_quota(),
         features=[name for name, any_of in FEATURES.items() if any_of & flags],
         memory_gb=_memory_gb(),
         os=_os_name(),
@@ -78,7 +81,11 @@ def parse_cpuinfo(text: str) -> dict[str, str]:
 
 
 def physical_cores() -> int:
-    """Physical cores that this process may use: threads beyond them do not speed up a model."""
+    """Physical cores that this process may use: threads beyond them do not speed up a model.
+
+    A container's share of CPU time counts too, rounded: threads beyond it are stopped in turn, and
+    the others wait for them.
+    """
     usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     if usable is None:
         return max(1, (os.cpu_count() or 2) // 2)
@@ -89,7 +96,45 @@ def physical_cores() -> int:
             siblings.add(path.read_text("ascii").strip())
         except OSError:
             siblings.add(str(cpu))
-    return max(1, len(siblings))
+    quota = cpu_quota()
+    granted = len(siblings) if quota is None else min(len(siblings), int(quota + 0.5))
+    return max(1, granted)
+
+
+def cpu_quota(
+    mounted: Path = Path("/sys/fs/cgroup"), of_process: Path = Path("/proc/self/cgroup")
+) -> float | None:
+    """CPUs' worth of time that Linux control groups (v1 or v2) give this process; None: no limit.
+
+    The least of the process's group and those around it, as far as this process can see them.
+    """
+    try:
+        lines = of_process.read_text("utf-8").splitlines()
+    except OSError:
+        return None
+    quotas = []
+    for line in lines:
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = mounted / "cpu" if controllers else mounted
+        group = root / path.strip("/")
+        around = [folder for folder in group.parents if folder.is_relative_to(root)]
+        quotas += [_quota_of(folder) for folder in (group, *around)]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quota_of(group: Path) -> float | None:
+    """The limit that one group's files state."""
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((group / name).read_text("ascii") for name in names).split()
+            limit = float(quota) / float(period)
+        except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
+            continue
+        if limit > 0:
+            return limit
+    return None
 
 
 def _n_cores() -> int:

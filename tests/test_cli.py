@@ -127,7 +127,7 @@ def test_shell_completion_is_written(shell: str) -> None:
 
 def test_inspect_and_verify(folder: Path) -> None:
     shown = CliRunner().invoke(cli, ["inspect", str(folder / "tiny-int8")]).output
-    for part in ("tiny", "int8", "made from", "weights.bin", "layers"):
+    for part in ("tiny", "int8", "made from", "onnx/model.onnx_data", "layers"):
         assert part in shown
     whole = CliRunner().invoke(cli, ["verify", str(folder / "tiny-int8"), "--json"])
     assert json.loads(whole.output) == {
@@ -138,9 +138,37 @@ def test_inspect_and_verify(folder: Path) -> None:
 
 
 def test_the_doctor_knows_this_machine() -> None:
-    found = json.loads(CliRunner().invoke(cli, ["doctor", "--json"]).output)
-    assert found["machine"]["n_cores"] >= 1
+    found = json.loads(CliRunner().invoke(cli, ["doctor", "--json", "--no-probes"]).output)
+    assert set(found) == {"machine", "n_threads", "parts"}
+    assert found["machine"]["n_cores"] >= found["n_threads"] >= 1
     assert all(all(part.values()) for part in found["parts"].values())
+    shown = CliRunner().invoke(cli, ["doctor", "--no-probes"]).output
+    assert "ready" in shown
+    assert "recommended" not in shown
+
+
+def test_the_doctor_recommends_a_scheme_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine is made up; tests/runtime/test_probes.py has the real one."""
+    from kdexport.runtime.advice import Probe, Probes, Speed, recommend
+
+    times = {"one_row_ms": 1, "one_row_gb_s": 20, "many_rows_ms": 9, "many_rows_gflops": 3}
+    made_up = Probes(
+        n_threads=3,
+        seconds=1.5,
+        probes=[
+            Probe(name="dynamic-unsigned: error", value=0, unit="share", verdict="ok", why="[b]"),
+            Probe(name="block8: error", value=None, unit="share", verdict="wrong", why="gone"),
+        ],
+        speeds=[Speed(kernel="dynamic-unsigned", **times)],
+    )
+    made_up = made_up.model_copy(update={"recommended": recommend(made_up)})
+    monkeypatch.setattr("kdexport.runtime.probes.probe_machine", lambda: made_up)
+    found = json.loads(CliRunner().invoke(cli, ["doctor", "--json"]).output)["probes"]
+    assert Probes.model_validate(found) == made_up
+    shown = CliRunner().invoke(cli, ["doctor"]).output
+    for part in ("--scheme int8-portable", "signed 8-bit products are wrong", "wrong  gone", "[b]"):
+        assert part in shown
+    assert "3 threads" in shown
 
 
 def test_generate_reads_a_prompt_from_stdin(folder: Path) -> None:
