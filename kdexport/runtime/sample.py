@@ -51,7 +51,7 @@ class Distribution:
     probabilities: Array
 
     def draw(self, generator: np.random.Generator) -> int:
-        """One token; takes one number from the generator."""
+        """One token; takes one number from the generator, none where there is no choice."""
         weights = self.probabilities
         if len(weights) == 1:
             return int(self.ids[0])

@@ -1,11 +1,14 @@
 """Samplers against their definitions."""
 
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdexport.runtime.sample import make_sampler, new_row
+from kdexport.runtime.sample import BLOCK, Distribution, make_sampler, new_row
 
 seeds = st.integers(0, 2**31)
 
@@ -76,6 +79,132 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     together = sample(logits, [new_row(7, str(i)) for i in range(4)])
     alone = [sample(logits[i : i + 1], [new_row(7, str(i))])[0] for i in range(4)]
     assert together.tolist() == alone
+
+
+@given(
+    seeds,
+    st.sampled_from([0.3, 1.0, 2.5]),
+    st.sampled_from([0, 1, 5, 29, 40]),
+    st.floats(0.05, 1.0),
+    st.sampled_from([0.0, 0.02, 0.3, 1.0]),
+)
+def test_the_distribution_is_that_of_transformers_warpers(
+    seed: int, temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    """One after the other: temperature, top-k, top-p, min-p."""
+    from transformers import (
+        MinPLogitsWarper,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    logits = some_logits(seed)
+    scores = torch.from_numpy(logits.astype(np.float64))
+    warpers: list[Any] = [TemperatureLogitsWarper(temperature)]
+    warpers += [TopKLogitsWarper(top_k)] if top_k else []
+    warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    warpers += [MinPLogitsWarper(min_p)] if min_p else []
+    for warper in warpers:
+        scores = warper(torch.zeros(1, 0, dtype=torch.long), scores)
+    expected = torch.softmax(scores[0], -1).numpy()
+
+    sampler = make_sampler(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    found = sampler.distribution(logits[0], new_row(0))
+    assert found.probabilities.dtype == np.float64
+    # Of float64 logits that came from float32 ones in both: 1e-12.
+    np.testing.assert_allclose(spread(found), expected, atol=1e-12)
+
+
+@given(seeds, st.floats(0.001, 0.999))
+def test_min_p_keeps_those_at_least_that_share_as_likely(seed: int, min_p: float) -> None:
+    logits = some_logits(seed)
+    p = softmax(logits[0].astype(np.float64))
+    found = make_sampler(temperature=1.0, min_p=min_p).distribution(logits[0], new_row(0))
+    assert set(found.ids.tolist()) == set(np.flatnonzero(p >= min_p * p.max()).tolist())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"top_k": 7}, {"top_p": 0.8}, {"min_p": 0.05}, {"frequency_penalty": 1.0, "top_k": 9}],
+    ids=str,
+)
+def test_draws_follow_the_distribution(options: dict[str, Any]) -> None:
+    logits = some_logits(4, v=700) / 2  # three blocks of the draw
+    sampler, row, n = make_sampler(temperature=1.0, **options), new_row(5, prompt_ids=[1]), 20_000
+    row.ids += [3, 3, 8]
+    expected = sampler.distribution(logits[0], row)
+    counts = np.zeros(700)
+    for _ in range(n):
+        counts[sampler(logits, [row])[0]] += 1
+    wanted = spread(expected, 700) * n
+    assert counts[wanted == 0].sum() == 0
+    rare = (wanted < 5) & (wanted > 0)  # counted together, as the chi-square test wants it
+    seen = np.append(counts[wanted >= 5], counts[rare].sum() if rare.any() else [])
+    hoped = np.append(wanted[wanted >= 5], wanted[rare].sum() if rare.any() else [])
+    chi2 = ((seen - hoped) ** 2 / hoped).sum()
+    freedom = len(hoped) - 1
+    # Its mean and four standard deviations: a right sampler fails once in some ten thousand seeds.
+    assert chi2 < freedom + 4 * np.sqrt(2 * freedom)
+
+
+class Fixed:
+    """A generator that draws what it is told."""
+
+    def __init__(self, number: float) -> None:
+        self.number = number
+
+    def random(self) -> float:
+        return self.number
+
+
+@given(seeds, st.integers(2, 3 * BLOCK), st.floats(0, 1, exclude_max=True))
+def test_a_draw_is_the_inverse_of_the_running_sum(seed: int, size: int, number: float) -> None:
+    generator = np.random.default_rng(seed)
+    p = generator.random(size) ** 4 * (generator.random(size) < 0.3)
+    p[generator.integers(size)] += 0.1
+    p /= p.sum()
+    drawn = Distribution(np.arange(size) + 7, p).draw(Fixed(number)) - 7  # type: ignore[arg-type]
+    reached = np.cumsum(p)
+    assert p[drawn] > 0
+    # Where the sums' rounding decides, either side is right.
+    assert reached[drawn] - p[drawn] - 1e-12 <= number <= reached[drawn] + 1e-12
+
+
+def test_greedy_is_one_token_with_probability_one() -> None:
+    logits = some_logits(3)
+    found = make_sampler().distribution(logits[0], new_row(0))
+    assert (found.ids.tolist(), found.probabilities.tolist()) == ([logits.argmax()], [1.0])
+
+
+def test_a_distribution_is_the_caller_s_to_keep() -> None:
+    sampler, row = make_sampler(temperature=1.0), new_row(0)
+    first = sampler.distribution(some_logits(1)[0], row)
+    before = first.probabilities.copy()
+    sampler.distribution(some_logits(2)[0], row)
+    np.testing.assert_array_equal(first.probabilities, before)
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    logits = some_logits(1, v=50_000)
+    sampler = make_sampler(temperature=1.0, top_p=0.9)
+
+    def draw(key: int) -> list[int]:
+        row = new_row(1, str(key))
+        return [int(sampler(logits * (1 + key), [row])[0]) for _ in range(10)]
+
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(draw, range(8)))
+    assert together == [draw(key) for key in range(8)]
+
+
+def spread(found: Distribution, v: int = 30) -> np.ndarray:
+    """The probabilities of all tokens."""
+    whole = np.zeros(v)
+    whole[found.ids] = found.probabilities
+    return whole
 
 
 def test_repetition_penalty_is_the_papers() -> None:
