@@ -19,8 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from kdexport.errors import InputError, full_disk
 from kdexport.machine import make_folder, need_room
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
+WEIGHTS = "onnx/model.onnx_data"
 Count = Annotated[int, Field(ge=1)]
 TokenId = Annotated[int, Field(ge=0)]
 
@@ -33,10 +34,14 @@ F = TypeVar("F", bound=_Facts)
 
 
 class Graphs(_Facts):
-    """File names; equal when one graph serves both. ``decode`` runs one token of one text."""
+    """File names; equal when one graph serves both. ``decode`` runs one token of one text.
+
+    ``standard``: the graph for other tools, over the same weights; None in format 1.
+    """
 
     prefill: str
     decode: str
+    standard: str | None = None
 
 
 class ModelFacts(_Facts):
@@ -95,7 +100,7 @@ class Manifest(_Facts):
     scheme: str
     created: str = ""
     graphs: Graphs
-    weights: str = "weights.bin"
+    weights: str = WEIGHTS
     model: ModelFacts
     text: TextFacts
     versions: dict[str, str] = {}
@@ -143,7 +148,7 @@ def open_bundle(path: Path | str) -> Bundle:
     problem = _manifest_problem(content, manifest)
     if problem:
         raise InputError(problem, where=str(path), remedy="copy or export the bundle again")
-    listed = {manifest.graphs.prefill, manifest.graphs.decode, manifest.weights, "tokenizer.json"}
+    listed = {*model_files(manifest), "tokenizer.json"}
     for name in sorted(listed - manifest.files.keys()):
         raise InputError(f"the manifest does not list {name}", where=str(manifest_path))
     for name, facts in manifest.files.items():
@@ -194,12 +199,38 @@ def _own_sha256(content: bytes, stated: str) -> str:
     return hashlib.sha256(content.replace(stated.encode(), b"")).hexdigest()
 
 
+def model_files(manifest: Manifest) -> set[str]:
+    """The names of a bundle's graphs and weights."""
+    graphs = manifest.graphs
+    return {graphs.prefill, graphs.decode, manifest.weights} | set(filter(None, [graphs.standard]))
+
+
+def weights_location(graph: str, weights: str) -> str:
+    """How a graph names the file of its weights: seen from the graph's own folder.
+
+    Raises InputError where that would lead out of the folder.
+    """
+    folder = graph.rpartition("/")[0]
+    if folder and not weights.startswith(f"{folder}/"):
+        raise InputError(f"{weights} lies neither beside nor below {graph}")
+    return weights[len(folder) + 1 :] if folder else weights
+
+
+def copy_companions(bundle: Bundle, folder: Path) -> None:
+    """Copy a bundle's files into another's folder, all but its graphs and weights."""
+    for name in bundle.manifest.files.keys() - model_files(bundle.manifest):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle.file(name), folder / name)
+
+
 def _file_problem(folder: Path, name: str, facts: FileFacts) -> str | None:
     """Why a listed file cannot be used, apart from its hash."""
-    if name in ("", ".", "..") or Path(name).name != name or "\\" in name:
+    parts = name.split("/")
+    if tuple(parts) != Path(name).parts or ".." in parts or "\\" in name:
         return f"{name!r} is no plain file name"
     file = folder / name
-    if file.is_symlink() or not file.is_file():
+    linked = any((folder / Path(*parts[:n])).is_symlink() for n in range(1, len(parts) + 1))
+    if linked or not file.is_file():
         return f"{name} is missing or no plain file"
     size = file.stat().st_size
     return None if size == facts.bytes else f"{name} has {size} bytes in place of {facts.bytes}"
@@ -219,9 +250,19 @@ def verify_bundle(path: Path) -> list[str]:
             problem = f"{name} has changed: its sha256 differs"
         if problem:
             problems.append(problem)
-    known = {MANIFEST, *manifest.files}
-    problems += [f"{p.name} is not listed" for p in sorted(path.iterdir()) if p.name not in known]
-    return problems
+    strangers = _strangers(path, {MANIFEST, *manifest.files})
+    return problems + [f"{name} is not listed" for name in strangers]
+
+
+def _strangers(folder: Path, known: set[str], inside: str = "") -> Iterator[str]:
+    """What lies in a bundle's folder and is none of its files, or has the name of one."""
+    for path in sorted(folder.iterdir()):
+        name = inside + path.name
+        real_folder = path.is_dir() and not path.is_symlink()
+        if real_folder and any(other.startswith(f"{name}/") for other in known):
+            yield from _strangers(path, known, f"{name}/")
+        elif name not in known or real_folder:
+            yield name
 
 
 def check_files(bundle: Bundle, names: set[str]) -> None:
@@ -254,14 +295,12 @@ def check_target(target: Path) -> None:
     except InputError as error:
         remedy = " or ".join(filter(None, (error.remedy, another)))
         raise InputError(error.message, where=error.where, remedy=remedy) from None
-    known = {MANIFEST, *manifest.files}
-    for path in sorted(target.iterdir()):
-        if path.name not in known or not (path.is_file() or path.is_symlink()):
-            raise InputError(
-                f"{path.name} lies in the bundle there and is no part of it",
-                where=str(target),
-                remedy=f"move it away or {another}",
-            )
+    for name in _strangers(target, {MANIFEST, *manifest.files}):
+        raise InputError(
+            f"{name} lies in the bundle there and is no part of it",
+            where=str(target),
+            remedy=f"move it away or {another}",
+        )
 
 
 @contextlib.contextmanager
@@ -289,8 +328,9 @@ def staged_bundle(target: Path, n_bytes: int = 0) -> Iterator[Path]:
 def commit_bundle(staging: Path, target: Path, manifest: Manifest) -> Bundle:
     """Hash all files, write the manifest, flush to disk and rename into place."""
     files = {}
-    for file in sorted(staging.iterdir()):
-        files[file.name] = FileFacts(sha256=_sha256(file), bytes=file.stat().st_size)
+    for file in sorted(path for path in staging.rglob("*") if path.is_file()):
+        name = file.relative_to(staging).as_posix()
+        files[name] = FileFacts(sha256=_sha256(file), bytes=file.stat().st_size)
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
     created = datetime.now(UTC).isoformat(timespec="seconds")

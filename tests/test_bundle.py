@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kdexport.bundle import (
+    WEIGHTS,
     Bundle,
     FileFacts,
     Graphs,
@@ -16,16 +17,18 @@ from kdexport.bundle import (
     TextFacts,
     check_target,
     commit_bundle,
+    copy_companions,
     open_bundle,
     staged_bundle,
     verify_bundle,
+    weights_location,
 )
 from kdexport.errors import InputError
 
 MANIFEST = Manifest(
     name="x",
     scheme="fp32",
-    graphs=Graphs(prefill="model.onnx", decode="model.onnx"),
+    graphs=Graphs(prefill="onnx/decode.onnx", decode="onnx/decode.onnx"),
     model=ModelFacts(
         family="llama",
         n_parameters=1,
@@ -38,11 +41,12 @@ MANIFEST = Manifest(
     ),
     text=TextFacts(eos_token_ids=[2]),
 )
-FILES = ("model.onnx", "weights.bin", "tokenizer.json")
+FILES = ("onnx/decode.onnx", WEIGHTS, "tokenizer.json")
 
 
 def make(target: Path, manifest: Manifest = MANIFEST) -> Bundle:
     with staged_bundle(target) as staging:
+        (staging / "onnx").mkdir()
         for name in FILES:
             (staging / name).write_text(name)
         return commit_bundle(staging, target, manifest)
@@ -106,31 +110,82 @@ def test_a_manifest_without_a_hash_is_refused(tmp_path: Path) -> None:
 
 def test_missing_and_unlisted_files_are_found(tmp_path: Path) -> None:
     bundle = make(tmp_path / "b")
-    bundle.file("weights.bin").unlink()
-    bundle.file("evil.so").write_text("")
+    bundle.file(WEIGHTS).unlink()
+    for name in ("evil.so", "onnx/evil.so", "more/evil.so"):
+        bundle.file(name).parent.mkdir(exist_ok=True)
+        bundle.file(name).write_text("")
     assert verify_bundle(bundle.path) == [
-        "weights.bin is missing or no plain file",
+        "onnx/model.onnx_data is missing or no plain file",
         "evil.so is not listed",
+        "more is not listed",
+        "onnx/evil.so is not listed",
     ]
-    with pytest.raises(InputError, match=r"weights\.bin is missing"):
+    with pytest.raises(InputError, match=r"onnx/model\.onnx_data is missing"):
         open_bundle(bundle.path)
 
 
-def test_a_link_is_no_plain_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [WEIGHTS, "onnx"])
+def test_a_link_is_no_plain_file(tmp_path: Path, name: str) -> None:
     bundle = make(tmp_path / "b")
-    bundle.file("weights.bin").rename(tmp_path / "elsewhere")
-    bundle.file("weights.bin").symlink_to(tmp_path / "elsewhere")
+    bundle.file(name).rename(tmp_path / "elsewhere")
+    bundle.file(name).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="no plain file"):
         open_bundle(bundle.path)
+    assert "onnx/model.onnx_data is missing or no plain file" in verify_bundle(bundle.path)
 
 
-@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "sub/file", "..\\x", ""])
+@pytest.mark.parametrize(
+    "name",
+    ["../outside", "/etc/passwd", "onnx/../../x", "onnx//x", "./x", "onnx/", "..", "..\\x", ""],
+)
 def test_names_that_climb_are_refused(tmp_path: Path, name: str) -> None:
     bundle = make(tmp_path / "b")
     files = json.loads((bundle.path / "manifest.json").read_text())["files"]
     path = edit(bundle, files=files | {name: {"sha256": "0" * 64, "bytes": 1}})
     with pytest.raises(InputError, match="no plain file name"):
         open_bundle(path)
+
+
+def test_a_bundle_of_format_1_still_opens(tmp_path: Path) -> None:
+    graphs = Graphs(prefill="prefill.onnx", decode="decode.onnx")
+    old = MANIFEST.model_copy(
+        update={"format_version": 1, "graphs": graphs, "weights": "weights.bin"}
+    )
+    with staged_bundle(tmp_path / "b") as staging:
+        for name in ("prefill.onnx", "decode.onnx", "weights.bin", "tokenizer.json"):
+            (staging / name).write_text(name)
+        commit_bundle(staging, tmp_path / "b", old)
+    path = tmp_path / "b" / "manifest.json"
+    fields = json.loads(path.read_text())
+    del fields["graphs"]["standard"]  # unknown to format 1
+    opened = open_bundle(edit(open_bundle(tmp_path / "b"), graphs=fields["graphs"]))
+    assert opened.manifest.graphs == graphs
+    assert verify_bundle(opened.path) == []
+
+
+@pytest.mark.parametrize(
+    ("graph", "weights", "location"),
+    [
+        ("onnx/model.onnx", "onnx/model.onnx_data", "model.onnx_data"),
+        ("decode.onnx", "weights.bin", "weights.bin"),
+        ("model.onnx", "onnx/model.onnx_data", "onnx/model.onnx_data"),
+    ],
+)
+def test_where_a_graph_looks_for_its_weights(graph: str, weights: str, location: str) -> None:
+    assert weights_location(graph, weights) == location
+
+
+def test_weights_above_a_graph_are_refused() -> None:
+    with pytest.raises(InputError, match=r"weights\.bin lies neither beside nor below"):
+        weights_location("onnx/decode.onnx", "weights.bin")
+
+
+def test_companions_are_all_but_graphs_and_weights(tmp_path: Path) -> None:
+    bundle = make(tmp_path / "b")
+    copy_companions(bundle, tmp_path / "copy")
+    copied = [p for p in (tmp_path / "copy").rglob("*") if p.is_file()]
+    assert [p.name for p in copied] == ["tokenizer.json"]
+    assert copied[0].read_bytes() == bundle.file("tokenizer.json").read_bytes()
 
 
 def test_a_newer_format_says_upgrade(tmp_path: Path) -> None:
@@ -191,7 +246,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path: Path) 
 def test_a_failure_leaves_the_old_bundle(tmp_path: Path) -> None:
     old = make(tmp_path / "b")
     with pytest.raises(KeyboardInterrupt), staged_bundle(tmp_path / "b") as staging:
-        (staging / "model.onnx").write_text("half")
+        (staging / "half.onnx").write_text("half")
         raise KeyboardInterrupt
     assert open_bundle(tmp_path / "b") == old
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
@@ -215,20 +270,21 @@ def test_what_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_folder", [False, True])
-def test_a_stranger_in_a_bundle_is_not_removed(tmp_path: Path, is_folder: bool) -> None:
-    stranger = make(tmp_path / "b").path / "notes"
+@pytest.mark.parametrize("name", ["notes", "onnx/notes"])
+def test_a_stranger_in_a_bundle_is_not_removed(tmp_path: Path, is_folder: bool, name: str) -> None:
+    stranger = make(tmp_path / "b").path / name
     stranger.mkdir() if is_folder else stranger.write_text("x")
-    with pytest.raises(InputError, match="notes lies in the bundle there"):
+    with pytest.raises(InputError, match=f"{name} lies in the bundle there"):
         make(tmp_path / "b")
     assert stranger.exists()
 
 
 def test_a_folder_with_a_file_s_name_is_a_stranger(tmp_path: Path) -> None:
     bundle = make(tmp_path / "b")
-    bundle.file("weights.bin").unlink()
-    bundle.file("weights.bin").mkdir()
-    (bundle.file("weights.bin") / "photo.jpg").write_text("x")
-    with pytest.raises(InputError, match=r"weights\.bin lies in"):
+    bundle.file(WEIGHTS).unlink()
+    bundle.file(WEIGHTS).mkdir()
+    (bundle.file(WEIGHTS) / "photo.jpg").write_text("x")
+    with pytest.raises(InputError, match=r"onnx/model\.onnx_data lies in"):
         make(tmp_path / "b")
 
 
@@ -236,14 +292,13 @@ def test_a_bundle_of_a_newer_format_is_not_replaced(tmp_path: Path) -> None:
     path = edit(make(tmp_path / "b"), format_version=99, whatever=1)
     with pytest.raises(InputError, match="upgrade kdexport or name another folder"):
         make(path)
-    assert (path / "weights.bin").exists()
+    assert (path / WEIGHTS).exists()
 
 
 def test_what_came_while_a_bundle_was_written_is_kept(tmp_path: Path) -> None:
     target = tmp_path / "b"
     with staged_bundle(target) as staging:
-        for name in FILES:
-            (staging / name).write_text(name)
+        (staging / "x").write_text("x")
         target.mkdir()
         (target / "photo.jpg").write_text("x")
         with pytest.raises(InputError, match="other things"):
@@ -253,7 +308,7 @@ def test_what_came_while_a_bundle_was_written_is_kept(tmp_path: Path) -> None:
 
 def test_a_damaged_bundle_and_an_empty_folder_are_replaced(tmp_path: Path) -> None:
     bundle = make(tmp_path / "b")
-    bundle.file("weights.bin").unlink()
+    bundle.file(WEIGHTS).unlink()
     edit(bundle, files={name: FileFacts(sha256="", bytes=0).model_dump() for name in FILES})
     (tmp_path / "empty").mkdir()
     for name in ("b", "empty"):

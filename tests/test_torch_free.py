@@ -133,12 +133,12 @@ def test_verify_passes_a_whole_bundle_and_fails_a_changed_one(
     assert laptop.run("verify", bundles[1]).returncode == 0
     changed = laptop.folder / "changed"
     shutil.copytree(bundles[1], changed)
-    weights = bytearray((changed / "weights.bin").read_bytes())
+    weights = bytearray((changed / "onnx" / "model.onnx_data").read_bytes())
     weights[len(weights) // 2] ^= 1
-    (changed / "weights.bin").write_bytes(weights)
+    (changed / "onnx" / "model.onnx_data").write_bytes(weights)
     ran = laptop.run("verify", changed)
     assert ran.returncode == 1
-    assert "weights.bin" in ran.stdout
+    assert "onnx/model.onnx_data" in ran.stdout
     refused = laptop.run("generate", changed, "--prompt", "Fresh bread", "--max-new-tokens", "2")
     assert refused.returncode == 2
     assert "Traceback" not in refused.stderr

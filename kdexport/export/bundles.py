@@ -8,6 +8,7 @@ from typing import Any
 
 from kdexport import __version__
 from kdexport.bundle import (
+    WEIGHTS,
     Bundle,
     Graphs,
     Manifest,
@@ -18,10 +19,12 @@ from kdexport.bundle import (
     staged_bundle,
 )
 from kdexport.errors import InputError, MissingExtraError
+from kdexport.export.companions import write_companions
 from kdexport.export.draft import Array, Draft, save_drafts
 from kdexport.export.graph import build_graph, check_family
 from kdexport.export.layers import longest_text
 from kdexport.export.parity import check_parity
+from kdexport.export.standard import STANDARD, standard_graph
 from kdexport.export.text import chat_template, text_facts
 from kdexport.machine import need_room
 from kdexport.runtime.quality import load_reference
@@ -29,8 +32,7 @@ from kdexport.runtime.session import Session, open_graphs
 from kdexport.runtime.text import TextCodec
 from kdexport.sources import FP32_BYTES, check_safetensors
 
-WEIGHTS = "weights.bin"
-GRAPH = "model.onnx"
+GRAPH = "onnx/decode.onnx"
 VERSIONS_OF = ("onnx", "mobius-onnx", "onnxruntime", "torch", "transformers", "tokenizers")
 
 
@@ -67,14 +69,13 @@ def export_bundle(
     parts = sorted(checkpoint.glob("*.safetensors"))
     n_bytes = FP32_BYTES * sum(check_safetensors(part) for part in parts)
     need_room(Path(tempfile.gettempdir()), n_bytes)  # build_graph's
-    graphs = Graphs(prefill=GRAPH, decode=GRAPH)
+    graphs = Graphs(prefill=GRAPH, decode=GRAPH, standard=STANDARD)
     with staged_bundle(out, n_bytes) as staging:
         draft = build_graph(checkpoint)
         manifest = Manifest(
             name=name,
             scheme="fp32",
             graphs=graphs,
-            weights=WEIGHTS,
             model=model_facts(draft, config, checkpoint),
             text=text,
             versions=_versions(),
@@ -82,7 +83,9 @@ def export_bundle(
             teacher=teacher,
             licence=licence,
         )
-        save_drafts({GRAPH: draft}, staging, WEIGHTS)
+        standard = standard_graph(draft)
+        save_drafts({GRAPH: draft, STANDARD: standard}, staging, WEIGHTS)
+        write_companions(staging, checkpoint, config, manifest, standard, codec.template)
         shutil.copyfile(checkpoint / "tokenizer.json", staging / "tokenizer.json")
         if codec.template is not None:
             (staging / "chat_template.jinja").write_text(codec.template, "utf-8", newline="")

@@ -12,9 +12,13 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from kdexport.bundle import weights_location
+
 Array = np.ndarray[Any, Any]
-INLINE_BYTES = 1024  # smaller tensors stay in the graph's own file
-ALIGNMENT = 4096  # of each tensor in the weight file, so that it can be mapped into memory
+INLINE_BYTES = 256  # smaller tensors stay in the graph's own file
+ALIGNMENT = 4096  # of large tensors in the weight file, so that they can be mapped into memory
+LARGE_BYTES = 1 << 16  # the others stand close: many scales and norms are shared, too
+SMALL_ALIGNMENT = 64
 IR_VERSION = 10
 
 
@@ -89,26 +93,38 @@ def load_draft(path: Path) -> Draft:
 
 
 def save_drafts(drafts: Mapping[str, Draft], folder: Path, weights_name: str) -> None:
-    """Write each draft as ``folder/NAME``; arrays of one name are stored once, in one file."""
+    """Write each draft as ``folder/NAME``; arrays of one name are stored once, in one file.
+
+    Names may have folders in them; the weights lie beside or below each graph.
+    """
     offsets: dict[str, tuple[int, int]] = {}
+    for name in (weights_name, *drafts):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
     with (folder / weights_name).open("wb") as file:
         for draft in drafts.values():
             for name, array in draft.weights.items():
-                if name not in offsets and array.nbytes >= INLINE_BYTES:
-                    file.write(b"\0" * (-file.tell() % ALIGNMENT))
+                if name not in offsets and _is_outside(array):
+                    alignment = ALIGNMENT if array.nbytes >= LARGE_BYTES else SMALL_ALIGNMENT
+                    file.write(b"\0" * (-file.tell() % alignment))
                     offsets[name] = (file.tell(), array.nbytes)
                     file.write(np.ascontiguousarray(array).tobytes())
     for file_name, draft in drafts.items():
         graph = onnx.GraphProto()
         graph.CopyFrom(draft.graph)
+        location = weights_location(file_name, weights_name)
         for name, array in draft.weights.items():
-            graph.initializer.append(_tensor(name, array, offsets.get(name), weights_name))
+            graph.initializer.append(_tensor(name, array, offsets.get(name), location))
         model = onnx.helper.make_model(graph, opset_imports=draft.opsets, ir_version=IR_VERSION)
         (folder / file_name).write_bytes(model.SerializeToString())
 
 
+def _is_outside(array: Array) -> bool:
+    """Shapes and axes stay inside, where every reader can infer from them."""
+    return array.nbytes >= INLINE_BYTES and array.dtype != np.int64
+
+
 def _tensor(
-    name: str, array: Array, place: tuple[int, int] | None, weights_name: str
+    name: str, array: Array, place: tuple[int, int] | None, location: str
 ) -> onnx.TensorProto:
     if place is None:
         return numpy_helper.from_array(array, name)
@@ -119,6 +135,6 @@ def _tensor(
         data_location=onnx.TensorProto.EXTERNAL,
     )
     offset, length = place
-    for key, value in (("location", weights_name), ("offset", offset), ("length", length)):
+    for key, value in (("location", location), ("offset", offset), ("length", length)):
         tensor.external_data.add(key=key, value=str(value))
     return tensor

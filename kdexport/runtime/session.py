@@ -9,7 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from kdexport.bundle import Bundle, Graphs, Manifest, ModelFacts, check_files, open_bundle
+from kdexport.bundle import (
+    Bundle,
+    Graphs,
+    Manifest,
+    ModelFacts,
+    check_files,
+    open_bundle,
+    weights_location,
+)
 from kdexport.errors import InputError, first_words
 from kdexport.machine import physical_cores
 from kdexport.runtime.external_data import external_locations
@@ -173,7 +181,8 @@ def open_session(
     _check_cpu(opened)
     for name in names:
         file = opened.file(name)
-        strangers = external_locations(file.read_bytes(), str(file)) - {manifest.weights}
+        own = weights_location(name, manifest.weights)
+        strangers = external_locations(file.read_bytes(), str(file)) - {own}
         if strangers:
             raise InputError(
                 f"{name} refers to a file outside of the bundle: {sorted(strangers)[0]!r}",

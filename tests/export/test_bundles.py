@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from kdexport.bundle import open_bundle, verify_bundle
+from kdexport.bundle import WEIGHTS, open_bundle, verify_bundle
 from kdexport.errors import InputError, ParityError
 from kdexport.export import bundles as bundles_module
 from kdexport.export import quantize as quantize_module
@@ -55,24 +55,25 @@ def test_int8_stays_near_and_is_small(
     assert bundle.manifest.parity is not None and bundle.manifest.parity.max_kl < 0.005
     assert bundle.manifest.parent is not None
     assert bundle.manifest.parent.manifest_sha256 == parent.manifest_sha256
-    weights = load_draft(bundle.file("decode.onnx")).weights
+    weights = load_draft(bundle.file(bundle.manifest.graphs.decode)).weights
     wide = {n: w for n, w in weights.items() if w.ndim == 2 and "cache" not in n and "wpe" not in n}
     assert {w.dtype.kind for w in wide.values()} <= {"i", "u"}
     assert all(w.dtype.itemsize == 1 for w in wide.values())
 
 
-def test_two_graphs_share_one_weight_file(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_graphs_share_one_weight_file(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     parent = export_bundle(checkpoints["llama"], tmp_path / "b", name="x")
     bundle = quantize_bundle(parent, "int8-portable", tmp_path / "q")
     places: list[dict[str, str]] = []
-    for name in ("prefill.onnx", "decode.onnx"):
+    graphs = bundle.manifest.graphs
+    for name in (graphs.prefill, graphs.decode, graphs.standard or ""):
         model = onnx.load(bundle.file(name), load_external_data=False)
         external = [t for t in model.graph.initializer if t.external_data]
         places.append({t.name: str(t.external_data) for t in external})
         assert len(set(places[-1].values())) == len(places[-1])
-    assert places[0] == places[1]
+    assert places[0] == places[1] == places[2]
     # The tied table is there once: no two arrays of the vocabulary's size.
-    weights = load_draft(bundle.file("decode.onnx")).weights
+    weights = load_draft(bundle.file(bundle.manifest.graphs.decode)).weights
     assert [w.dtype for name, w in weights.items() if "embed" in name and w.ndim == 2] == ["uint8"]
 
 
@@ -258,7 +259,7 @@ def test_room_is_asked_for(
     for module in ("kdexport.bundle", "kdexport.export.bundles"):
         monkeypatch.setattr(f"{module}.need_room", lambda folder, n: asked.update({folder: n}))
     export_bundle(checkpoints["llama"], tmp_path / "out" / "b", name="x")
-    weights = (tmp_path / "out" / "b" / "weights.bin").stat().st_size
+    weights = (tmp_path / "out" / "b" / WEIGHTS).stat().st_size
     assert set(asked) == {Path(tempfile.gettempdir()), tmp_path / "out"}
     assert all(n > 0.8 * weights for n in asked.values())  # alignment takes the rest
 

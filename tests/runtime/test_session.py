@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdexport.bundle import Bundle, open_bundle
+from kdexport.bundle import WEIGHTS, Bundle, open_bundle
 from kdexport.errors import InputError
 from kdexport.runtime.session import Session, open_session
 
@@ -110,7 +110,7 @@ def test_a_manifest_that_is_not_the_graph_s_is_one_line(
         InputError, match=f"not the graph of its manifest: {wrong} differs"
     ) as caught:
         open_session(Bundle(llama_bundle.path, manifest, ""))
-    assert caught.value.where.endswith("model.onnx")
+    assert caught.value.where.endswith("onnx/decode.onnx")
 
 
 def test_a_graph_that_fails_is_one_line(llama_bundle: Bundle) -> None:
@@ -127,10 +127,10 @@ def test_changed_weights_are_refused_before_they_are_read(
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(llama_bundle.path, copy)
-    content = bytearray((copy / "weights.bin").read_bytes())
+    content = bytearray((copy / WEIGHTS).read_bytes())
     content[100] ^= 1
-    (copy / "weights.bin").write_bytes(content)
-    with pytest.raises(InputError, match=r"weights\.bin has changed"):
+    (copy / WEIGHTS).write_bytes(content)
+    with pytest.raises(InputError, match=r"onnx/model\.onnx_data has changed"):
         open_session(copy)
 
 
@@ -143,18 +143,19 @@ def test_a_cpu_without_what_the_weights_need_is_refused(llama_bundle: Bundle) ->
 def test_a_graph_that_reads_elsewhere_is_refused(llama_bundle: Bundle, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(llama_bundle.path, copy)
-    graph = copy / "model.onnx"
-    graph.write_bytes(graph.read_bytes().replace(b"weights.bin", b"/etc/passwd"))
-    with pytest.raises(InputError, match=r"outside of the bundle: '/etc/passwd'"):
+    graph = copy / llama_bundle.manifest.graphs.decode
+    graph.write_bytes(graph.read_bytes().replace(b"model.onnx_data", b"../../../secret"))
+    with pytest.raises(InputError, match=r"outside of the bundle: '../../../secret'"):
         open_session(open_bundle(copy), verify=False)
 
 
 def test_a_broken_graph_is_one_line(llama_bundle: Bundle, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(llama_bundle.path, copy)
-    content = bytearray((copy / "model.onnx").read_bytes())
+    graph = copy / llama_bundle.manifest.graphs.decode
+    content = bytearray(graph.read_bytes())
     content[: len(content) // 2] = bytes(len(content) // 2)
-    (copy / "model.onnx").write_bytes(content)
+    graph.write_bytes(content)
     with pytest.raises(InputError) as caught:
         open_session(open_bundle(copy), verify=False)
     assert "\n" not in str(caught.value)
