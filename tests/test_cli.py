@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -212,6 +213,73 @@ def test_the_seed_decides_what_is_sampled(folder: Path) -> None:
     assert len({text(seed) for seed in range(4)}) > 1
 
 
+def written(folder: Path, *options: str) -> list[dict[str, Any]]:
+    """The lines of `kdexport generate --json`."""
+    arguments = ["generate", str(folder / "tiny"), "-p", "Bread", "-n", "10", "--json", *options]
+    shown = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    return [json.loads(line) for line in shown.output.splitlines()]
+
+
+def test_each_variant_is_a_line_of_its_own(folder: Path) -> None:
+    rows = written(folder, "-t", "1", "--seed", "4", "--variants", "3")
+    assert [row["variant"] for row in rows] == [0, 1, 2]
+    assert len({row["text"] for row in rows}) == 3
+    assert rows[0]["text"] == written(folder, "-t", "1", "--seed", "4")[0]["text"]
+    options = ["-p", "Bread", "-n", "10", "-t", "1", "--seed", "4", "--variants", "3"]
+    shown = CliRunner().invoke(cli, ["generate", str(folder / "tiny"), *options]).output
+    assert shown == "".join(f"{row['variant'] + 1}. {row['text']}\n" for row in rows)
+
+
+def test_variants_of_a_brief_name_it(folder: Path) -> None:
+    arguments = ["--brief", str(ROOT / "recipes/data/example-brief.jsonl"), "--variants", "2"]
+    shown = CliRunner().invoke(cli, ["generate", str(folder / "tiny"), *arguments, "--json"])
+    rows = [json.loads(line) for line in shown.output.splitlines()]
+    assert [(row["id"], row["variant"]) for row in rows[:4]] == [
+        ("line-1", 0),
+        ("line-1", 1),
+        ("line-2", 0),
+        ("line-2", 1),
+    ]
+    assert all("\n" not in row["text"] for row in rows[:2])
+
+
+def test_log_probabilities_are_listed_when_asked_for(folder: Path) -> None:
+    [plain], [asked] = written(folder), written(folder, "--logprobs", "2")
+    assert "logprobs" not in plain
+    assert asked["text"] == plain["text"]
+    assert len(asked["logprobs"]) == asked["n_tokens"] == 10
+    for token in asked["logprobs"]:
+        assert [token["id"], token["logprob"]] == [token["top"][0][k] for k in ("id", "logprob")]
+        assert token["logprob"] > token["top"][1]["logprob"]
+    mean = sum(token["logprob"] for token in asked["logprobs"]) / 10
+    assert asked["mean_logprob"] == plain["mean_logprob"] == pytest.approx(mean)
+    [chosen] = written(folder, "--logprobs", "0")
+    assert [token["top"] for token in chosen["logprobs"]] == [[]] * 10
+
+
+def test_beams_find_a_likelier_text_than_greedy(folder: Path) -> None:
+    [greedy] = written(folder)
+    beams = written(folder, "--beams", "4", "--variants", "2")
+    assert beams[0]["mean_logprob"] > beams[1]["mean_logprob"] > greedy["mean_logprob"]
+    assert [row["variant"] for row in beams] == [0, 1]
+
+
+def test_what_a_text_may_hold_is_an_option(folder: Path) -> None:
+    [free] = written(folder, "--logprobs", "0")
+    first = free["logprobs"][0]["id"]
+    [other] = written(folder, "--logprobs", "0", "--logit-bias", f"{first}=-100")
+    assert first not in [token["id"] for token in other["logprobs"]]
+    stop = free["text"][2:4]
+    [stopped] = written(folder, "--stop", "not there", "--stop", stop)
+    assert stopped["text"] == free["text"][: free["text"].index(stop)]
+    assert stopped["finish_reason"] == "stop"
+    for option in ("--frequency-penalty", "--presence-penalty"):
+        [more] = written(folder, "--logprobs", "0", option, "2", "--repetition-penalty", "3")
+        assert len({token["id"] for token in more["logprobs"]}) == 10
+    [single] = written(folder, "-t", "5", "--min-p", "1")
+    assert single["text"] == free["text"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -240,6 +308,24 @@ def test_the_seed_decides_what_is_sampled(folder: Path) -> None:
             for value in ("nan",)
         ),
         (["generate", "{folder}/tiny", "-p", "x", "-t", "inf"], "finite"),
+        *(
+            (["generate", "{folder}/tiny", "-p", "x", *more], message)
+            for more, message in (
+                (["--min-p", "2"], "--min-p"),
+                (["--frequency-penalty", "3"], "--frequency-penalty"),
+                (["--presence-penalty", "nan"], "finite"),
+                (["--no-repeat-ngram", "-1"], "--no-repeat-ngram"),
+                (["--logit-bias", "5:1"], "--logit-bias: '5:1' is no ID=VALUE"),
+                (["--logit-bias", "5=nan"], "logit_bias: nan for token 5"),
+                (["--logit-bias", "999=1"], "token 999 is not of the model's vocabulary"),
+                (["--stop", ""], "an empty stop string"),
+                (["-n", "8", "--min-new-tokens", "9"], "--min-new-tokens: is more than"),
+                (["--beams", "3", "-t", "0.5"], "--beams: draws no tokens; leave out"),
+                (["--beams", "3", "--variants", "4"], "--variants: cannot be more than --beams"),
+                (["--logprobs", "2"], "--logprobs: is of --json"),
+                (["--logprobs", "2", "--json", "--beams", "2"], "--logprobs: is not of a beam"),
+            )
+        ),
         (["generate", "{folder}/tiny", "-p", ""], "the prompt is empty"),
         (["generate", "{folder}/tiny", "-p", " \n"], "the prompt is empty"),
         (["generate", "{folder}/tiny", "--raw", "--brief", "none.jsonl"], "--raw"),
