@@ -16,8 +16,9 @@ Array = np.ndarray[Any, Any]
 class KVCache:
     """Keys and values of ``batch_size`` texts, one buffer bound as past and as present.
 
-    ``lengths``: int32 [batch], valid tokens of each row. Buffers are float32
-    [batch, n_kv_heads, capacity, head_dim] and grow by doubling.
+    ``lengths``: int32 [batch], valid tokens of each row; what stands behind them is never read.
+    Buffers are float32 [batch, n_kv_heads, capacity, head_dim] and grow by doubling, so that a
+    token costs the same however many came before. ``version`` changes with the buffers.
     """
 
     def __init__(self, manifest: Manifest, batch_size: int, capacity: int) -> None:
@@ -27,7 +28,13 @@ class KVCache:
         self.buffers = [self._empty() for _ in range(2 * self._model.n_layers)]
         self.version = 0
 
+    @property
+    def n_bytes(self) -> int:
+        """What the buffers take, used or not."""
+        return sum(buffer.nbytes for buffer in self.buffers)
+
     def _empty(self) -> Array:
+        # Zeroed by the system, page by page as they are touched: the unused part costs nothing.
         model = self._model
         shape = (len(self.lengths), model.n_kv_heads, self.capacity, model.head_dim)
         return np.zeros(shape, dtype=np.float32)
@@ -36,16 +43,44 @@ class KVCache:
         """Make room for ``n_tokens`` tokens in each row."""
         if n_tokens <= self.capacity:
             return
-        before = self.capacity
-        self.capacity = min(max(2 * before, n_tokens), self._model.max_length)
-        for number, old in enumerate(self.buffers):
-            self.buffers[number] = self._empty()
-            self.buffers[number][:, :, :before] = old
-        self.version += 1
+        self.capacity = min(max(2 * self.capacity, n_tokens), self._model.max_length)
+        self._replace(np.arange(len(self.lengths)))
 
     def keep_rows(self, rows: Sequence[int] | Array) -> None:
         """Keep the named rows, in this order; a row may be named more than once."""
         index = np.asarray(rows, dtype=np.int64)
-        self.buffers = [np.ascontiguousarray(buffer[index]) for buffer in self.buffers]
         self.lengths = self.lengths[index].copy()
+        self._replace(index)
+
+    def truncate(self, lengths: int | Sequence[int] | Array) -> None:
+        """Forget all but the first ``lengths`` tokens of each row.
+
+        Copies nothing: the next tokens are written over what is forgotten. Raises ValueError for
+        lengths that a row has not got.
+        """
+        wanted = np.broadcast_to(np.asarray(lengths, dtype=np.int32), self.lengths.shape)
+        if (wanted < 0).any() or (wanted > self.lengths).any():
+            raise ValueError(f"cannot cut rows of {self.lengths.tolist()} to {wanted.tolist()}")
+        self.lengths = wanted.copy()
+
+    def read(self, begin: int, end: int) -> Array:
+        """A copy of tokens of the first row, float32 [2 * layers, kv heads, end - begin, head]."""
+        return np.stack([buffer[0, :, begin:end] for buffer in self.buffers])
+
+    def extend(self, values: Array) -> None:
+        """Put what `read` gave behind the tokens of the only row."""
+        begin = int(self.lengths[0])
+        end = begin + values.shape[2]
+        self.reserve(end)
+        for buffer, value in zip(self.buffers, values, strict=True):
+            buffer[0, :, begin:end] = value
+        self.lengths = np.asarray([end], dtype=np.int32)
+
+    def _replace(self, rows: Array) -> None:
+        """Copy the used part of the old buffers' rows, and nothing else, to new ones."""
+        used = int(self.lengths.max(initial=0))
+        for number, old in enumerate(self.buffers):
+            self.buffers[number] = self._empty()
+            for place, row in enumerate(rows):
+                self.buffers[number][place, :, :used] = old[row, :, :used]
         self.version += 1
