@@ -22,7 +22,7 @@ NOT_TAKEN = ("GGUF.", "general.architecture", "general.file_type", "general.quan
 
 
 def interleaved(weights: Array, n_heads: int) -> Array:
-    """Rows of each head from [first halves, second halves] to pairs, as GGUF's Llama rotates them."""
+    """Rows of each head from [first half, second half] to pairs, as GGUF's Llama rotates them."""
     rows, width = weights.shape
     halves = weights.reshape(n_heads, 2, rows // n_heads // 2, width)
     return halves.swapaxes(1, 2).reshape(rows, width)

