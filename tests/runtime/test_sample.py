@@ -171,6 +171,14 @@ def test_a_draw_is_the_inverse_of_the_running_sum(seed: int, size: int, number: 
     assert reached[drawn] - p[drawn] - 1e-12 <= number <= reached[drawn] + 1e-12
 
 
+@pytest.mark.parametrize("number", [0.0, np.nextafter(0.5, 0), 0.5, np.nextafter(1.0, 0)])
+def test_whole_blocks_without_weight_are_never_drawn_from(number: float) -> None:
+    p = np.zeros(5 * BLOCK)
+    p[BLOCK + 3] = p[3 * BLOCK + 9] = 0.5
+    drawn = Distribution(np.arange(len(p)), p).draw(Fixed(number))  # type: ignore[arg-type]
+    assert drawn == (BLOCK + 3 if number < 0.5 else 3 * BLOCK + 9)
+
+
 def test_greedy_is_one_token_with_probability_one() -> None:
     logits = some_logits(3)
     found = make_sampler().distribution(logits[0], new_row(0))
