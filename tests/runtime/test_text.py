@@ -127,6 +127,7 @@ def test_a_template_that_fails_is_one_line(codec: TextCodec, template: str, reas
 def test_a_template_that_is_no_utf8_is_one_line(llama_bundle: Bundle, tmp_path: Path) -> None:
     with staged_bundle(tmp_path / "b") as staging:
         for name in llama_bundle.manifest.files:
+            (staging / name).parent.mkdir(exist_ok=True)
             (staging / name).write_bytes(llama_bundle.file(name).read_bytes())
         (staging / "chat_template.jinja").write_bytes(b"caf\xff")
         bundle = commit_bundle(staging, tmp_path / "b", llama_bundle.manifest)
