@@ -1,7 +1,7 @@
 """Stop strings, wherever the text is cut into pieces."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kdexport.errors import InputError
@@ -26,6 +26,7 @@ def scan(pieces: list[str], stops: list[str]) -> tuple[list[str], bool]:
     return [*given_out, scanner.flush()], scanner.stopped
 
 
+@example(["abab"], ["abab", "ba"])
 @given(pieces_of_few_letters, stops_of_few_letters)
 def test_pieces_join_to_the_text_before_the_first(pieces: list[str], stops: list[str]) -> None:
     given_out, stopped = scan(pieces, stops)
