@@ -218,9 +218,9 @@ def bench(
 @number_options
 @click.option("--logit-bias", multiple=True, metavar="ID=VALUE", help="Add to a token's logit.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. Repeatable.")
-@click.option(
-    "--logprobs", type=click.IntRange(0, 100), help="With --json: of each token and N others."
-)
+@click.option("--logprobs", type=click.IntRange(0, 100), help="In --json: each token, N others.")
+@click.option("--prompt-cache", type=EXISTING, help="Keep what prompts begin with in this folder.")
+@click.option("--draft", type=EXISTING, help="A student's bundle that guesses ahead.")
 @click.option("--threads", type=click.IntRange(1), help="Threads [default: physical cores].")
 @json_option
 def generate(bundle: Path, prompt: str | None, brief_path: Path | None, **options: Any) -> None:

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,25 @@ from kdexport.content.channels import load_channels
 from kdexport.content.prompts import Message, brief_messages, split_opening
 from kdexport.errors import InputError
 from kdexport.runtime.generate import Step
+from kdexport.runtime.prompt_cache import PromptCache, Reads
 from kdexport.runtime.sample import TokenSampler, make_sampler
 from kdexport.runtime.session import Session, check_ids, open_session
+from kdexport.runtime.speculate import Guesses, Speculation, grouping_error, match_vocabularies
 from kdexport.runtime.stop import StopScanner
 from kdexport.runtime.stream import Piece, search_text, write_text
 from kdexport.runtime.text import TextCodec, load_text
 
 Echo = Callable[..., Any]
+GROUPED = "Write a line about fresh bread, please."
+MOST_GROUPING_ERROR = 1e-3  # float32 in another order stays well below
 
 
 @dataclass(frozen=True)
 class Writer:
     """An opened bundle and how it is to write.
 
-    ``beams`` above 1: by a beam search, of which the best ``variants`` are taken.
+    ``beams`` above 1: by a beam search, of which the best ``variants`` are taken. ``kept`` holds
+    beginnings of prompts; ``speculation`` is the session with a draft beside it.
     """
 
     session: Session
@@ -42,15 +47,25 @@ class Writer:
     stop: Sequence[str] = ()
     n_logprobs: int | None = None
     lists_logprobs: bool = False
+    kept: PromptCache | None = None
+    speculation: Speculation | None = None
 
     def stream(self, text: str, *, max_new_tokens: int, one_line: bool) -> Iterator[Piece]:
         """The copy for a rendered prompt, piece by piece; ``one_line``: to the first line break."""
+        ids = self.codec.encode(text)
+        cache = None
+        if self.kept:
+            self.kept.reads = Reads()
+            cache = self.kept.begin(ids, max_new_tokens)
+        if self.speculation:
+            self.speculation.guesses = Guesses()
         yield from write_text(
-            self.session,
+            self.speculation or self.session,
             self.codec,
-            self.codec.encode(text),
-            self.sampler,
+            ids,
+            self.speculation.choose if self.speculation else self.sampler,
             n=self.variants,
+            cache=cache,
             stop=self._stop(one_line),
             max_new_tokens=max_new_tokens,
             min_new_tokens=min(self.min_new_tokens, max_new_tokens),
@@ -115,6 +130,9 @@ def open_writer(
     threads: int | None,
     n_logprobs: int | None = None,
     lists_logprobs: bool = False,
+    prompt_cache: Path | None = None,
+    draft: Path | None = None,
+    warn: Callable[[str], None] = lambda line: None,
     **sampling: Any,
 ) -> Writer:
     """Open a bundle, its hashes checked, and make the sampler; ``sampling`` is what that takes."""
@@ -127,11 +145,17 @@ def open_writer(
         raise InputError("draws no tokens", where="--beams", remedy="leave out --temperature")
     if 1 < beams < variants:
         raise InputError("cannot be more than --beams", where="--variants")
+    if draft is not None and max(beams, variants) > 1:
+        raise InputError("guesses for one text at a time", where="--draft")
+    if prompt_cache is not None and beams > 1:
+        raise InputError("is not of a beam search", where="--prompt-cache")
     opened = open_bundle(bundle)
     check_ids(np.asarray(list(bias), dtype=np.int64), opened.manifest.model.vocab_size)
+    session, codec = open_session(opened, n_threads=threads), load_text(opened)
+    kept = PromptCache(session, folder=prompt_cache, warn=warn) if prompt_cache else None
     return Writer(
-        open_session(opened, n_threads=threads),
-        load_text(opened),
+        session,
+        codec,
         sampler,
         max_new_tokens,
         seed,
@@ -141,7 +165,30 @@ def open_writer(
         stop,
         n_logprobs,
         lists_logprobs,
+        kept,
+        _speculation(session, codec, sampler, draft, threads, warn) if draft else None,
     )
+
+
+def _speculation(
+    session: Session,
+    codec: TextCodec,
+    sampler: TokenSampler,
+    draft: Path,
+    threads: int | None,
+    warn: Callable[[str], None],
+) -> Speculation:
+    """Open a draft, its vocabulary compared with the teacher's."""
+    opened = open_bundle(draft)
+    vocabularies = match_vocabularies(codec, load_text(opened))
+    error = grouping_error(session, codec.encode(GROUPED))
+    if error > MOST_GROUPING_ERROR:
+        warn(
+            f"{codec.where}: its logits depend on how many tokens are read at once, by {error:.2g}:"
+            " a text may differ from that without --draft"
+        )
+    guessing = open_session(opened, n_threads=threads)
+    return Speculation(session, guessing, vocabularies, sampler)
 
 
 def parse_bias(texts: Sequence[str]) -> dict[int, float]:
@@ -162,7 +209,7 @@ def write_prompt(
     bundle: Path, prompt: str, echo: Echo, *, raw: bool, as_json: bool, **options: Any
 ) -> None:
     """Answer one prompt; through the chat template unless ``raw``."""
-    writer = open_writer(bundle, **_with_logprobs(options, as_json))
+    writer = open_writer(bundle, warn=_to_stderr(echo), **_with_logprobs(options, as_json))
     asked: str | list[Message] = prompt if raw else [{"role": "user", "content": prompt}]
     _write(writer, asked, writer.max_new_tokens, echo, {"prompt": prompt}, as_json)
 
@@ -172,7 +219,7 @@ def write_briefs(
 ) -> None:
     """Write the copy of each brief, in order; a channel's own limit of tokens holds."""
     briefs = load_briefs(briefs_path)
-    writer = open_writer(bundle, **_with_logprobs(options, as_json))
+    writer = open_writer(bundle, warn=_to_stderr(echo), **_with_logprobs(options, as_json))
     channels = load_channels()
     for brief in briefs:
         channel = channels[brief.channel]
@@ -186,6 +233,10 @@ def write_briefs(
         except InputError as error:
             where = error.where or f"{briefs_path}: {brief.id}"
             raise InputError(error.message, where=where, remedy=error.remedy) from error
+
+
+def _to_stderr(echo: Echo) -> Callable[[str], None]:
+    return lambda line: echo(line, err=True)
 
 
 def _with_logprobs(options: dict[str, Any], as_json: bool) -> dict[str, Any]:
@@ -249,6 +300,11 @@ def _facts(copy: Copy, number: int, words: str, writer: Writer) -> dict[str, Any
         "mean_logprob": copy.mean_logprob,
         "seconds": round(copy.seconds, 4),
     }
+    if writer.kept:
+        facts["prompt_tokens"] = asdict(writer.kept.reads)
+    if writer.speculation:
+        guesses = writer.speculation.guesses
+        facts["draft"] = asdict(guesses) | {"tokens_per_call": round(guesses.tokens_per_call, 3)}
     if writer.lists_logprobs:
         facts["logprobs"] = [
             _token(writer, step.token_id, step.logprob)

@@ -153,10 +153,12 @@ class _Disk:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            return self._refuse(path, error)
+            self._refuse(path, error)
+            return None
         values = content[head:]
         if content[:head] != _line(key, values):
-            return self._refuse(path, ValueError("its hash differs"))
+            self._refuse(path, ValueError("its hash differs"))
+            return None
         return np.frombuffer(values, dtype="<f4").reshape(self._shape)
 
     def write(self, key: str, values: Array) -> None:

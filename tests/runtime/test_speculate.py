@@ -24,7 +24,7 @@ from kdexport.runtime.session import Session, open_session
 from kdexport.runtime.speculate import (
     Speculation,
     Vocabularies,
-    depends_on_grouping,
+    grouping_error,
     match_vocabularies,
 )
 from kdexport.runtime.text import load_text
@@ -111,7 +111,7 @@ def test_the_text_is_the_teacher_s_to_the_bit(
     target: Session, draft: Session, vocabularies: Vocabularies, at: int
 ) -> None:
     paired = Paired(target)
-    assert not depends_on_grouping(paired, PROMPTS[4])  # type: ignore[arg-type]
+    assert grouping_error(paired, PROMPTS[4]) == 0  # type: ignore[arg-type]
     n_right = n_wrong = 0
     for prompt in PROMPTS:
         alone, guessed, speculation = both(paired, draft, vocabularies, prompt, 24, at)
@@ -189,7 +189,7 @@ def test_text_after_text_and_after_one_that_was_left(
 ) -> None:
     paired, sampler = Paired(target), make_sampler()
     speculation = Speculation(paired, draft, vocabularies, sampler, sure=0.0)  # type: ignore[arg-type]
-    for prompt in PROMPTS:
+    for prompt in [*PROMPTS, [9]]:
         left = generate(speculation, [7, 8, 9], speculation.choose, max_new_tokens=9)
         next(left), next(left)
         alone = list(generate(paired, prompt, sampler, max_new_tokens=12))
@@ -326,5 +326,14 @@ def test_a_special_token_is_not_a_plain_one(llama_bundle: Bundle, draft_bundle: 
 
 
 def test_grouping_is_told(target: Session, int8_bundle: Bundle) -> None:
-    assert depends_on_grouping(open_session(int8_bundle, n_threads=1), PROMPTS[4])
-    assert not depends_on_grouping(Paired(target), PROMPTS[4])  # type: ignore[arg-type]
+    assert grouping_error(Paired(target), PROMPTS[4]) == 0  # type: ignore[arg-type]
+    assert grouping_error(target, PROMPTS[4]) < 1e-4  # float32, summed in another order
+    assert grouping_error(target, [7]) == 0
+
+
+def test_a_range_of_a_call_is_told(target: Session) -> None:
+    class Ranged(Paired):
+        def run(self, ids: Array, cache: KVCache, **options: Any) -> Array:
+            return super().run(ids, cache, **options) + 0.25 * (ids.shape[1] == 4)
+
+    assert grouping_error(Ranged(target), PROMPTS[4]) == pytest.approx(0.25, abs=1e-5)  # type: ignore[arg-type]
