@@ -6,12 +6,12 @@ One process an engine, taking turns in rounds; two threads, greedy, batch 1, tok
 inside the time. bench/README.md says what is measured and how to read it.
 """
 
-import argparse
 import json
 import shlex
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from argparse import Namespace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from bench.peers.arguments import parse, settings_of, wanted_arms  # noqa: E402
 from bench.peers.measure import Bench, Settings  # noqa: E402
 from bench.peers.prepare import (  # noqa: E402
     PEERS,
@@ -34,76 +35,11 @@ from bench.peers.process import Entrant  # noqa: E402
 from bench.peers.table import Verdict, table, verdicts  # noqa: E402
 from bench.peers.text import PACKAGE, corpus_texts, cut_windows, fetch_corpus, file_texts  # noqa: E402
 from kdexport.console import say, tracked  # noqa: E402
-from kdexport.errors import InputError, KdexportError  # noqa: E402
+from kdexport.errors import KdexportError  # noqa: E402
 from kdexport.machine import cache_folder, machine_facts  # noqa: E402
 
-QUICK = Settings(n_rounds=2, n_deep_rounds=1, n_opens=1, n_windows=2, n_step_windows=1)
 PINNED = ("torch", "transformers", "tokenizers", "onnx", "optimum", "gguf", "llama", "numpy")
 BUSY = 0.1  # of a core: more than that of other programs, and a turn is not to be trusted
-
-
-def parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", help="its source [default: the quickstart recipe's teacher]")
-    parser.add_argument("--only", metavar="ARM,ARM", help="these arms only")
-    parser.add_argument(
-        "--bundle", action="append", default=[], metavar="NAME=FOLDER", help="a further arm"
-    )
-    parser.add_argument("--allow-missing", action="store_true", help="go on without some peers")
-    parser.add_argument("--quick", action="store_true", help="a few minutes; says little")
-    parser.add_argument("--no-fidelity", action="store_true", help="speed and memory only")
-    parser.add_argument("--text", type=Path, help="English text instead of the corpus")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write all numbers there")
-    for option in ("threads", "prompt", "new", "long", "deep", "rounds", "deep-rounds"):
-        value = getattr(Settings, f"n_{option.replace('-', '_')}")
-        parser.add_argument(f"--{option}", type=int, metavar="N", help=f"[default: {value}]")
-    parser.add_argument("--seed", type=int, default=0, help="of the order of turns")
-    return parser.parse_args(words)
-
-
-def settings_of(given: argparse.Namespace) -> Settings:
-    settings = replace(QUICK if given.quick else Settings(), seed=given.seed)
-    for name in ("threads", "prompt", "new", "long", "deep", "rounds", "deep_rounds"):
-        value = getattr(given, name)
-        if value is not None:
-            least = {"new": 2, "deep_rounds": 0}.get(name, 1)
-            if value < least:
-                raise InputError(f"--{name.replace('_', '-')} {value}: at least {least}")
-            settings = replace(settings, **{f"n_{name}": value})
-    return replace(settings, n_windows=0) if given.no_fidelity else settings
-
-
-def wanted_arms(given: argparse.Namespace) -> tuple[list[str], dict[str, Path]]:
-    """The names of all arms that are wanted, and the folders of the user's own bundles."""
-    from kdexport.export.quantize import SCHEMES
-
-    bundles: dict[str, Path] = {}
-    for text in given.bundle:
-        name, equals, folder = text.partition("=")
-        if not (name and equals and folder):
-            raise InputError(f"--bundle {text!r} is not NAME=FOLDER")
-        bundles[name] = Path(folder).resolve()
-    known = ["torch-fp32", *SCHEMES, *bundles, *PEERS]
-    if len(set(known)) < len(known):
-        raise InputError("a --bundle has the name of another arm", remedy="rename it")
-    wanted = given.only.split(",") if given.only else known
-    strangers = [name for name in wanted if name not in known]
-    if strangers:
-        raise InputError(f"there is no arm {strangers[0]!r}", remedy="use " + ", ".join(known))
-    return installed_arms([n for n in known if n in wanted], given.allow_missing), bundles
-
-
-def installed_arms(names: list[str], allow_missing: bool) -> list[str]:
-    """The arms whose environments are there; refuses where some are not, unless that is allowed."""
-    missing = [name for name in names if name in PEERS and not PEERS[name].installed]
-    if missing and not allow_missing:
-        raise InputError(
-            f"not installed: {', '.join(missing)}",
-            remedy="run make peers, or go on without them by --allow-missing",
-        )
-    if missing:
-        say(f"going on without {', '.join(missing)}: not installed")
-    return [name for name in names if name not in missing]
 
 
 def entrant(shelf: Shelf, name: str, bundles: dict[str, Path]) -> Entrant:
@@ -158,7 +94,7 @@ def pinned_versions() -> dict[str, list[str]]:
     }
 
 
-def report(bench: Bench, source: str, given: argparse.Namespace, held: list[Verdict]) -> Any:
+def report(bench: Bench, source: str, given: Namespace, held: list[Verdict]) -> Any:
     for name in bench.facts.keys() & PEERS.keys():
         bench.facts[name]["made_by"] = peer_options(name)
     return {

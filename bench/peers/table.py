@@ -166,7 +166,7 @@ def verdicts(series: Series, ours: Sequence[str]) -> list[Verdict]:
 
 def _values(series: Series, bar: Bar, ours: Sequence[str]) -> list[float]:
     own = series.get(bar.arm, {}).get(bar.measure, [])
-    if bar.peer is None:
+    if bar.peer is None or not own:
         return list(own)
     arms = [arm for arm in series if arm not in ours] if bar.peer == BEST else [bar.peer]
     rounds = [series[arm][bar.measure] for arm in arms if bar.measure in series.get(arm, {})]
