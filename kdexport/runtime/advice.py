@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 MANY_ROWS = 128
 """Rows of the products that stand for a prompt."""
 SAME = 1.25
-"""Times that differ by less are the same: medians of a few runs, on machines that others share."""
+"""Times that differ by less are the same: a few runs, on machines that others share."""
 SCARCE_GB_S = 10.0
 """Below this a billion 8-bit weights take a tenth of a second a token: halving them pays."""
 PAYS = 0.7
@@ -34,7 +34,7 @@ class Probe(BaseModel):
 
 
 class Speed(BaseModel):
-    """Medians of one kernel; GB/s of weights as stored, scales included; threads of the probes."""
+    """Lower quartiles of one kernel's times; GB/s of weights as stored, scales included."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -87,9 +87,9 @@ class Probes(BaseModel):
         """Milliseconds of a product with MANY_ROWS rows; infinite for one that was not timed."""
         return next((s.many_rows_ms for s in self.speeds if s.kernel == kernel), float("inf"))
 
-    def gb_s(self, kernel: str) -> float:
-        """GB/s of weights read for one row; infinite for a kernel that was not timed."""
-        return next((s.one_row_gb_s for s in self.speeds if s.kernel == kernel), float("inf"))
+    def gb_s(self) -> float:
+        """GB/s of weights that the quickest reader among the kernels reads for one row."""
+        return max((s.one_row_gb_s for s in self.speeds), default=float("inf"))
 
 
 def recommend(probes: Probes) -> list[Recommendation]:
@@ -114,9 +114,8 @@ class Rule:
 
 
 def _bandwidth_is_scarce(probes: Probes) -> bool:
-    dynamic = probes.dynamic()
-    pays = probes.one_row_ms("block4") <= PAYS * probes.one_row_ms(dynamic)
-    return probes.right("block4") and pays and probes.gb_s(dynamic) < SCARCE_GB_S
+    pays = probes.one_row_ms("block4") <= PAYS * probes.one_row_ms(probes.dynamic())
+    return probes.right("block4") and pays and probes.gb_s() < SCARCE_GB_S
 
 
 def _signed_is_fastest(probes: Probes) -> bool:
@@ -147,7 +146,7 @@ def _blocks(probes: Probes) -> str:
 
 def _why_scarce(probes: Probes) -> str:
     return (
-        f"8-bit weights come at {probes.gb_s(probes.dynamic()):.1f} GB/s only, and 4-bit blocks "
+        f"weights come at {probes.gb_s():.1f} GB/s at the most, and 4-bit blocks "
         f"are right here and {_against(probes, 'block4')}"
     )
 
