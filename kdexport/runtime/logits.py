@@ -47,9 +47,12 @@ def weights_of(scores: Array, top: float, temperature: float) -> Array:
 
 
 def log_sum_exp(logits: Array) -> float:
-    """The natural log of the sum of exp(logits [V]), in float64."""
+    """The natural log of the sum of exp(logits), float32 [V]; right to about 1e-6."""
     top = float(logits.max())
-    return top + math.log(weights_of(logits, top, 1.0).sum())
+    terms = scratch((len(logits) + 1) // 2).view(np.float32)[: len(logits)]
+    np.subtract(logits, top, out=terms, dtype=np.float32)
+    np.exp(terms, out=terms)  # in float32, which takes half the time of float64
+    return top + math.log(terms.sum())
 
 
 def most_likely(scores: Array, n: int) -> Array:

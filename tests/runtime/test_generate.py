@@ -8,7 +8,7 @@ import pytest
 from kdexport.bundle import Bundle
 from kdexport.errors import InputError
 from kdexport.runtime.generate import generate, generate_batch, generate_variants
-from kdexport.runtime.sample import make_sampler
+from kdexport.runtime.sample import make_sampler, new_row
 from kdexport.runtime.session import Session, open_session
 
 PROMPTS = [[5, 6, 7], [9] * 11, [20, 30], [8, 7, 6, 5, 4], [40, 41, 42, 43]]
@@ -129,6 +129,8 @@ def test_variants_have_their_own_draws(session: Session) -> None:
     sampler = make_sampler(temperature=1.0)
     steps = generate(session, PROMPTS[0], sampler, max_new_tokens=10, seed=3)
     assert [step.token_id for step in steps] == texts[0]
+    row = new_row(3, prompt_ids=PROMPTS[0])  # whose key is the default one
+    assert sampler(session.score(PROMPTS[0])[-1:], [row])[0] == texts[0][0]
     assert len(set(map(tuple, variants(session, 3, temperature=0.0)))) == 1  # the same are allowed
 
 

@@ -45,7 +45,8 @@ def test_the_nucleus_is_the_smallest_set_that_reaches_p(values: np.ndarray, p: f
 @given(scores)
 def test_the_log_of_the_sum(values: np.ndarray) -> None:
     wide = values.astype(np.longdouble)
-    assert log_sum_exp(values) == pytest.approx(float(np.log(np.exp(wide).sum())), abs=1e-9)
+    # float32 terms, rounded to 6e-8 of themselves and summed pairwise
+    assert log_sum_exp(values) == pytest.approx(float(np.log(np.exp(wide).sum())), abs=1e-6)
 
 
 def test_large_logits_do_not_overflow() -> None:
