@@ -20,9 +20,9 @@ from kdexport.bundle import (
 )
 from kdexport.errors import InputError, MissingExtraError
 from kdexport.export.companions import write_companions
-from kdexport.export.draft import Array, Draft, save_drafts
+from kdexport.export.draft import Draft, save_drafts
 from kdexport.export.graph import build_graph, check_family
-from kdexport.export.layers import longest_text
+from kdexport.export.layers import count_parameters, longest_text
 from kdexport.export.parity import check_parity
 from kdexport.export.standard import STANDARD, standard_graph
 from kdexport.export.text import chat_template, text_facts
@@ -123,11 +123,9 @@ def model_facts(draft: Draft, config: Any, checkpoint: Path) -> ModelFacts:
         )
     logits = draft.writer("logits")
     vocab_size = draft.weights[logits.input[1]].shape[1] if logits else config.vocab_size
-    tables = {id(array): array.size for array in draft.weights.values() if _is_learnt(array)}
-    constants = sum(a.size for n, a in draft.weights.items() if "_cache" in n)  # rotary tables
     stated = {
         "family": str(config.model_type),
-        "n_parameters": int(sum(tables.values()) - constants),
+        "n_parameters": count_parameters(config),
         "n_layers": len(pasts) // 2,
         "n_kv_heads": int(dims[1]),
         "head_dim": int(dims[3]),
@@ -136,10 +134,6 @@ def model_facts(draft: Draft, config: Any, checkpoint: Path) -> ModelFacts:
         "max_length": longest_text(config),
     }
     return make_facts(ModelFacts, stated, checkpoint / "config.json")
-
-
-def _is_learnt(array: Array) -> bool:
-    return array.dtype == "float32" and array.ndim > 0
 
 
 def _versions() -> dict[str, str]:

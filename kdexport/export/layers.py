@@ -83,6 +83,11 @@ def read_model(config: Any) -> OwnWords:
     return OwnWords(layers, getattr(model.get_input_embeddings(), "scalar_embed_scale", None))
 
 
+def count_parameters(config: Any) -> int:
+    """Learnt numbers of a model, those of a tied head once."""
+    return int(_without_weights(config).num_parameters())
+
+
 def longest_text(config: Any) -> int:
     """How many tokens a text may have for one and the same rotation to hold of all of it.
 

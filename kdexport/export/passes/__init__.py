@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from kdexport.export.draft import Draft
 from kdexport.export.passes.folded_weights import folded_weights
 from kdexport.export.passes.lengths_as_inputs import lengths_as_inputs
+from kdexport.export.passes.one_head_norm import one_head_norm
 from kdexport.export.passes.one_product import one_product
 from kdexport.export.passes.one_table import one_table
 from kdexport.export.passes.selected_logits import selected_logits
@@ -14,5 +15,6 @@ PASSES: Sequence[Callable[[Draft], None]] = (
     lengths_as_inputs,
     selected_logits,
     one_product,
+    one_head_norm,
     one_table,
 )
