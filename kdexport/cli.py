@@ -52,8 +52,8 @@ NUMBERS = (  # of `generate`: names, type, default, help
     ("--frequency-penalty", FiniteRange(-2, 2), 0.0, "Off a logit for each time it was written."),
     ("--presence-penalty", FiniteRange(-2, 2), 0.0, "Off a logit once it was written."),
     ("--no-repeat-ngram", click.IntRange(0), 0, "No N tokens in a row twice; 0: any may."),
-    ("--variants", click.IntRange(1), 1, "Texts for each prompt."),
-    ("--beams", click.IntRange(1), 1, "Width of a beam search."),
+    ("--variants", click.IntRange(1, 64), 1, "Texts for each prompt."),
+    ("--beams", click.IntRange(1, 64), 1, "Width of a beam search."),
     ("--seed", click.INT, 0, ""),
 )
 
