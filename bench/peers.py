@@ -149,5 +149,5 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except KdexportError as error:
-        print(f"peers.py: {error}", file=sys.stderr)
+        print(f"bench/peers.py: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.peers.process import Answer, Bystanders, Entrant, PeerArm, running
+from bench.peers.process import Bystanders, Entrant, PeerArm, running
+from kdexport.arms import Answer
 from kdexport.console import Tracker
 from kdexport.errors import KdexportError
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ def _gguf(shelf: Shelf, name: str) -> Path:
         raise InputError(
             "no GGUF file lies beside it to take the tokenizer from",
             where=str(shelf.model.path),
-            remedy="compare with llama.cpp on a teacher that came as GGUF, or use --without llama",
+            remedy="compare with llama.cpp on a teacher that came as GGUF, or leave llama.cpp out by --only",
         )
     code = (PINS / "gguf_files.py").read_text("utf-8")
 
@@ -230,8 +231,9 @@ def scheme_entrant(shelf: Shelf, scheme: str) -> Entrant:
     return bundle_entrant(scheme, shelf.kept(f"ours-{scheme}", [code, scheme], quantize) / "bundle")
 
 
+@cache
 def _code_digest() -> str:
-    """sha256 of the code that makes bundles."""
+    """sha256 of the code that makes bundles; once, so that all schemes are from one state of it."""
     digest = hashlib.sha256()
     for file in sorted((ROOT / "kdexport" / "export").rglob("*.py")):
         digest.update(file.read_bytes())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.peers import prepare, text
-from bench.peers.arguments import installed_arms
+from bench.peers.arguments import installed_arms, parse, settings_of, wanted_arms
 from bench.peers.prepare import Shelf, optimum_flag, plain_folder
 from bench.peers.process import Entrant, PeerArm
 from kdexport.errors import InputError, KdexportError
@@ -75,14 +75,20 @@ def test_missing_peers_are_named_with_what_to_do(
         (("--bundle", "mine"), "'mine' is not NAME=FOLDER"),
         (("--bundle", "int8=x"), "has the name of another arm"),
         (("--new", "1"), "--new 1: at least 2"),
+        (("--deep-rounds", "-1"), "--deep-rounds -1: at least 0"),
     ],
 )
-def test_wrong_words_are_refused_in_a_line(
-    words: tuple[str, ...], said: str, tmp_path: Path
-) -> None:
-    done = peers(tmp_path, *words)
-    assert done.returncode == 2 and done.stdout == ""
-    assert said in done.stderr and done.stderr.count("\n") == 1
+def test_wrong_words_are_refused(words: tuple[str, ...], said: str) -> None:
+    given = parse([*words])
+    with pytest.raises(InputError, match=said):
+        settings_of(given)
+        wanted_arms(given)
+
+
+def test_a_refusal_is_one_line_and_a_code(tmp_path: Path) -> None:
+    done = peers(tmp_path, "--rounds", 0)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "bench/peers.py: --rounds 0: at least 1\n"
 
 
 def test_a_model_is_given_to_old_and_new_transformers(model: Path, tmp_path: Path) -> None:
