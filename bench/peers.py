@@ -39,7 +39,7 @@ from kdexport.errors import KdexportError  # noqa: E402
 from kdexport.machine import cache_folder, machine_facts  # noqa: E402
 
 PINNED = ("torch", "transformers", "tokenizers", "onnx", "optimum", "gguf", "llama", "numpy")
-BUSY = 0.1  # of a core: more than that of other programs, and a turn is not to be trusted
+BUSY = 0.05  # cores: with more than that in other programs, a run is not to be trusted
 
 
 def entrant(shelf: Shelf, name: str, bundles: dict[str, Path]) -> Entrant:
@@ -138,7 +138,7 @@ def main(words: list[str]) -> None:
     held = verdicts(bench.series, [e.name for e in entrants if e.ours])
     print("\n".join([*table(bench.series), "", *(verdict.line for verdict in held)]))
     if bench.watch.strangers > BUSY:
-        say(f"in one turn other programs used {bench.watch.strangers:.0%} of a core: run it again")
+        say(f"other programs used {bench.watch.strangers:.2f} cores meanwhile: run it again")
     if given.out:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(report(bench, source, given, held), indent=1, ensure_ascii=False)

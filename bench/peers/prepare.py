@@ -160,7 +160,7 @@ def _gguf(shelf: Shelf, name: str) -> Path:
         raise InputError(
             "no GGUF file lies beside it to take the tokenizer from",
             where=str(shelf.model.path),
-            remedy="compare with llama.cpp on a teacher that came as GGUF, or leave llama.cpp out by --only",
+            remedy="take a teacher that came as GGUF, or leave llama.cpp out by --only",
         )
     code = (PINS / "gguf_files.py").read_text("utf-8")
 

@@ -92,14 +92,17 @@ def running(entrants: Sequence[Entrant], n_threads: int) -> Iterator[list[PeerAr
 
 @dataclass
 class Bystanders:
-    """CPU time of everything but the arm whose turn it is, as shares of one core, the worst turn.
+    """CPU time of everything but the arm whose turn it is, in cores: over all turns, and the worst.
 
     ``idle_arms``: of the other arms, which should sleep. ``strangers``: of other programs; figures
-    of a turn in which they had more than a few percent are not to be trusted.
+    of a run in which they had more than a few percent are not to be trusted.
     """
 
+    seconds: float = 0.0
     idle_arms: float = 0.0
     strangers: float = 0.0
+    worst_idle_arms: float = 0.0
+    worst_strangers: float = 0.0
 
     @contextmanager
     def watched(self, arm: PeerArm, arms: Sequence[PeerArm]) -> Iterator[None]:
@@ -107,9 +110,14 @@ class Bystanders:
         before = _clocks(arm, arms)
         yield
         now, busy, own, others = (b - a for a, b in zip(before, _clocks(arm, arms), strict=True))
-        if now > 0:
-            self.idle_arms = max(self.idle_arms, others / now)
-            self.strangers = max(self.strangers, (busy - own - others) / now)
+        if now <= 0:
+            return
+        idle, foreign = others / now, max(0.0, (busy - own - others) / now)
+        self.seconds += now
+        self.idle_arms += (idle - self.idle_arms) * now / self.seconds
+        self.strangers += (foreign - self.strangers) * now / self.seconds
+        self.worst_idle_arms = max(self.worst_idle_arms, idle)
+        self.worst_strangers = max(self.worst_strangers, foreign)
 
 
 def _clocks(arm: PeerArm, arms: Sequence[PeerArm]) -> tuple[float, float, float, float]:
