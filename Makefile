@@ -12,14 +12,16 @@ VENV   := .venv
 STAMP  := $(VENV)/.installed
 BIN    := $(VENV)/bin
 PEERS  := optimum genai llama
+ELSEWHERE := .peers/optimum/.installed .elsewhere/lm-eval/.installed \
+  tests/elsewhere/node/node_modules/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fast-test check lint format types imports audit bench peers install clean
+.PHONY: help demo test test-elsewhere fast-test check lint format types imports audit bench peers install clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) \
-	  | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	  | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
 
 demo: $(STAMP) ## Teacher to measured int8 student, by the quickstart recipe; says where the results are
 	@$(BIN)/kdexport run $(RECIPE)
@@ -50,6 +52,20 @@ imports: $(STAMP) ## Which part may import which (import-linter)
 
 audit: $(STAMP) ## Known vulnerabilities in the pinned dependencies (pip-audit)
 	@$(BIN)/python .ci/audit.py
+
+test-elsewhere: $(STAMP) $(ELSEWHERE) ## Open bundles with the other tools that can (installs them, once)
+	@$(BIN)/python -m pytest tests/elsewhere
+
+.elsewhere/lm-eval/.installed: tests/elsewhere/lm-eval.txt
+	@echo 'Installing into .elsewhere/lm-eval, this once: the versions of $<'
+	@test -x .elsewhere/lm-eval/bin/python || $(PYTHON) -m venv .elsewhere/lm-eval
+	@.elsewhere/lm-eval/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+tests/elsewhere/node/node_modules/.installed: tests/elsewhere/node/package-lock.json
+	@echo 'Installing into tests/elsewhere/node/node_modules, this once: the versions of $<'
+	@cd tests/elsewhere/node && npm ci --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
 
 bench: $(STAMP) ## Measure the demo's bundles again
 	@$(BIN)/kdexport bench exported/$(NAME) exported/$(NAME)-int8

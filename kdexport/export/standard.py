@@ -15,7 +15,7 @@ from kdexport.errors import InputError
 from kdexport.export.draft import Draft
 
 STANDARD = "onnx/model.onnx"
-BIAS = 10  # input of GroupQueryAttention
+POSITIONS, BIAS = 9, 10  # inputs of GroupQueryAttention
 FAR = 1e9  # below any score; finite, so that a row that sees nothing but padding is no NaN
 OURS = {"seqlens_k", "total_sequence_length", "logit_rows"}
 BATCH, LENGTH, PAST, TOTAL = (
@@ -31,16 +31,17 @@ def standard_graph(draft: Draft) -> Draft:
 
     ``attention_mask``: int64 [B, P + S], 0 for padding, wherever in the row it stands; logits are
     float32 [B, S, vocabulary], of all positions. Every row counts as P + S long, and what the mask
-    leaves out is kept from attention by a bias: a rotation tells distances only, so padding before
-    a text moves nothing. Learnt positions are asked for as ``position_ids``. The draft is left as
-    it is.
+    leaves out is kept from attention by a bias. Rotated positions leave out padding inside of a
+    text, and count what stands before it: a rotation tells distances only. Learnt positions are
+    asked for as ``position_ids``. The draft is left as it is.
     """
     standard = draft.copy()
     rows = next((node for node in draft.graph.node if "logit_rows" in node.input), None)
     if rows is None:
         raise InputError("the graph selects no logits")
     body = [_renamed(node, rows) for node in draft.graph.node if node != rows]
-    standard.set_nodes([*_lengths(standard), *_bias(standard), *body, *_logits(standard)])
+    made = [*_lengths(standard), *_bias(standard), *_positions(standard)]
+    standard.set_nodes([*made, *body, *_logits(standard)])
     _declare(standard)
     standard.remove_unused()
     return standard
@@ -61,6 +62,8 @@ def _renamed(node: onnx.NodeProto, rows: onnx.NodeProto) -> onnx.NodeProto:
         if copy.input[BIAS]:
             raise InputError("the graph's attention has a bias of its own")
         copy.input[BIAS] = "standard.bias"
+        if any(attribute.name == "do_rotary" and attribute.i for attribute in copy.attribute):
+            copy.input[POSITIONS] = "standard.positions"
     return copy
 
 
@@ -88,6 +91,29 @@ def _bias(draft: Draft) -> Iterator[onnx.NodeProto]:
     parts = ["standard.batch", "standard.heads", "standard.new", "standard.total"]
     yield _node("Concat", parts, "standard.bias_shape", axis=0)
     yield _node("Expand", ["standard.row", "standard.bias_shape"], "standard.bias")
+
+
+def _positions(draft: Draft) -> Iterator[onnx.NodeProto]:
+    """Places of the new tokens, less zeros of the mask after its first one: int64 [B, S]."""
+    constants = {"standard.axis": 1, "standard.one64": 1, "standard.zero": 0}
+    for name, value in constants.items():
+        draft.weights[name] = np.asarray(value, dtype=np.int64)
+    draft.weights["standard.along"] = np.asarray([1], dtype=np.int64)
+    draft.weights["standard.end"] = np.asarray([np.iinfo(np.int64).max], dtype=np.int64)
+    yield _node("Sub", ["standard.one64", "attention_mask"], "standard.absent")
+    yield _node("CumSum", ["attention_mask", "standard.axis"], "standard.seen")
+    yield _node("CumSum", ["standard.absent", "standard.axis"], "standard.missed")
+    yield _node("Equal", ["standard.seen", "standard.zero"], "standard.before")
+    yield _node("Cast", ["standard.before"], "standard.counted", to=TensorProto.INT64)
+    yield _node("ReduceSum", ["standard.counted", "standard.along"], "standard.leading")
+    yield _node("Sub", ["standard.missed", "standard.leading"], "standard.inside")
+    yield _node("Max", ["standard.inside", "standard.zero"], "standard.holes")
+    yield _node("Add", ["standard.seen", "standard.missed"], "standard.place")
+    yield _node("Sub", ["standard.place", "standard.one64"], "standard.index")
+    yield _node("Sub", ["standard.index", "standard.holes"], "standard.all_positions")
+    yield _node("Neg", ["standard.new"], "standard.begin")
+    cut = ["standard.all_positions", "standard.begin", "standard.end", "standard.along"]
+    yield _node("Slice", cut, "standard.positions")
 
 
 def _logits(draft: Draft) -> Iterator[onnx.NodeProto]:

@@ -1,0 +1,68 @@
+"""lm-eval scores a bundle with its onnxruntime backends on a task of some lines."""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lm_eval import simple_evaluate
+from lm_eval.__main__ import cli_evaluate
+from lm_eval.tasks import TaskManager
+from serve import serve
+
+TASK = {
+    "task": "copy",
+    "dataset_path": "json",
+    "test_split": "test",
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{prompt}}",
+    "doc_to_choice": "{{choices}}",
+    "doc_to_target": 0,
+    "target_delimiter": "",
+    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+}
+
+
+def answer(request: dict[str, Any]) -> list[list[float]]:
+    """The log-likelihood of each choice after each prompt; ``command``: told by lm-eval's own."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        lines = folder / "lines.jsonl"
+        lines.write_text("\n".join(json.dumps(row) for row in request["rows"]), "utf-8")
+        files = {"data_files": {"test": str(lines)}, "cache_dir": str(folder / "cache")}
+        task = TASK | {"dataset_kwargs": files}
+        (folder / "copy.yaml").write_text(json.dumps(task), "utf-8")  # JSON is YAML, too
+        score = by_command if request["command"] else by_function
+        rows = sorted(score(request, folder), key=lambda row: int(row["doc_id"]))
+        return [[float(found) for found, _ in row["filtered_resps"]] for row in rows]
+
+
+def by_command(request: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """What the command that a user would type leaves; it looks at all of lm-eval's tasks first."""
+    told = {
+        "--model": request["backend"],
+        "--model_args": f"pretrained={request['bundle']}",
+        "--tasks": "copy",
+        "--include_path": folder,
+        "--output_path": folder / "out",
+    }
+    sys.argv = ["lm_eval", "--log_samples", *(str(part) for pair in told.items() for part in pair)]
+    cli_evaluate()
+    (samples,) = (folder / "out").rglob("samples_*.jsonl")
+    return [json.loads(line) for line in samples.read_text("utf-8").splitlines()]
+
+
+def by_function(request: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """The same, of our task alone."""
+    found: dict[str, Any] = simple_evaluate(
+        model=request["backend"],
+        model_args={"pretrained": request["bundle"]},
+        tasks=["copy"],
+        task_manager=TaskManager(include_path=str(folder), include_defaults=False),
+    )
+    samples: list[dict[str, Any]] = found["samples"]["copy"]
+    return samples
+
+
+serve(answer)
