@@ -95,9 +95,9 @@ def check_weights(checkpoint: Path, config: Any) -> None:
 
     quantizer = getattr(config, "quantization_config", None)
     if quantizer:
-        method = dict(quantizer).get("quant_method", "it says")
+        named = quantizer.get("quant_method") if isinstance(quantizer, dict) else None
         raise InputError(
-            f"has weights that are quantized already ({method})",
+            f"has weights that are quantized already ({named or 'by its configuration'})",
             where=str(checkpoint),
             remedy="export the model that they were made from",
         )
