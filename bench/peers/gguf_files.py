@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import llama_cpp as lib
 import numpy as np
 from safetensors.numpy import load_file
 
 Array = np.ndarray[Any, Any]
-FTYPES = {"q8_0": lib.LLAMA_FTYPE_MOSTLY_Q8_0, "q4_0": lib.LLAMA_FTYPE_MOSTLY_Q4_0}
+FTYPES = {"q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0", "q4_0": "LLAMA_FTYPE_MOSTLY_Q4_0"}
 NOT_TAKEN = ("GGUF.", "general.architecture", "general.file_type", "general.quantization_version")
 
 
@@ -60,11 +59,14 @@ def write_float32(folder: Path, source: Path, out: Path) -> None:
 
 
 def main(folder: Path, source: Path, out: Path) -> None:
+    """Write all three files."""
+    import llama_cpp as lib
+
     full = out / "f32.gguf"
     write_float32(folder, source, full)
     for name, ftype in FTYPES.items():
         params = lib.llama_model_quantize_default_params()
-        params.ftype = ftype
+        params.ftype = getattr(lib, ftype)
         target = out / f"{name}.gguf"
         if lib.llama_model_quantize(str(full).encode(), str(target).encode(), params):
             raise SystemExit(f"llama.cpp cannot write {target}")
