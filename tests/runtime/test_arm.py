@@ -88,3 +88,13 @@ def test_many_lines_go_on(codec: TextCodec) -> None:
     session: Any = Scripted(codec, "One.\nTwo.\n<|im_end|>")
     asked = [{"role": "user", "content": "x"}]
     assert _sample(session, codec, asked, 40, one_line=False) == {"text": "One.\nTwo."}
+
+
+@pytest.mark.parametrize("least", [0, 6])
+def test_a_writer_ends_no_text_before_its_least_tokens(codec: TextCodec, least: int) -> None:
+    session: Any = Scripted(codec, "Hi<|im_end|>")
+    session.script += [2] * 20  # nothing but ends from there on
+    writer = Writer(session, codec, make_sampler(), 40, min_new_tokens=least)
+    pieces = list(writer.stream("x", max_new_tokens=10, one_line=False))
+    assert len(pieces) == max(len(codec.encode("Hi<|im_end|>")), least + 1)
+    assert pieces[-1].step.finish_reason == "stop"
