@@ -12,6 +12,7 @@ Knows tokens of two vocabularies; no text beyond the tokens' own strings.
 
 import copy
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -106,8 +107,9 @@ class Speculation:
     """A target session with a draft beside it; for `generate`, in place of the session.
 
     One text at a time: ``generate(speculation, prompt_ids, speculation.choose, ...)``. Up to
-    ``most`` tokens are guessed at once, as long as the draft gives its likeliest token at least
-    ``sure``. ``guesses`` counts, over all texts. Several texts at once are written without guesses.
+    ``most`` tokens are guessed at once, as long as the draft gives it at least the probability
+    ``sure`` that all its likeliest tokens are right. ``guesses`` counts, over all texts. Several
+    texts at once are written without guesses.
     """
 
     def __init__(
@@ -118,7 +120,7 @@ class Speculation:
         sampler: TokenSampler,
         *,
         most: int = 8,
-        sure: float = 0.4,
+        sure: float = 0.5,
     ) -> None:
         self.manifest = target.manifest
         self.guesses = Guesses()
@@ -205,7 +207,11 @@ class _Draft:
         if not self._sampler.greedy:
             ahead.generator = copy.deepcopy(row.generator)  # the row's own is not used up
         logits = self._read()
-        while np.exp(logits.max() - log_sum_exp(logits)) >= self._sure:
+        all_right = 1.0
+        while True:
+            all_right *= math.exp(float(logits.max()) - log_sum_exp(logits))
+            if all_right < self._sure:
+                break
             self._scores[self._vocabularies.target_ids] = logits[self._vocabularies.draft_ids]
             try:
                 chosen = self._sampler.distribution(self._scores, ahead).draw(ahead.generator)
