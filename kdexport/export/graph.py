@@ -124,7 +124,9 @@ def _built(checkpoint: Path) -> Draft:
             raise full_disk(error, folder) or InputError(
                 f"mobius-onnx {mobius.__version__} fails ({first_words(error)})"
             ) from error
-        return load_draft(Path(folder) / "model.onnx")
+        draft = load_draft(Path(folder) / "model.onnx")
+    draft.graph.name = "model"  # where the builder has the name of a folder
+    return draft
 
 
 def _renamed(checkpoint: Path, folder: Path) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -123,6 +124,12 @@ def test_parity_sees_a_window_that_is_off_by_one(
     monkeypatch.setattr(graph_module, "own_attention", wider)
     with pytest.raises(ParityError):
         export_bundle(folder_of(family), tmp_path / "b", name="x")
+
+
+def test_nothing_of_this_machine_is_in_a_graph(bundle_of: Callable[[str], Bundle]) -> None:
+    bundle = bundle_of("smollm2")
+    graph = onnx.load(bundle.file(bundle.manifest.graphs.decode), load_external_data=False).graph
+    assert graph.name == "model"
 
 
 def test_longrope_ends_where_its_factors_change(bundle_of: Callable[[str], Bundle]) -> None:

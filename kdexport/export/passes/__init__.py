@@ -9,11 +9,13 @@ from kdexport.export.passes.one_head_norm import one_head_norm
 from kdexport.export.passes.one_product import one_product
 from kdexport.export.passes.one_table import one_table
 from kdexport.export.passes.selected_logits import selected_logits
+from kdexport.export.passes.stated_widths import stated_widths
 
 PASSES: Sequence[Callable[[Draft], None]] = (
     folded_weights,
     lengths_as_inputs,
     selected_logits,
+    stated_widths,
     one_product,
     one_head_norm,
     one_table,

@@ -8,6 +8,7 @@ from kdexport.export.draft import Draft
 from kdexport.export.passes.folded_weights import folded_weights
 from kdexport.export.passes.one_head_norm import one_head_norm
 from kdexport.export.passes.own_embedding import own_embedding
+from kdexport.export.passes.stated_widths import stated_widths
 
 N_Q, N_KV, D = 3, 2, 8
 RNG = np.random.default_rng(0)
@@ -116,3 +117,20 @@ def test_norms_that_differ_stay_apart() -> None:
     before = len(draft.graph.node)
     one_head_norm(draft)
     assert len(draft.graph.node) == before
+
+
+def test_splits_of_products_state_their_widths() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "W"], ["xw"]),
+        helper.make_node("Split", ["xw"], ["a", "b"], axis=-1, num_outputs=2),
+    ]
+    outputs = [value(name, [2, 3]) for name in "ab"]
+    graph = helper.make_graph(nodes, "g", [value("x", [2, 4])], outputs)
+    weight = RNG.normal(size=(4, 6)).astype(np.float32)
+    draft = Draft(graph, [], {"W": weight})
+    stated_widths(draft)
+    split = draft.graph.node[1]
+    assert draft.weights[split.input[1]].tolist() == [3, 3]
+    x = RNG.normal(size=(2, 4)).astype(np.float32)
+    for found, columns in zip(run(draft, {"x": x}), (slice(0, 3), slice(3, 6)), strict=True):
+        np.testing.assert_allclose(found, x @ weight[:, columns], rtol=1e-5, atol=1e-6)
