@@ -41,16 +41,9 @@ def make_teacher_bundle(run: Run) -> None:
     from kdexport.export.quantize import quantize_bundle
 
     fp32 = run.folder / "teacher-fp32"
-    with tracked("teacher to ONNX int8", "steps", 2) as progress:
-        bundle = export_bundle(
-            run.teacher.path,
-            fp32,
-            name=f"{run.recipe.name}-teacher",
-            teacher=run.teacher.source,
-        )
-        progress(1)
-        quantize_bundle(bundle, "int8", run.teacher_bundle)
-        progress(2)
+    name = f"{run.recipe.name}-teacher"
+    bundle = export_bundle(run.teacher.path, fp32, name=name, teacher=run.teacher.source)
+    quantize_bundle(bundle, "int8", run.teacher_bundle)
     shutil.rmtree(fp32)
 
 

@@ -93,29 +93,34 @@ def load_draft(path: Path) -> Draft:
 
 
 def save_drafts(drafts: Mapping[str, Draft], folder: Path, weights_name: str) -> None:
-    """Write each draft as ``folder/NAME``; arrays of one name are stored once, in one file.
+    """Write each draft as ``folder/NAME``; arrays that share their memory are stored once.
 
     Names may have folders in them; the weights lie beside or below each graph.
     """
-    offsets: dict[str, tuple[int, int]] = {}
+    offsets: dict[tuple[int, int], tuple[int, int]] = {}
     for name in (weights_name, *drafts):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
     with (folder / weights_name).open("wb") as file:
         for draft in drafts.values():
-            for name, array in draft.weights.items():
-                if name not in offsets and _is_outside(array):
+            for array in draft.weights.values():
+                if _memory(array) not in offsets and _is_outside(array):
                     alignment = ALIGNMENT if array.nbytes >= LARGE_BYTES else SMALL_ALIGNMENT
                     file.write(b"\0" * (-file.tell() % alignment))
-                    offsets[name] = (file.tell(), array.nbytes)
+                    offsets[_memory(array)] = (file.tell(), array.nbytes)
                     file.write(np.ascontiguousarray(array).tobytes())
     for file_name, draft in drafts.items():
         graph = onnx.GraphProto()
         graph.CopyFrom(draft.graph)
         location = weights_location(file_name, weights_name)
         for name, array in draft.weights.items():
-            graph.initializer.append(_tensor(name, array, offsets.get(name), location))
+            graph.initializer.append(_tensor(name, array, offsets.get(_memory(array)), location))
         model = onnx.helper.make_model(graph, opset_imports=draft.opsets, ir_version=IR_VERSION)
         (folder / file_name).write_bytes(model.SerializeToString())
+
+
+def _memory(array: Array) -> tuple[int, int]:
+    """Address and size, equal for the views of one array that show the whole of it."""
+    return int(array.__array_interface__["data"][0]), array.nbytes
 
 
 def _is_outside(array: Array) -> bool:

@@ -1,0 +1,166 @@
+"""Weights to few bits: by column or by block, to the nearest step or with errors made up for.
+
+Knows matrices; neither graphs nor models.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+CLIPS = (1.0, 0.95, 0.9, 0.85)  # shares of a column's range that are tried
+BLOCK_CLIPS = (1.1, 1.0, 0.9, 0.8, 0.7)  # of a block's
+DAMPING = 0.01  # of the mean of the Gram matrix's diagonal
+PANEL = 128  # rows that `compensated` rounds before it updates those below
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A [K, N] matrix in whole steps: w ≈ (values - zero_point) · scale.
+
+    ``values``: float32 [K, N], whole numbers; ``scale``: float32 [B, N], each row of it for K / B
+    rows of values; ``zero_point``: the same shape, whole numbers.
+    """
+
+    values: Array
+    scale: Array
+    zero_point: Array
+
+    def matrix(self) -> Array:
+        """The float32 matrix that it stands for, [K, N]."""
+        shifted = self.values - _expand(self.zero_point, self.values)
+        return np.asarray(shifted * _expand(self.scale, self.values))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The whole numbers that a value may take, ``low`` to ``high``, and what shares a scale.
+
+    ``blocks``: how many rows of K may share a scale, of which the first that divides K is taken;
+    without, a whole column does. ``whole_range``: the zero point is chosen with the scale, else it
+    is 0 (the range is symmetric).
+    """
+
+    low: int
+    high: int
+    blocks: tuple[int, ...] = ()
+    whole_range: bool = False
+
+    def block(self, n_rows: int) -> int | None:
+        """Rows that share a scale in a matrix of ``n_rows``; None where no block divides them."""
+        return next((b for b in self.blocks or (n_rows,) if n_rows % b == 0), None)
+
+
+def round_matrix(weights: Array, grid: Grid, gram: Array | None = None) -> Rounded:
+    """Round float32 [K, N] to ``grid``.
+
+    ``gram``: Xᵀ X of the activations X [tokens, K] that meet the weights. With it, clipping is
+    chosen for the error of X W, and each row's rounding error is made up for by the rows still to
+    come (GPTQ, Frantar et al. 2023, section 3). Without it, rounding is to the nearest step.
+    """
+    importance = None if gram is None else np.diag(gram).astype(np.float32)
+    scale, zero_point = _scales(weights, grid, importance)
+    if gram is not None:
+        values = compensated(weights, scale, zero_point, grid, gram)
+    else:
+        scales, zeros = _expand(scale, weights), _expand(zero_point, weights)
+        values = _to_grid(weights, scales, zeros, grid)
+    return Rounded(values, scale, zero_point)
+
+
+def compensated(weights: Array, scale: Array, zero_point: Array, grid: Grid, gram: Array) -> Array:
+    """GPTQ's rounding: rows of ``weights`` in the order of their importance, errors passed on.
+
+    Whole numbers, float32 [K, N]; the scales are given and stay.
+    """
+    n_rows = len(weights)
+    damped = gram.astype(np.float64)
+    diagonal = np.einsum("ii->i", damped)
+    diagonal += DAMPING * max(float(diagonal.mean()), 1e-12)
+    order = np.argsort(-diagonal, kind="stable")
+    inverse = np.linalg.inv(damped[np.ix_(order, order)])
+    upper = np.linalg.cholesky((inverse + inverse.T) / 2).T.astype(np.float32)
+    rest = weights[order].astype(np.float32)
+    scales = _expand(scale, weights)[order]
+    zeros = _expand(zero_point, weights)[order]
+    values = np.empty_like(rest)
+    for begin in range(0, n_rows, PANEL):
+        end = min(begin + PANEL, n_rows)
+        errors = np.empty((end - begin, rest.shape[1]), dtype=np.float32)
+        for row in range(begin, end):
+            values[row] = _to_grid(rest[row], scales[row], zeros[row], grid)
+            error = (rest[row] - (values[row] - zeros[row]) * scales[row]) / upper[row, row]
+            rest[row + 1 : end] -= upper[row, row + 1 : end, None] * error
+            errors[row - begin] = error
+        rest[end:] -= upper[begin:end, end:].T @ errors
+    back = np.empty_like(values)
+    back[order] = values
+    return back
+
+
+def _to_grid(weights: Array, scale: Array, zero_point: Array, grid: Grid) -> Array:
+    return np.asarray(np.clip(np.rint(weights / scale) + zero_point, grid.low, grid.high))
+
+
+def _scales(weights: Array, grid: Grid, importance: Array | None) -> tuple[Array, Array]:
+    """Scale and zero point of each column or block: of some ranges the one that errs least."""
+    n_rows = grid.block(len(weights))
+    blocks = _blocks(weights, n_rows)
+    weight = np.ones(len(weights), dtype=np.float32) if importance is None else importance
+    weight = _blocks(weight[:, None], n_rows)
+    best: tuple[Array, Array, Array] | None = None
+    for scale, zero_point in _ranges(blocks, grid):
+        rounded = _to_grid(blocks, scale[:, None], zero_point[:, None], grid)
+        back = (rounded - zero_point[:, None]) * scale[:, None]
+        error = (np.square(back - blocks) * weight).sum(1)
+        if best is None:
+            best = (scale.copy(), zero_point.copy(), error)
+            continue
+        better = error < best[2]
+        for kept, tried in zip(best, (scale, zero_point, error), strict=True):
+            kept[better] = tried[better]
+    assert best is not None
+    return best[0], best[1]
+
+
+def _ranges(blocks: Array, grid: Grid) -> Iterator[tuple[Array, Array]]:
+    """Scales and zero points to try for [blocks, rows, N].
+
+    A grid with one number more on one side is tried both ways round: its end can then meet the
+    largest weight, whichever sign that has.
+    """
+    low, high = np.minimum(blocks.min(1), 0), np.maximum(blocks.max(1), 0)
+    if grid.whole_range:
+        for clip in CLIPS:
+            scale = _no_zeros((high - low) * clip / (grid.high - grid.low))
+            yield scale, np.clip(np.rint(grid.low - low * clip / scale), grid.low, grid.high)
+        return
+    largest = np.maximum(-low, high)
+    zero = np.zeros_like(largest)
+    if not grid.blocks:
+        for clip in CLIPS:
+            yield _no_zeros(largest * clip / grid.high), zero
+        return
+    for clip in BLOCK_CLIPS:
+        half = (largest * clip / -grid.low).astype(np.float16)  # as they are kept on disk
+        scale = _no_zeros(half)
+        yield scale, zero
+        yield -scale, zero
+
+
+def _no_zeros(scale: Array) -> Array:
+    return np.where(scale == 0, 1, scale).astype(np.float32)
+
+
+def _blocks(weights: Array, block: int | None) -> Array:
+    """[K, N] -> [K / block, block, N]."""
+    if block is None:
+        raise ValueError(f"no block divides {len(weights)} rows")
+    return weights.reshape(-1, block, weights.shape[1])
+
+
+def _expand(per_block: Array, weights: Array) -> Array:
+    """[B, N] -> the shape of weights [K, N]."""
+    return np.repeat(per_block, len(weights) // len(per_block), axis=0)
