@@ -13,7 +13,7 @@ from onnx import helper
 from kdexport.errors import InputError
 from kdexport.export.calibrate import Observed
 from kdexport.export.draft import Draft
-from kdexport.export.kernels import KERNELS, MICROSOFT, table_in_blocks
+from kdexport.export.kernels import FLOAT32, KERNELS, MICROSOFT, table_in_blocks
 from kdexport.export.rounding import Grid, Rounded, round_matrix
 
 Array = np.ndarray[Any, Any]
@@ -30,7 +30,7 @@ def assign(draft: Draft, plan: Plan, observed: Mapping[str, Observed] | None = N
     """
     if all(opset.domain != MICROSOFT for opset in draft.opsets):
         draft.opsets.append(helper.make_opsetid(MICROSOFT, 1))
-    products = [node for node in draft.products() if node.output[0] in plan]
+    products = [node for node in draft.products() if plan.get(node.output[0], FLOAT32) != FLOAT32]
     rounded = {node.output[0]: _round(draft, node, plan, observed) for node in products}
     _look_up(draft, plan, rounded)  # first: it reads before the head what both share
     for node in products:
@@ -61,6 +61,8 @@ def check_weights(weights: Array, name: str, grid: Grid) -> None:
 
 def _look_up(draft: Draft, plan: Plan, rounded: Mapping[str, Rounded]) -> None:
     """The embedding in the head's kernel's blocks: its own table where they share one."""
+    if plan.get(HEAD, FLOAT32) == FLOAT32:
+        return
     kernel = KERNELS[plan[HEAD]]
     gather = next(
         (n for n in draft.graph.node if n.op_type == "Gather" and n.input[1] == "input_ids"), None

@@ -19,13 +19,17 @@ from kdexport.errors import InputError
 from kdexport.export.draft import Draft
 from kdexport.machine import physical_cores
 from kdexport.pairs import load_pairs
-from kdexport.runtime.session import check_ids
+from kdexport.runtime.generate import generate_batch
+from kdexport.runtime.sample import make_sampler
+from kdexport.runtime.session import check_ids, open_session
 from kdexport.runtime.text import TextCodec
 
 Array = np.ndarray[Any, Any]
 TEXT_TOKENS = 256  # of each calibration text
 MOST_TEXTS = 32
 FEWEST_TOKENS = 512
+N_WRITTEN = 24  # texts that a model writes for itself
+N_BEGINNING = 12  # tokens of each that it is given
 N_SAMPLES = 64  # activations kept of each product, spread over the texts
 Progress = Callable[[int, int], None]
 
@@ -56,15 +60,13 @@ def observe(
     ``draft``: the bundle's graph, whose products are observed.
     """
     names = sorted({node.input[0] for node in draft.products()})
-    session = _session(bundle, names)
+    session = _observing(bundle, names)
     largest: dict[str, Array] = {}
     gram: dict[str, Array] = {}
     samples: dict[str, list[Array]] = {name: [] for name in names}
     wanted = -(-N_SAMPLES // len(texts))
     for number, ids in enumerate(texts):
-        for name, value in zip(
-            names, session.run(names, _feeds(bundle, session, ids)), strict=True
-        ):
+        for name, value in zip(names, session.run(names, feeds(bundle, session, ids)), strict=True):
             rows = value.reshape(-1, value.shape[-1])
             top = np.abs(rows).max(0)
             largest[name] = np.maximum(largest[name], top) if name in largest else top
@@ -78,29 +80,32 @@ def observe(
     }
 
 
-def _session(bundle: Bundle, names: Sequence[str]) -> Any:
+def _observing(bundle: Bundle, names: Sequence[str]) -> Any:
     """The bundle's graph with further outputs; its weights stay where they are."""
-    import onnxruntime
-
     path = bundle.file(bundle.manifest.graphs.decode)
     model = onnx.load(path, load_external_data=False)
     made = {output.name for output in model.graph.output}
     for name in names:
         if name not in made:
             model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    return graph_session(model.SerializeToString(), path.parent)
+
+
+def graph_session(model: bytes, folder: Path) -> Any:
+    """An ONNX Runtime session of a graph that is no file; its weights' file lies in ``folder``."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = physical_cores()
     options.enable_cpu_mem_arena = False
     options.log_severity_level = 3
     options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(path.parent)
+        "session.model_external_initializers_file_folder_path", str(folder)
     )
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _feeds(bundle: Bundle, session: Any, ids: Array) -> Mapping[str, Array]:
+def feeds(bundle: Bundle, session: Any, ids: Array) -> Mapping[str, Array]:
     """One text, read from its beginning, by the contract of docs/architecture.md."""
     model = bundle.manifest.model
     n_tokens = len(ids)
@@ -143,6 +148,32 @@ def calibration_texts(bundle: Bundle, codec: TextCodec, path: Path | None) -> li
     texts = [known[start : start + length] for start in starts]
     step = max(1, len(texts) // MOST_TEXTS)
     return texts[::step][:MOST_TEXTS]
+
+
+def written_texts(
+    bundle: Bundle, codec: TextCodec, progress: Progress | None = None
+) -> list[Array]:
+    """Texts that the model writes by itself, from the beginnings of the built-in page's.
+
+    What a model writes is near to what it will read, in whatever language that is (data-free
+    calibration: Liu et al. 2023, LLM-QAT, section 3.1). int64, at most 256 tokens each.
+    """
+    length = min(TEXT_TOKENS, bundle.manifest.model.max_length)
+    beginnings = [codec.encode(text)[:N_BEGINNING] for text in builtin_text().split("\n\n")]
+    beginnings = [ids[: length // 2] for ids in beginnings if ids][:N_WRITTEN]
+    written = generate_batch(
+        open_session(bundle),
+        beginnings,
+        make_sampler(temperature=1.0),
+        max_new_tokens=[length - len(ids) for ids in beginnings],
+        batch_size=N_WRITTEN // 2,
+        on_done=lambda done: progress(done, len(beginnings)) if progress else None,
+        ignore_eos=True,
+    )
+    return [
+        np.asarray([*begin, *one.ids], dtype=np.int64)
+        for begin, one in zip(beginnings, written, strict=True)
+    ]
 
 
 def _texts(path: Path, codec: TextCodec) -> Iterator[str]:

@@ -3,7 +3,7 @@
 Passes change drafts; `save_drafts` writes graphs that share one weight file.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,30 +92,45 @@ def load_draft(path: Path) -> Draft:
     return Draft(model.graph, list(model.opset_import), weights)
 
 
+Places = dict[tuple[int, int], tuple[int, int]]
+"""Memory of an array -> offset and length in the weight file."""
+
+
 def save_drafts(drafts: Mapping[str, Draft], folder: Path, weights_name: str) -> None:
     """Write each draft as ``folder/NAME``; arrays that share their memory are stored once.
 
     Names may have folders in them; the weights lie beside or below each graph.
     """
-    offsets: dict[tuple[int, int], tuple[int, int]] = {}
     for name in (weights_name, *drafts):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    with (folder / weights_name).open("wb") as file:
-        for draft in drafts.values():
+    places = save_weights(drafts.values(), folder / weights_name)
+    for name, draft in drafts.items():
+        location = weights_location(name, weights_name)
+        (folder / name).write_bytes(graph_bytes(draft, places, location))
+
+
+def save_weights(drafts: Iterable[Draft], path: Path) -> Places:
+    """Write the arrays of drafts to one file."""
+    places: Places = {}
+    with path.open("wb") as file:
+        for draft in drafts:
             for array in draft.weights.values():
-                if _memory(array) not in offsets and _is_outside(array):
+                if _memory(array) not in places and _is_outside(array):
                     alignment = ALIGNMENT if array.nbytes >= LARGE_BYTES else SMALL_ALIGNMENT
                     file.write(b"\0" * (-file.tell() % alignment))
-                    offsets[_memory(array)] = (file.tell(), array.nbytes)
+                    places[_memory(array)] = (file.tell(), array.nbytes)
                     file.write(np.ascontiguousarray(array).tobytes())
-    for file_name, draft in drafts.items():
-        graph = onnx.GraphProto()
-        graph.CopyFrom(draft.graph)
-        location = weights_location(file_name, weights_name)
-        for name, array in draft.weights.items():
-            graph.initializer.append(_tensor(name, array, offsets.get(_memory(array)), location))
-        model = onnx.helper.make_model(graph, opset_imports=draft.opsets, ir_version=IR_VERSION)
-        (folder / file_name).write_bytes(model.SerializeToString())
+    return places
+
+
+def graph_bytes(draft: Draft, places: Places, location: str) -> bytes:
+    """An ONNX file of a draft; arrays without a place in the file ``location`` are inside it."""
+    graph = onnx.GraphProto()
+    graph.CopyFrom(draft.graph)
+    for name, array in draft.weights.items():
+        graph.initializer.append(_tensor(name, array, places.get(_memory(array)), location))
+    model = onnx.helper.make_model(graph, opset_imports=draft.opsets, ir_version=IR_VERSION)
+    return bytes(model.SerializeToString())
 
 
 def _memory(array: Array) -> tuple[int, int]:

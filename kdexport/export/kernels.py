@@ -116,17 +116,13 @@ def packed(rounded: Rounded, bits: int) -> Array:
     return values if bits == 8 else values[..., 0::2] | (values[..., 1::2] << 4)
 
 
-def unchanged(draft: Draft, node: onnx.NodeProto, rounded: Rounded) -> None:
-    """MatMul(x, W) -> MatMul(x, W)."""
-
-
+FLOAT32 = "float32"  # no kernel of ours: the product stays as it is
 KERNELS: Mapping[str, Kernel] = {
     "rows8": Kernel(8, Grid(-HALF_RANGE, HALF_RANGE), rows_in_8_bits(np.int8)),
     "rows8u": Kernel(8, Grid(0, 255, whole_range=True), rows_in_8_bits(np.uint8)),
     "wide8": Kernel(8, Grid(-128, 127, (128, 64, 32)), in_blocks(8)),
     "block8": Kernel(8, Grid(-128, 127, (32,)), in_blocks(8)),
     "block4": Kernel(4, Grid(-8, 7, (32,)), in_blocks(4)),
-    "float32": Kernel(32, Grid(0, 0), unchanged),
 }
 """``rows8u``: unsigned weights, which every CPU multiplies exactly. ``wide8``: in blocks as wide as
 divide the rows; fewer scales are quicker where the CPU has VNNI."""

@@ -4,8 +4,9 @@ Weights are quantized here, once; activations by ONNX Runtime, as they come. The
 one token at a time, is always in blocks, and shares them with the embedding.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kdexport.bundle import (
@@ -21,14 +22,18 @@ from kdexport.bundle import (
 from kdexport.console import tracked
 from kdexport.errors import InputError
 from kdexport.export.assign import HEAD, assign
-from kdexport.export.calibrate import Observed, calibration_texts, observe
-from kdexport.export.draft import load_draft, save_drafts
+from kdexport.export.calibrate import Observed, calibration_texts, observe, written_texts
+from kdexport.export.draft import Array, Draft, load_draft, save_drafts
 from kdexport.export.kernels import KERNELS
+from kdexport.export.mix import Entry, choose_mix
 from kdexport.export.parity import check_quantized
 from kdexport.export.smooth import smooth
 from kdexport.export.standard import STANDARD, standard_graph
 from kdexport.machine import machine_facts
 from kdexport.runtime.text import load_text
+
+LEDGER = "ledger.json"  # of a mix: what each product got, and what it is expected to cost
+N_JUDGING = 2  # texts kept back, on which a mix is judged
 
 
 @dataclass(frozen=True)
@@ -59,51 +64,85 @@ SCHEMES: Mapping[str, Scheme] = {
 }
 
 
+@dataclass(frozen=True)
+class Wishes:
+    """What a caller may ask for beside a scheme.
+
+    ``calibrate``: texts of the kind that the model will write (`calibration_texts`); rounding
+    errors are then made up for on them. ``max_kl``: nats a token; products that cost too much get a
+    better kernel until the whole keeps to it.
+    """
+
+    calibrate: Path | None = None
+    max_kl: float | None = None
+
+
 def quantize_bundle(
     bundle: Bundle,
     scheme: str,
     out: Path,
-    *,
-    calibrate: Path | None = None,
-    max_kl: float | None = None,
+    wishes: Wishes = Wishes(),
 ) -> Bundle:
     """Write a quantized bundle made from a float32 one.
 
-    ``calibrate``: texts of the kind that the model will write (`calibration_texts`); rounding
-    errors are then made up for on them. ``max_kl``: nats; products that cost too much get a better
-    kernel until the whole keeps to it on those texts. Raises InputError for an unknown scheme and
-    for a bundle that is quantized already or damaged, ParityError when the result has lost the
-    model.
+    Raises InputError for an unknown scheme, for a bundle that is quantized already or damaged and
+    for a wish that cannot be met, ParityError when the result has lost the model.
     """
     source = _check(bundle, scheme)
-    chosen = SCHEMES[scheme]
     graph = source.graphs.decode
     graphs = Graphs(prefill=graph, decode=graph, standard=STANDARD)
     with staged_bundle(out, bundle.n_bytes // 2) as staging:  # a quarter, and what is beside it
         check_files(bundle, set(source.files))
         draft = load_draft(bundle.file(graph))
-        texts = calibration_texts(bundle, load_text(bundle), calibrate)
-        with tracked("    observing", "texts") as progress:
-            observed: Mapping[str, Observed] = observe(bundle, draft, texts, progress)
-        body = chosen.body()
-        if not KERNELS[body].grid.blocks:
-            observed = smooth(draft, observed, KERNELS[body].grid)
-        plan = {node.output[0]: body for node in draft.products()} | {HEAD: chosen.head}
-        assign(draft, plan, observed if chosen.compensated or calibrate else None)
-        drafts = {graph: draft, STANDARD: standard_graph(draft)}
-        save_drafts(drafts, staging, source.weights)
+        ledger = _quantize(bundle, draft, SCHEMES[scheme], wishes)
+        save_drafts({graph: draft, STANDARD: standard_graph(draft)}, staging, source.weights)
         copy_companions(bundle, staging)
-        parity = check_quantized(bundle, staging, graphs)
+        if ledger:
+            rows = [asdict(entry) for entry in ledger]
+            (staging / LEDGER).write_text(json.dumps(rows, indent=1), "utf-8")
         manifest = source.model_copy(
             update={
                 "scheme": scheme,
                 "graphs": graphs,
                 "requires_cpu": [],
-                "parity": parity,
+                "parity": check_quantized(bundle, staging, graphs),
                 "parent": Parent(name=source.name, manifest_sha256=bundle.manifest_sha256),
             }
         )
         return commit_bundle(staging, out, manifest)
+
+
+def _quantize(bundle: Bundle, draft: Draft, scheme: Scheme, wishes: Wishes) -> Sequence[Entry]:
+    """Change the draft by a scheme; the ledger of the mix, if one was asked for."""
+    texts = _texts(bundle, scheme, wishes)
+    held_out = texts[-N_JUDGING:] if wishes.max_kl is not None else []
+    with tracked("    observing", "texts") as progress:
+        seen = texts[: len(texts) - len(held_out)]
+        observed: Mapping[str, Observed] = observe(bundle, draft, seen, progress)
+    body = scheme.body()
+    if not KERNELS[body].grid.blocks:
+        observed = smooth(draft, observed, KERNELS[body].grid)
+    plan = {node.output[0]: body for node in draft.products()} | {HEAD: scheme.head}
+    compensated = scheme.compensated or wishes.calibrate is not None
+    ledger: Sequence[Entry] = ()
+    if wishes.max_kl is not None:
+        with tracked("    measuring", "products") as progress:
+            ledger = choose_mix(
+                bundle, draft, plan, observed, held_out, wishes.max_kl, progress, compensated
+            )
+        plan = {entry.product: entry.kernel for entry in ledger}
+    assign(draft, plan, observed if compensated else None)
+    return ledger
+
+
+def _texts(bundle: Bundle, scheme: Scheme, wishes: Wishes) -> list[Array]:
+    """Texts to observe the model on: the user's, or built-in and, where many matter, its own."""
+    codec = load_text(bundle)
+    texts = calibration_texts(bundle, codec, wishes.calibrate)
+    if wishes.calibrate is None and (scheme.compensated or wishes.max_kl is not None):
+        with tracked("    writing texts to calibrate on", "texts") as progress:
+            texts += written_texts(bundle, codec, progress)
+    return texts
 
 
 def _check(bundle: Bundle, scheme: str) -> Manifest:

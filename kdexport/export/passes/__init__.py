@@ -9,6 +9,7 @@ from kdexport.export.passes.one_head_norm import one_head_norm
 from kdexport.export.passes.one_product import one_product
 from kdexport.export.passes.one_table import one_table
 from kdexport.export.passes.selected_logits import selected_logits
+from kdexport.export.passes.small_rotations import small_rotations
 from kdexport.export.passes.stated_widths import stated_widths
 
 PASSES: Sequence[Callable[[Draft], None]] = (
@@ -19,4 +20,5 @@ PASSES: Sequence[Callable[[Draft], None]] = (
     one_product,
     one_head_norm,
     one_table,
+    small_rotations,
 )
