@@ -147,20 +147,21 @@ def distill(recipe: Path, overrides: Sequence[str], as_json: bool) -> None:
 @click.option("-o", "--out", type=EXISTING, help="The bundle's folder [default: exported/NAME].")
 @click.option("--quantize", is_flag=True, help="Write an int8 bundle too, as NAME-int8.")
 @click.option("--scheme", help="The scheme of --quantize [default: int8].")
+@click.option("--backend", type=click.Choice(["mobius", "optimum"]), default="mobius")
 @json_option
-def export(
-    checkpoint: Path, out: Path | None, quantize: bool, scheme: str | None, as_json: bool
-) -> None:
+def export(checkpoint: Path, quantize: bool, as_json: bool, **asked: Any) -> None:
     """Turn a model into an ONNX bundle that runs without torch.
 
     CHECKPOINT is a run folder (runs/NAME) or a Hugging Face folder. The graph must compute what
-    the model computes, or nothing is written.
+    the model computes, or nothing is written. For what mobius-onnx does not build there is
+    --backend optimum, in an environment with optimum-onnx.
     """
     from kdexport.stages import export_checkpoint
 
-    if scheme is not None and not quantize:
+    if asked["scheme"] is not None and not quantize:
         raise InputError("is of --quantize, which is not given", where="--scheme")
-    bundles = export_checkpoint(checkpoint, out, (scheme or "int8") if quantize else None)
+    asked["scheme"] = (asked["scheme"] or "int8") if quantize else None
+    bundles = export_checkpoint(checkpoint, **asked)
     if as_json:
         _print_json([str(bundle.path) for bundle in bundles])
     else:

@@ -7,6 +7,7 @@ import re
 LIBRARIES = {
     "train": ("torch", "transformers", "safetensors", "optimum"),
     "export": ("torch", "transformers", "onnx", "onnx_ir", "mobius"),
+    "optimum": ("torch", "transformers", "onnx"),
 }
 
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)

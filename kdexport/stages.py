@@ -32,6 +32,7 @@ from kdexport.preflight import (
 from kdexport.recipe import Recipe
 
 PLACES: Any = {"output": True, "data": {"briefs", "pairs"}}  # where files are changes no result
+BACKEND_EXTRAS = {"mobius": "export", "optimum": "optimum"}  # who builds graphs, and from where
 N_PROBE_TEXTS = 32  # texts on which block influence is measured
 
 
@@ -172,9 +173,11 @@ def measure(run: Run) -> None:
     bench_run(run)
 
 
-def export_checkpoint(checkpoint: Path, out: Path | None, scheme: str | None) -> Sequence[Bundle]:
+def export_checkpoint(
+    checkpoint: Path, out: Path | None, scheme: str | None, backend: str = "mobius"
+) -> Sequence[Bundle]:
     """`kdexport export`: a run's student, or any Hugging Face folder, to one or two bundles."""
-    require_extras("export")
+    require_extras(BACKEND_EXTRAS[backend])
     from kdexport.export.bundles import export_bundle
     from kdexport.export.quantize import SCHEMES, quantize_bundle
     from kdexport.sources import check_model_folder, read_config
@@ -199,6 +202,7 @@ def export_checkpoint(checkpoint: Path, out: Path | None, scheme: str | None) ->
         name=name,
         teacher=facts.get("teacher"),
         reference=reference if reference.exists() else None,
+        backend=backend,
     )
     if scheme is None:
         return [bundle]

@@ -3,6 +3,8 @@
 import importlib.metadata
 import shutil
 import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,9 @@ from kdexport.bundle import (
     staged_bundle,
 )
 from kdexport.errors import InputError, MissingExtraError
+from kdexport.export import graph, optimum_graph
 from kdexport.export.companions import write_companions
 from kdexport.export.draft import Draft, save_drafts
-from kdexport.export.graph import build_graph, check_family
 from kdexport.export.layers import count_parameters, longest_text
 from kdexport.export.parity import check_parity
 from kdexport.export.standard import STANDARD, standard_graph
@@ -33,7 +35,22 @@ from kdexport.runtime.text import TextCodec
 from kdexport.sources import FP32_BYTES, check_safetensors
 
 GRAPH = "onnx/decode.onnx"
-VERSIONS_OF = ("onnx", "mobius-onnx", "onnxruntime", "torch", "transformers", "tokenizers")
+VERSIONS_OF = ("onnx", "onnxruntime", "torch", "transformers", "tokenizers")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Who builds graphs: the distribution that does it, and how it is asked."""
+
+    distribution: str
+    check_family: Callable[[Path], None]
+    build_graph: Callable[[Path], Draft]
+
+
+BACKENDS: Mapping[str, Backend] = {
+    "mobius": Backend("mobius-onnx", graph.check_family, graph.build_graph),
+    "optimum": Backend("optimum-onnx", optimum_graph.check_family, optimum_graph.build_graph),
+}
 
 
 def export_bundle(
@@ -45,11 +62,13 @@ def export_bundle(
     licence: str | None = None,
     recipe_fingerprint: str | None = None,
     reference: Path | None = None,
+    backend: str = "mobius",
 ) -> Bundle:
     """Write a float32 bundle of a Hugging Face folder, with a quality reference if there is one.
 
-    Raises InputError for a model that cannot be exported, ParityError when the graph does not
-    compute what the model computes; in both cases nothing is written.
+    ``backend``: of BACKENDS, which builds the graph. Raises InputError for a model that cannot be
+    exported, ParityError when the graph does not compute what the model computes; in both cases
+    nothing is written.
     """
     try:
         import torch  # noqa: F401
@@ -60,7 +79,8 @@ def export_bundle(
 
     if not (checkpoint / "tokenizer.json").is_file():
         raise InputError("tokenizer.json is missing", where=str(checkpoint))
-    check_family(checkpoint)
+    maker = BACKENDS[backend]
+    maker.check_family(checkpoint)
     config = load_config(checkpoint)
     text = text_facts(checkpoint, config)
     codec = _codec(checkpoint, text, config.vocab_size)
@@ -71,14 +91,14 @@ def export_bundle(
     need_room(Path(tempfile.gettempdir()), n_bytes)  # build_graph's
     graphs = Graphs(prefill=GRAPH, decode=GRAPH, standard=STANDARD)
     with staged_bundle(out, n_bytes) as staging:
-        draft = build_graph(checkpoint)
+        draft = maker.build_graph(checkpoint)
         manifest = Manifest(
             name=name,
             scheme="fp32",
             graphs=graphs,
             model=model_facts(draft, config, checkpoint),
             text=text,
-            versions=_versions(),
+            versions=_versions(maker.distribution),
             recipe_fingerprint=recipe_fingerprint,
             teacher=teacher,
             licence=licence,
@@ -136,8 +156,8 @@ def model_facts(draft: Draft, config: Any, checkpoint: Path) -> ModelFacts:
     return make_facts(ModelFacts, stated, checkpoint / "config.json")
 
 
-def _versions() -> dict[str, str]:
+def _versions(builder: str) -> dict[str, str]:
     found = {"kdexport": __version__}
-    for distribution in VERSIONS_OF:
+    for distribution in (*VERSIONS_OF, builder):
         found[distribution] = importlib.metadata.version(distribution)
     return found

@@ -10,7 +10,7 @@ from typing import Any
 
 from kdexport.bundle import Manifest
 from kdexport.export.draft import Draft
-from kdexport.export.standard import STANDARD
+from kdexport.export.standard import STANDARD, shares_buffers
 from kdexport.sources import read_config
 
 Facts = dict[str, Any]
@@ -35,7 +35,7 @@ def write_companions(
         "config.json": _model_config(checkpoint),
         "generation_config.json": _generation_config(checkpoint, manifest),
         "tokenizer_config.json": _tokenizer_config(checkpoint, manifest, template),
-        "genai_config.json": _genai_config(manifest, config, inputs),
+        "genai_config.json": _genai_config(manifest, config, inputs, shares_buffers(standard)),
     }
     for name, facts in files.items():
         text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
@@ -80,8 +80,11 @@ def _tokenizer_config(checkpoint: Path, manifest: Manifest, template: str | None
     }
 
 
-def _genai_config(manifest: Manifest, config: Any, inputs: Sequence[str]) -> Facts:
-    """What onnxruntime-genai and lm-eval read: the graph's names and the model's sizes."""
+def _genai_config(manifest: Manifest, config: Any, inputs: Sequence[str], shares: bool) -> Facts:
+    """What onnxruntime-genai and lm-eval read: the graph's names and the model's sizes.
+
+    ``shares``: whether past and present may be one buffer.
+    """
     model, text = manifest.model, manifest.text
     names = {f"past_{part}_names": f"past_key_values.%d.{part}" for part in ("key", "value")}
     made = {f"present_{part}_names": f"present.%d.{part}" for part in ("key", "value")}
@@ -111,6 +114,6 @@ def _genai_config(manifest: Manifest, config: Any, inputs: Sequence[str]) -> Fac
         "search": {
             "do_sample": False,
             "max_length": model.max_length,
-            "past_present_share_buffer": True,
+            "past_present_share_buffer": shares,
         },
     }

@@ -42,7 +42,7 @@ def build_graph(checkpoint: Path) -> Draft:
     check_family(checkpoint)
     config = load_config(checkpoint)
     check_weights(checkpoint, config)
-    with _named(checkpoint, config):
+    with named(checkpoint, config):
         words = read_model(config)
         draft = _built(checkpoint)
         own_attention(draft, words.layers)
@@ -67,14 +67,14 @@ def check_family(checkpoint: Path) -> None:
     except ImportError:
         raise MissingExtraError("mobius-onnx", "export") from None
     config = load_config(checkpoint)
-    with _named(checkpoint, config):
+    with named(checkpoint, config):
         check_decoder(config)
         if config.model_type not in mobius.registry:
             raise InputError(f"unknown to mobius-onnx {mobius.__version__}")
 
 
 @contextlib.contextmanager
-def _named(checkpoint: Path, config: Any) -> Iterator[None]:
+def named(checkpoint: Path, config: Any) -> Iterator[None]:
     """Say of which model type a reason is that no place is known for."""
     try:
         yield
@@ -118,7 +118,7 @@ def _built(checkpoint: Path) -> Draft:
         asked = _renamed(checkpoint, Path(folder) / "checkpoint")
         arguments = ["build", "--config", str(asked), "--ep", "cpu", folder]
         try:
-            with _silence():
+            with silence():
                 mobius_main(arguments)
         except Exception as error:  # what a young builder raises for a model it half knows
             raise full_disk(error, folder) or InputError(
@@ -150,7 +150,7 @@ def _check_inputs(draft: Draft, n_layers: int) -> None:
 
 
 @contextlib.contextmanager
-def _silence():  # type: ignore[no-untyped-def]
+def silence():  # type: ignore[no-untyped-def]
     """Without the builder's own bars and lines."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

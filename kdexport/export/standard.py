@@ -1,7 +1,8 @@
 """A bundle's graph under the contract that other tools expect, over the same weights.
 
 What `lengths_as_inputs` and `selected_logits` took out of a graph comes back, made of the attention
-mask. Knows those inputs and GroupQueryAttention; no model family.
+mask; what `cache_in_place` put around one goes. Knows those inputs and GroupQueryAttention; no
+model family.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from onnx import TensorProto, helper
 
 from kdexport.errors import InputError
 from kdexport.export.draft import Draft
+from kdexport.export.passes.cache_in_place import without_buffers
 
 STANDARD = "onnx/model.onnx"
 POSITIONS, BIAS = 9, 10  # inputs of GroupQueryAttention
@@ -36,15 +38,22 @@ def standard_graph(draft: Draft) -> Draft:
     asked for as ``position_ids``. The draft is left as it is.
     """
     standard = draft.copy()
-    rows = next((node for node in draft.graph.node if "logit_rows" in node.input), None)
+    without_buffers(standard)
+    rows = next((node for node in standard.graph.node if "logit_rows" in node.input), None)
     if rows is None:
         raise InputError("the graph selects no logits")
-    body = [_renamed(node, rows) for node in draft.graph.node if node != rows]
-    made = [*_lengths(standard), *_bias(standard), *_positions(standard)]
+    body = [_renamed(node, rows) for node in standard.graph.node if node != rows]
+    fused = shares_buffers(standard)  # otherwise the graph reads the mask itself
+    made = [*_lengths(standard), *_bias(standard), *_positions(standard)] if fused else []
     standard.set_nodes([*made, *body, *_logits(standard)])
     _declare(standard)
     standard.remove_unused()
     return standard
+
+
+def shares_buffers(draft: Draft) -> bool:
+    """Whether past and present may be one buffer, as they may of fused attention alone."""
+    return any(node.op_type == "GroupQueryAttention" for node in draft.graph.node)
 
 
 def _renamed(node: onnx.NodeProto, rows: onnx.NodeProto) -> onnx.NodeProto:
@@ -132,7 +141,7 @@ def _declare(draft: Draft) -> None:
     """Inputs and outputs, their dimensions named as other exporters name them."""
     inputs = []
     for value in draft.graph.input:
-        if value.name in OURS:
+        if value.name in OURS or not draft.readers(value.name):
             continue
         past = value.name.startswith("past_key_values.")
         inputs.append(_cache(value, PAST) if past else _typed(value, [BATCH, LENGTH]))
