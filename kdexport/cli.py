@@ -1,9 +1,6 @@
 """The command line: parse, one call, print. Everything heavy is imported inside the commands."""
 
-import io
-import json
 import math
-import os
 import signal
 import sys
 import traceback
@@ -15,6 +12,14 @@ import click
 
 from kdexport import __version__
 from kdexport.errors import InputError, refusal
+from kdexport.streams import (
+    forget_stdout,
+    print_json,
+    print_rich,
+    read_stdin,
+    settle_streams,
+    stdout_console,
+)
 
 EXISTING = click.Path(path_type=Path)
 RECIPE_HELP = "RECIPE is a YAML file; see recipes/quickstart.yaml for one with comments."
@@ -73,7 +78,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            _forget_stdout()
+            forget_stdout()
             raise click.exceptions.Exit(0) from None
 
 
@@ -112,7 +117,7 @@ def run(recipe: Path, overrides: Sequence[str], dry_run: bool, as_json: bool) ->
         from kdexport.plan import plan_recipe, render_plan
 
         rows = plan_recipe(loaded)
-        _print_json(rows) if as_json else _print_rich(render_plan(rows))
+        print_json(rows) if as_json else print_rich(render_plan(rows))
         return
     opened = pipeline.open_run(loaded)
     pipeline.run_stages(opened)
@@ -137,7 +142,7 @@ def distill(recipe: Path, overrides: Sequence[str], as_json: bool) -> None:
     opened = pipeline.open_run(_recipe(recipe, overrides))
     pipeline.run_stages(opened, until="distill")
     if as_json:
-        _print_json({"student": str(opened.student), "reference": str(opened.reference)})
+        print_json({"student": str(opened.student), "reference": str(opened.reference)})
     else:
         click.echo(opened.student)
 
@@ -145,8 +150,10 @@ def distill(recipe: Path, overrides: Sequence[str], as_json: bool) -> None:
 @cli.command()
 @click.argument("checkpoint", type=EXISTING)
 @click.option("-o", "--out", type=EXISTING, help="The bundle's folder [default: exported/NAME].")
-@click.option("--quantize", is_flag=True, help="Write an int8 bundle too, as NAME-int8.")
-@click.option("--scheme", help="The scheme of --quantize [default: int8].")
+@click.option("--quantize", is_flag=True, help="Write a quantized bundle too, as NAME-SCHEME.")
+@click.option("--scheme", help="int8 (default), int8-portable, int8-block or int4.")
+@click.option("--calibrate", type=EXISTING, help="Texts or pairs by which to round weights.")
+@click.option("--max-kl", type=FiniteRange(0, min_open=True), help="Nats that quantizing may cost.")
 @click.option("--backend", type=click.Choice(["mobius", "optimum"]), default="mobius")
 @json_option
 def export(checkpoint: Path, quantize: bool, as_json: bool, **asked: Any) -> None:
@@ -158,12 +165,14 @@ def export(checkpoint: Path, quantize: bool, as_json: bool, **asked: Any) -> Non
     """
     from kdexport.stages import export_checkpoint
 
-    if asked["scheme"] is not None and not quantize:
-        raise InputError("is of --quantize, which is not given", where="--scheme")
+    for name in ("scheme", "calibrate", "max_kl"):
+        if asked[name] is not None and not quantize:
+            where = f"--{name.replace('_', '-')}"
+            raise InputError("is of --quantize, which is not given", where=where)
     asked["scheme"] = (asked["scheme"] or "int8") if quantize else None
     bundles = export_checkpoint(checkpoint, **asked)
     if as_json:
-        _print_json([str(bundle.path) for bundle in bundles])
+        print_json([str(bundle.path) for bundle in bundles])
     else:
         for bundle in bundles:
             click.echo(f"{bundle.path}  {bundle.n_bytes / 1e6:.1f} MB")
@@ -233,7 +242,7 @@ def generate(bundle: Path, prompt: str | None, brief_path: Path | None, **option
     if brief_path is not None and options["raw"]:
         raise InputError("is of --prompt; a brief is asked as a chat", where="--raw")
     if prompt == "-":
-        prompt = _read_stdin()
+        prompt = read_stdin()
     if prompt is not None and not prompt.strip():
         raise InputError("the prompt is empty", where="--prompt")
     if prompt is not None:
@@ -255,7 +264,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
     else:
         from kdexport.describe import describe_bundle
 
-        _print_rich(describe_bundle(opened))
+        print_rich(describe_bundle(opened))
 
 
 @cli.command()
@@ -267,7 +276,7 @@ def verify(bundle: Path, as_json: bool) -> None:
 
     problems = verify_bundle(bundle)
     if as_json:
-        _print_json({"bundle": str(bundle), "whole": not problems, "problems": problems})
+        print_json({"bundle": str(bundle), "whole": not problems, "problems": problems})
     else:
         click.echo("\n".join(problems) if problems else f"{bundle}: whole")
     if problems:
@@ -285,7 +294,7 @@ def doctor(no_probes: bool, as_json: bool) -> None:
     from kdexport.describe import describe_machine, machine_rows
 
     rows = machine_rows(probes=not no_probes)
-    _print_json(rows) if as_json else _print_rich(describe_machine(rows))
+    print_json(rows) if as_json else print_rich(describe_machine(rows))
 
 
 def main() -> None:
@@ -296,7 +305,7 @@ def main() -> None:
         interrupts.append(number)
         raise KeyboardInterrupt
 
-    _settle_streams()
+    settle_streams()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupted)
     try:
@@ -323,33 +332,13 @@ def _end(error: BaseException) -> None:
     try:
         sys.stdout.flush()
     except OSError:
-        _forget_stdout()
+        forget_stdout()
     _fail(str(known), known.exit_code)
 
 
 def _fail(text: str, code: int) -> None:
     click.echo(f"kdexport: {' '.join(text.splitlines())}", err=True)
     raise SystemExit(code)
-
-
-def _settle_streams() -> None:
-    """Have somewhere to write to, where a stream is closed or knows few characters."""
-    sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
-    sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")
-
-
-def _forget_stdout() -> None:
-    """Lose what stdout still holds: nobody can take it, and Python would try again at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _read_stdin() -> str:
-    try:
-        return sys.stdin.read()
-    except UnicodeDecodeError:
-        raise InputError("is not UTF-8", where="stdin") from None
 
 
 def _recipe(path: Path, overrides: Sequence[str]) -> Any:
@@ -371,27 +360,11 @@ def _print_report(report: Any, as_json: bool) -> None:
     from kdexport.report import summary
     from kdexport.report_table import render_samples, render_table
 
-    console = _console()
+    console = stdout_console()
     console.print(render_table(report, console.width))
     if report.samples:
         console.print(render_samples(report))
     click.echo(summary(report))
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def _print_rich(renderable: Any) -> None:
-    _console().print(renderable)
-
-
-def _console() -> Any:
-    """Stdout; what is no terminal gets lines of 120 columns."""
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=120)
 
 
 def _physical_cores() -> int:

@@ -212,7 +212,7 @@ class TrainSection(Section):
 class ExportSection(Section):
     """The bundle that goes out."""
 
-    scheme: Literal["fp32", "int8", "int8-portable"] = "int8"
+    scheme: Literal["fp32", "int8", "int8-portable", "int8-block", "int4"] = "int8"
 
 
 class BenchSection(Section):

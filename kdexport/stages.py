@@ -159,11 +159,12 @@ def _export(checkpoint: Path, out: Path, recipe: Recipe, run: Run) -> Bundle:
 def make_quantized(run: Run) -> None:
     """fp32 bundle -> quantized bundle."""
     from kdexport.bundle import open_bundle
-    from kdexport.export.quantize import quantize_bundle
+    from kdexport.export.quantize import Wishes, quantize_bundle
 
     if run.recipe.export.scheme != "fp32":
         bundle = open_bundle(run.student_bundle)
-        quantize_bundle(bundle, run.recipe.export.scheme, run.quantized_bundle)
+        wishes = Wishes(calibrate=run.pairs)  # without their test split
+        quantize_bundle(bundle, run.recipe.export.scheme, run.quantized_bundle, wishes)
 
 
 def measure(run: Run) -> None:
@@ -174,12 +175,17 @@ def measure(run: Run) -> None:
 
 
 def export_checkpoint(
-    checkpoint: Path, out: Path | None, scheme: str | None, backend: str = "mobius"
+    checkpoint: Path,
+    out: Path | None,
+    scheme: str | None,
+    backend: str = "mobius",
+    calibrate: Path | None = None,
+    max_kl: float | None = None,
 ) -> Sequence[Bundle]:
     """`kdexport export`: a run's student, or any Hugging Face folder, to one or two bundles."""
     require_extras(BACKEND_EXTRAS[backend])
     from kdexport.export.bundles import export_bundle
-    from kdexport.export.quantize import SCHEMES, quantize_bundle
+    from kdexport.export.quantize import SCHEMES, Wishes, quantize_bundle
     from kdexport.sources import check_model_folder, read_config
 
     if scheme is not None and scheme not in SCHEMES:
@@ -206,7 +212,7 @@ def export_checkpoint(
     )
     if scheme is None:
         return [bundle]
-    return [bundle, quantize_bundle(bundle, scheme, quantized)]
+    return [bundle, quantize_bundle(bundle, scheme, quantized, Wishes(calibrate, max_kl))]
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -131,19 +131,15 @@ def builtin_text() -> str:
 def calibration_texts(bundle: Bundle, codec: TextCodec, path: Path | None) -> list[Array]:
     """Token ids of the texts of a file, or of the built-in page; int64, each at most 256 long.
 
-    ``path``: plain text, or JSONL as `load_pairs` reads it, whose test split is left out. Raises
-    InputError for a file with too little text to tell anything.
+    ``path``: plain text, or JSONL as `load_pairs` reads it, whose test split is left out. Too
+    few of them are followed by the built-in page. Raises InputError for a file that is neither.
     """
-    ids = codec.encode("\n\n".join(_texts(path, codec)) if path else builtin_text())
-    length = min(TEXT_TOKENS, bundle.manifest.model.max_length)
+    ids = codec.encode("\n\n".join(_texts(path, codec))) if path else []
+    if len(ids) < FEWEST_TOKENS:
+        ids += codec.encode(builtin_text())
     known = np.asarray(ids, dtype=np.int64)
     check_ids(known, bundle.manifest.model.vocab_size)
-    if path and len(known) < FEWEST_TOKENS:
-        raise InputError(
-            f"has {len(known)} tokens of text; calibrating wants {FEWEST_TOKENS} or more",
-            where=str(path),
-            remedy="add texts of the kind that the model will write",
-        )
+    length = min(TEXT_TOKENS, bundle.manifest.model.max_length)
     starts = range(0, max(len(known) - length // 2, 1), length)
     texts = [known[start : start + length] for start in starts]
     step = max(1, len(texts) // MOST_TEXTS)
