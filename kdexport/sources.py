@@ -329,6 +329,8 @@ def check_model_folder(folder: Path) -> None:
     if "auto_map" in config:
         raise InputError("brings code of its own, which is never run", where=str(config_path))
     weights = sorted(folder.glob("*.safetensors"))
+    if not weights and (folder / "manifest.json").is_file():
+        raise InputError("is a bundle; a model in safetensors is wanted", where=str(folder))
     if not weights:
         other = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth")]
         remedy = f"convert {other[0]} to safetensors" if other else ""

@@ -292,7 +292,7 @@ def test_what_a_text_may_hold_is_an_option(folder: Path) -> None:
         (["inspect", "{folder}"], "manifest"),
         (["bench", "{folder}/model"], "manifest"),
         (["export", "{folder}/none"], "no such folder"),
-        (["export", "{folder}/tiny"], "config.json is missing"),
+        (["export", "{folder}/tiny"], "is a bundle; a model in safetensors is wanted"),
         (["export", "{folder}/model", "--quantize", "--scheme", "int3"], "unknown scheme"),
         (["export", "{folder}/model", "-o", "{folder}/file"], "is no folder"),
         (["export", "{folder}/model", "-o", "."], "name another folder"),
