@@ -17,7 +17,7 @@ ELSEWHERE := .peers/optimum/.installed .elsewhere/lm-eval/.installed \
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-elsewhere fast-test check lint format types imports audit bench peers install clean
+.PHONY: help demo test test-elsewhere test-optimum fast-test check lint format types imports audit bench peers install clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) \
@@ -55,6 +55,13 @@ audit: $(STAMP) ## Known vulnerabilities in the pinned dependencies (pip-audit)
 
 test-elsewhere: $(STAMP) $(ELSEWHERE) ## Open bundles with the other tools that can (installs them, once)
 	@$(BIN)/python -m pytest tests/elsewhere
+
+test-optimum: $(STAMP) .peers/optimum/.tested ## Export with optimum-onnx where mobius-onnx is not (installs it, once)
+	@.peers/optimum/bin/python -m pytest tests/optimum
+
+.peers/optimum/.tested: tests/optimum/requirements.txt .peers/optimum/.installed
+	@.peers/optimum/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
 
 .elsewhere/lm-eval/.installed: tests/elsewhere/lm-eval.txt
 	@echo 'Installing into .elsewhere/lm-eval, this once: the versions of $<'

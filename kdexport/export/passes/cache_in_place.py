@@ -4,7 +4,7 @@ The nodes that do so stand around the exporter's own, and are known by their nam
 `without_buffers` takes them off again. Knows the usual contract of exporters; no model family.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from kdexport.export.draft import Draft
 
 OURS = "kdexport.cache."
 PAST, PRESENT = "past_key_values.", "present."
+INSIDE = {PAST: f"{OURS}{PAST}", PRESENT: f"{OURS}{PRESENT}", "position_ids": f"{OURS}new_places"}
+"""Names of the contract -> those of the same in the graph inside; positions end with the row."""
 KNOWN = {"input_ids", "attention_mask", "position_ids"}
 Nodes = Iterator[onnx.NodeProto]
 
@@ -35,8 +37,7 @@ def cache_in_place(draft: Draft) -> None:
     if strange:
         raise InputError(f"their graph asks for {sorted(strange)[0]}")
     n_heads = _heads(draft, names)
-    body = [_renamed(node, PAST, f"{OURS}{PAST}") for node in draft.graph.node]
-    body = [_renamed(node, PRESENT, f"{OURS}{PRESENT}") for node in body]
+    body = [_renamed(node, INSIDE) for node in draft.graph.node]
     read = [_made("GatherND", [name, f"{OURS}from"], f"{OURS}{name}") for name in names]
     before = [*_lengths(draft), *_mask(), *_places(draft, n_heads), *read]
     written = [node for name in names for node in _write(name)]
@@ -48,9 +49,9 @@ def without_buffers(draft: Draft) -> None:
     """The graph as its exporter had it, but for what is no matter of the cache."""
     if not any(node.name.startswith(OURS) for node in draft.graph.node):
         return
+    outside = {inner: outer for outer, inner in INSIDE.items()}
     body = [node for node in draft.graph.node if not node.name.startswith(OURS)]
-    body = [_renamed(node, f"{OURS}{PAST}", PAST) for node in body]
-    draft.set_nodes([_renamed(node, f"{OURS}{PRESENT}", PRESENT) for node in body])
+    draft.set_nodes([_renamed(node, outside) for node in body])
 
 
 def _heads(draft: Draft, names: Sequence[str]) -> int:
@@ -68,13 +69,15 @@ def _heads(draft: Draft, names: Sequence[str]) -> int:
     return int(shape[1])
 
 
-def _renamed(node: onnx.NodeProto, begin: str, other: str) -> onnx.NodeProto:
+def _renamed(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
+    """A copy that reads and makes values of other names, by what the names begin with."""
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
     for values in (copy.input, copy.output):
         for place, name in enumerate(values):
-            if name.startswith(begin):
-                values[place] = other + name.removeprefix(begin)
+            begin = next((begin for begin in names if name.startswith(begin)), None)
+            if begin is not None:
+                values[place] = names[begin] + name.removeprefix(begin)
     return copy
 
 
