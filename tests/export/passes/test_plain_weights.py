@@ -1,4 +1,4 @@
-"""However an exporter wrote its weights: afterwards they are plain, and the graph computes the same."""
+"""However an exporter wrote its weights: they are plain afterwards, for the same function."""
 
 import numpy as np
 import pytest
