@@ -82,6 +82,17 @@ class Parity(_Facts):
     n_tokens: int
 
 
+class CpuFacts(_Facts):
+    """The CPU that the kernels were chosen for, and the kernels (the vocabulary head's aside).
+
+    ``made_on``: a class of `kdexport.runtime.cpu`. ``kernels``: "rows8" (signed weights), "rows8u"
+    (unsigned), "block8", "block4".
+    """
+
+    made_on: str
+    kernels: list[str]
+
+
 class FileFacts(_Facts):
     """What the manifest vouches for."""
 
@@ -110,6 +121,7 @@ class Manifest(_Facts):
     parity: Parity | None = None
     licence: str | None = None
     requires_cpu: list[str] = []
+    cpu: CpuFacts | None = None
     files: dict[str, FileFacts] = {}
     self_sha256: str = ""
 

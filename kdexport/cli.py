@@ -230,7 +230,8 @@ def bench(
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. Repeatable.")
 @click.option("--logprobs", type=click.IntRange(0, 100), help="In --json: each token, N others.")
 @click.option("--prompt-cache", type=EXISTING, help="Keep what prompts begin with in this folder.")
-@click.option("--draft", type=EXISTING, help="A student's bundle that guesses ahead.")
+@click.option("--draft", type=EXISTING, help="A student's bundle guesses; the text is --exact's.")
+@click.option("--exact", is_flag=True, help="Compute a token alike alone and among others.")
 @click.option("--threads", type=click.IntRange(1), help="Threads [default: physical cores].")
 @json_option
 def generate(bundle: Path, prompt: str | None, brief_path: Path | None, **options: Any) -> None:

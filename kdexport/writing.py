@@ -25,7 +25,6 @@ from kdexport.runtime.text import TextCodec, load_text
 
 Echo = Callable[..., Any]
 GROUPED = "Write a line about fresh bread, please."
-MOST_GROUPING_ERROR = 1e-3  # float32 in another order stays well below
 
 
 @dataclass(frozen=True)
@@ -132,10 +131,14 @@ def open_writer(
     lists_logprobs: bool = False,
     prompt_cache: Path | None = None,
     draft: Path | None = None,
+    exact: bool = False,
     warn: Callable[[str], None] = lambda line: None,
     **sampling: Any,
 ) -> Writer:
-    """Open a bundle, its hashes checked, and make the sampler; ``sampling`` is what that takes."""
+    """Open a bundle, its hashes checked, and make the sampler; ``sampling`` is what that takes.
+
+    ``exact``, always so with a draft: see `Session`.
+    """
     bias = parse_bias(logit_bias)
     sampler = make_sampler(logit_bias=bias, **sampling)
     StopScanner(stop)  # refuses what cannot be one
@@ -151,7 +154,9 @@ def open_writer(
         raise InputError("is not of a beam search", where="--prompt-cache")
     opened = open_bundle(bundle)
     check_ids(np.asarray(list(bias), dtype=np.int64), opened.manifest.model.vocab_size)
-    session, codec = open_session(opened, n_threads=threads), load_text(opened)
+    exact = exact or draft is not None
+    session = open_session(opened, n_threads=threads, exact=exact, warn=warn)
+    codec = load_text(opened)
     kept = PromptCache(session, folder=prompt_cache, warn=warn) if prompt_cache else None
     return Writer(
         session,
@@ -182,12 +187,12 @@ def _speculation(
     opened = open_bundle(draft)
     vocabularies = match_vocabularies(codec, load_text(opened))
     error = grouping_error(session, codec.encode(GROUPED))
-    if error > MOST_GROUPING_ERROR:
+    if error:
         warn(
             f"{codec.where}: its logits depend on how many tokens are read at once, by {error:.2g}:"
-            " a text may differ from that without --draft"
+            " a text may differ from that of --exact without --draft"
         )
-    guessing = open_session(opened, n_threads=threads)
+    guessing = open_session(opened, n_threads=threads, warn=warn)
     return Speculation(session, guessing, vocabularies, sampler)
 
 

@@ -23,6 +23,7 @@ from kdexport.console import tracked
 from kdexport.errors import InputError
 from kdexport.export.assign import HEAD, assign
 from kdexport.export.calibrate import Observed, calibration_texts, observe, written_texts
+from kdexport.export.cpu import cpu_facts
 from kdexport.export.draft import Array, Draft, load_draft, save_drafts
 from kdexport.export.kernels import KERNELS
 from kdexport.export.mix import Entry, choose_mix
@@ -105,6 +106,7 @@ def quantize_bundle(
                 "scheme": scheme,
                 "graphs": graphs,
                 "requires_cpu": [],
+                "cpu": cpu_facts(draft),
                 "parity": check_quantized(bundle, staging, graphs),
                 "parent": Parent(name=source.name, manifest_sha256=bundle.manifest_sha256),
             }

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -79,7 +80,13 @@ def probe_machine(
     return asked.model_copy(update={"recommended": recommend(asked), "seconds": seconds})
 
 
-def open_product(kernel: str, size: str, constants: Mapping[str, Array], n_threads: int) -> Product:
+def open_product(
+    kernel: str,
+    size: str,
+    constants: Mapping[str, Array],
+    n_threads: int,
+    switches: Mapping[str, str] = MappingProxyType({}),
+) -> Product:
     """A kernel's graph with the constants in it, in a session set up as a bundle's is."""
     import onnxruntime
 
@@ -91,6 +98,8 @@ def open_product(kernel: str, size: str, constants: Mapping[str, Array], n_threa
     options.enable_cpu_mem_arena = False
     spin = str(SPIN_MICROSECONDS)
     options.add_session_config_entry("session.intra_op.spin_duration_us", spin)
+    for name, value in switches.items():
+        options.add_session_config_entry(name, value)
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in constants.values()]
     options.add_external_initializers(list(constants), values)
     graph = str(FOLDER / f"{kernel}-{size}.onnx")

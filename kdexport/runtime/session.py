@@ -3,8 +3,10 @@
 Knows the manifest and the graph contract (docs/architecture.md); no model family, no text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,18 +22,29 @@ from kdexport.bundle import (
 )
 from kdexport.errors import InputError, first_words
 from kdexport.machine import physical_cores
+from kdexport.runtime.cpu import suit_cpu
 from kdexport.runtime.external_data import external_locations
 from kdexport.runtime.kv_cache import KVCache
 
 SPIN_MICROSECONDS = 1000
+MOST_BOUND = 4
+FEW_LOGITS = 16  # rows of logits that a binding may keep in memory for later
 Array = np.ndarray[Any, Any]
 
 
 class Session:
-    """A bundle ready to run. Make one with `open_session`."""
+    """A bundle ready to run. Make one with `open_session`.
 
-    def __init__(self, manifest: Manifest, opened: dict[str, Any], graphs: Graphs) -> None:
+    ``exact``: logits do not depend on how tokens are grouped into calls. ONNX Runtime computes the
+    last of an odd number of rows otherwise than one of two, in attention and in some products, and
+    rounds it otherwise; so each call gets an even number, by a token that is forgotten again.
+    """
+
+    def __init__(
+        self, manifest: Manifest, opened: dict[str, Any], graphs: Graphs, *, exact: bool = False
+    ) -> None:
         self.manifest = manifest
+        self.exact = exact
         self.vocab_size = manifest.model.vocab_size
         self._prefill = _Graph(opened[graphs.prefill], manifest)
         same = graphs.prefill == graphs.decode
@@ -59,21 +72,34 @@ class Session:
         """
         check_ids(ids, self.vocab_size)
         n_rows, n_new = ids.shape
-        new = np.full(n_rows, n_new, dtype=np.int32) if lengths is None else lengths
-        total = cache.lengths + new.astype(np.int32)
-        longest = int(total.max())
+        rows: Array | list[int]
+        if n_rows == 1 and lengths is None:  # each call of numpy would be felt
+            longest = int(cache.lengths[0]) + n_new
+            total, rows = np.asarray([longest], dtype=np.int32), [n_new - 1]
+        else:
+            new = np.full(n_rows, n_new, dtype=np.int32) if lengths is None else lengths
+            total = cache.lengths + new.astype(np.int32)
+            longest, rows = int(total.max()), np.arange(n_rows) * n_new + new - 1
         if longest > self.manifest.model.max_length:
             raise InputError(
                 f"{longest} tokens are beyond the model's {self.manifest.model.max_length}",
                 remedy="shorten the prompt or ask for fewer new tokens",
             )
-        cache.reserve(max(longest, int(cache.lengths.max()) + n_new if n_rows > 1 else longest))
-        if logit_rows is None:
-            logit_rows = np.arange(n_rows, dtype=np.int64) * n_new + new - 1
-        graph = self._decode if n_rows * n_new == 1 else self._prefill
-        logits = graph.run(ids, cache, total, logit_rows)
+        end = longest if n_rows == 1 else max(longest, int(cache.lengths.max()) + n_new)
+        if logit_rows is not None:
+            rows = logit_rows
+        n_logits = len(rows)
+        n_more = 1 if self.exact and n_new % 2 and end < self.manifest.model.max_length else 0
+        if n_more:
+            ids = np.concatenate([ids, ids[:, -1:]], axis=1)
+            rows = [row + row // n_new for row in rows]
+        if self.exact and n_logits % 2:
+            rows = [*rows, rows[-1]]
+        cache.reserve(end + n_more)
+        graph = self._decode if ids.size == 1 else self._prefill
+        logits = graph.run(ids, cache, total + n_more if n_more else total, rows)
         cache.lengths = total
-        return logits
+        return logits[:n_logits]
 
     def score(self, ids: Sequence[int]) -> Array:
         """Logits after every token of one text, float32 [S, vocab_size]."""
@@ -93,11 +119,22 @@ def check_ids(ids: Array, vocab_size: int) -> None:
         raise InputError(f"token {wrong} is not of the model's vocabulary of {vocab_size}")
 
 
+@dataclass(frozen=True)
+class _Bound:
+    """A binding for one shape of call, the arrays it reads and the logits it writes."""
+
+    binding: Any
+    inputs: Mapping[str, Array]
+    logits: Array
+    held: Sequence[Any]  # OrtValues made from numpy arrays share their memory
+
+
 class _Graph:
     """An ONNX Runtime session and the buffers bound to it.
 
-    Binding costs more than a small model's layer, so the cache is bound once for each of its
-    versions and tokens are written into the bound inputs.
+    Binding costs more than a small model's layer, so a cache is bound once for each of its versions
+    and tokens are written into the bound inputs. Up to MOST_BOUND shapes of call stay bound: a
+    draft's guesses are judged by calls of two or three sizes, in turns.
     """
 
     def __init__(self, session: Any, manifest: Manifest) -> None:
@@ -107,78 +144,94 @@ class _Graph:
         self._name = manifest.name
         self._wants_positions = "position_ids" in {i.name for i in session.get_inputs()}
         self._cache: KVCache | None = None  # held: another cache may not get its identity
-        self._bound: tuple[int, ...] = ()
-        self._binding: Any = None
-        self._inputs: dict[str, Array] = {}
-        self._logits = np.empty((0, 0), dtype=np.float32)
-        self._held: list[Any] = []
+        self._version = -1
+        self._buffers: list[Any] = []
+        self._bound: dict[tuple[int, ...], _Bound] = {}
 
-    def run(self, ids: Array, cache: KVCache, total: Array, logit_rows: Array) -> Array:
-        bound = (cache.version, *ids.shape, len(logit_rows))
-        if cache is not self._cache or bound != self._bound:
-            self._bind(cache, ids.shape, len(logit_rows))
-            self._cache, self._bound = cache, bound
-        inputs = self._inputs
+    def run(self, ids: Array, cache: KVCache, total: Array, logit_rows: Array | list[int]) -> Array:
+        if cache is not self._cache or cache.version != self._version:
+            self._take(cache)
+        shape = (*ids.shape, len(logit_rows))
+        bound = self._bound.get(shape) or self._bind(shape)
+        inputs = bound.inputs
         inputs["input_ids"][...] = ids
-        inputs["seqlens_k"][...] = total - 1
-        inputs["total_sequence_length"][...] = total.max()
+        if len(total) == 1:
+            longest = int(total[0])
+            inputs["seqlens_k"][0] = longest - 1
+            inputs["total_sequence_length"][0] = longest
+        else:
+            inputs["seqlens_k"][...] = total - 1
+            inputs["total_sequence_length"][0] = total.max()
         inputs["logit_rows"][...] = logit_rows
         if self._wants_positions:
             inputs["position_ids"][...] = cache.lengths[:, None] + np.arange(ids.shape[1])
         try:
-            self._session.run_with_iobinding(self._binding)
+            self._session.run_with_iobinding(bound.binding)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise InputError(
                 f"ONNX Runtime cannot run the graph ({first_words(error)})", where=self._name
             ) from error
-        return self._logits
+        return bound.logits
 
-    def _bind(self, cache: KVCache, shape: tuple[int, ...], n_logits: int) -> None:
+    def _take(self, cache: KVCache) -> None:
+        """Another cache, or new buffers of the same: what was bound to the old ones goes."""
         from onnxruntime import OrtValue
 
-        batch = shape[0]
-        self._binding = self._session.io_binding()
-        self._inputs = {
-            "input_ids": np.zeros(shape, dtype=np.int64),
+        self._bound = {}
+        self._buffers = [OrtValue.ortvalue_from_numpy(buffer) for buffer in cache.buffers]
+        self._cache, self._version = cache, cache.version
+
+    def _bind(self, shape: tuple[int, ...]) -> _Bound:
+        """Bind a shape [B, S, K]; those with many logits, and the oldest beyond the most, go."""
+        from onnxruntime import OrtValue
+
+        batch, n_new, n_logits = shape
+        kept = [old for old in self._bound if old[2] <= FEW_LOGITS][1 - MOST_BOUND :]
+        self._bound = {old: self._bound[old] for old in kept}
+        inputs: dict[str, Array] = {
+            "input_ids": np.zeros((batch, n_new), dtype=np.int64),
             "seqlens_k": np.zeros(batch, dtype=np.int32),
             "total_sequence_length": np.zeros(1, dtype=np.int32),
             "logit_rows": np.zeros(n_logits, dtype=np.int64),
         }
         if self._wants_positions:
-            self._inputs["position_ids"] = np.zeros(shape, dtype=np.int64)
-        self._logits = np.empty((n_logits, self._vocab_size), dtype=np.float32)
-        # OrtValues made from numpy arrays share their memory; hold both while they are bound.
-        self._held = []
-        for name, array in self._inputs.items():
-            self._bind_input(name, OrtValue.ortvalue_from_numpy(array))
+            inputs["position_ids"] = np.zeros((batch, n_new), dtype=np.int64)
+        logits = np.empty((n_logits, self._vocab_size), dtype=np.float32)
+        binding = self._session.io_binding()
+        held = [OrtValue.ortvalue_from_numpy(array) for array in (*inputs.values(), logits)]
+        for name, value in zip(inputs, held, strict=False):
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_ortvalue_output("logits", held[-1])
         for layer in range(self._n_layers):
             for part, name in enumerate(("key", "value")):
-                value = OrtValue.ortvalue_from_numpy(cache.buffers[2 * layer + part])
-                self._bind_input(f"past_key_values.{layer}.{name}", value)
-                self._binding.bind_ortvalue_output(f"present.{layer}.{name}", value)
-        value = OrtValue.ortvalue_from_numpy(self._logits)
-        self._held.append(value)
-        self._binding.bind_ortvalue_output("logits", value)
-
-    def _bind_input(self, name: str, value: Any) -> None:
-        self._held.append(value)
-        self._binding.bind_ortvalue_input(name, value)
+                value = self._buffers[2 * layer + part]
+                binding.bind_ortvalue_input(f"past_key_values.{layer}.{name}", value)
+                binding.bind_ortvalue_output(f"present.{layer}.{name}", value)
+        self._bound[shape] = _Bound(binding, inputs, logits, held)
+        return self._bound[shape]
 
 
 def open_session(
-    bundle: Bundle | Path | str, *, n_threads: int | None = None, verify: bool = True
+    bundle: Bundle | Path | str,
+    *,
+    n_threads: int | None = None,
+    verify: bool = True,
+    exact: bool = False,
+    warn: Callable[[str], None] = lambda line: None,
 ) -> Session:
     """Open a bundle for running, on ``n_threads`` threads (default: physical cores).
 
     The hashes of graphs and weights are checked before ONNX Runtime reads them, unless ``verify``
-    is False. Raises InputError for a bundle that is damaged or that this machine cannot run.
+    is False. ``exact``: see `Session`. ``warn`` is told, in a line, of a bundle that is slow here
+    and was not where it was made. Raises InputError for a bundle that is damaged or that this
+    machine cannot run.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     manifest = opened.manifest
     names = {manifest.graphs.prefill, manifest.graphs.decode}
     if verify:
         check_files(opened, names | {manifest.weights})
-    _check_cpu(opened)
+    switches = suit_cpu(opened, warn)
     for name in names:
         file = opened.file(name)
         own = weights_location(name, manifest.weights)
@@ -188,16 +241,21 @@ def open_session(
                 f"{name} refers to a file outside of the bundle: {sorted(strangers)[0]!r}",
                 where=str(opened.path),
             )
-    graphs = open_graphs(opened.path, manifest.graphs, n_threads)
+    graphs = open_graphs(opened.path, manifest.graphs, n_threads, switches)
     for name, graph in graphs.items():
         _check_shapes(graph, manifest.model, opened.file(name))
-    return Session(manifest, graphs, manifest.graphs)
+    return Session(manifest, graphs, manifest.graphs, exact=exact)
 
 
-def open_graphs(folder: Path, graphs: Graphs, n_threads: int | None) -> dict[str, Any]:
-    """ONNX Runtime sessions of a folder's graphs, by file name."""
+def open_graphs(
+    folder: Path,
+    graphs: Graphs,
+    n_threads: int | None,
+    switches: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """ONNX Runtime sessions of a folder's graphs, by file name; ``switches``: of its own."""
     names = {graphs.prefill, graphs.decode}
-    return {name: _open_graph(folder / name, n_threads) for name in names}
+    return {name: _open_graph(folder / name, n_threads, switches) for name in names}
 
 
 def _check_shapes(graph: Any, model: ModelFacts, where: Path) -> None:
@@ -217,20 +275,7 @@ def _check_shapes(graph: Any, model: ModelFacts, where: Path) -> None:
         raise InputError(f"is not the graph of its manifest: {wrong} differs", where=str(where))
 
 
-def _check_cpu(bundle: Bundle) -> None:
-    from kdexport.machine import machine_facts
-
-    wanted = bundle.manifest.requires_cpu
-    missing = sorted(set(wanted) - set(machine_facts().features)) if wanted else []
-    if missing:
-        raise InputError(
-            f"was made for a CPU with {', '.join(missing)}, which this one lacks",
-            where=str(bundle.path),
-            remedy="export it again with --scheme int8, whose weights are right on every CPU",
-        )
-
-
-def _open_graph(path: Path, n_threads: int | None) -> Any:
+def _open_graph(path: Path, n_threads: int | None, switches: Mapping[str, str]) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -239,6 +284,8 @@ def _open_graph(path: Path, n_threads: int | None) -> Any:
     options.enable_cpu_mem_arena = False
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
+    for name, value in switches.items():
+        options.add_session_config_entry(name, value)
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class of their own

@@ -334,6 +334,6 @@ def test_grouping_is_told(target: Session, int8_bundle: Bundle) -> None:
 def test_a_range_of_a_call_is_told(target: Session) -> None:
     class Ranged(Paired):
         def run(self, ids: Array, cache: KVCache, **options: Any) -> Array:
-            return super().run(ids, cache, **options) + 0.25 * (ids.shape[1] == 4)
+            return super().run(ids, cache, **options) + 0.25 * (ids.shape[1] == 6)
 
     assert grouping_error(Ranged(target), PROMPTS[4]) == pytest.approx(0.25, abs=1e-5)  # type: ignore[arg-type]
