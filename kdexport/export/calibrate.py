@@ -142,8 +142,8 @@ def calibration_texts(bundle: Bundle, codec: TextCodec, path: Path | None) -> li
     length = min(TEXT_TOKENS, bundle.manifest.model.max_length)
     starts = range(0, max(len(known) - length // 2, 1), length)
     texts = [known[start : start + length] for start in starts]
-    step = max(1, len(texts) // MOST_TEXTS)
-    return texts[::step][:MOST_TEXTS]
+    n = min(len(texts), MOST_TEXTS)
+    return [texts[number * len(texts) // n] for number in range(n)]
 
 
 def written_texts(

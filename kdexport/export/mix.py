@@ -97,7 +97,7 @@ def choose_mix(
             found = trials.kl(mix, observed if compensated else None)
             if found <= max_kl:
                 return ledger
-            expected = 0.9 * max_kl * sum(entry.kl for entry in ledger) / found
+            expected = 0.9 * max_kl * sum(entry.kl for entry in ledger) / max(found, 1e-30)
     raise InputError(
         f"no mix of kernels keeps to a KL of {max_kl:g} nats; the best found costs {found:.3g}",
         where="--max-kl",
@@ -146,8 +146,8 @@ def _step_up(entry: Entry, draft: Draft, observed: Mapping[str, Observed]) -> En
         return None
     node = _node(draft, entry.product)
     weights = draft.weights[node.input[1]]
-    if kernel == FLOAT32:
-        return replace(entry, kernel=kernel, bits=32, n_bytes=_bytes(weights, kernel), kl=0.0)
+    if kernel == FLOAT32 or KERNELS[kernel].grid.block(len(weights)) is None:
+        return replace(entry, kernel=FLOAT32, bits=32, n_bytes=_bytes(weights, FLOAT32), kl=0.0)
     samples = observed[node.input[0]].samples
     before, after = (_error(weights, samples, name) for name in (entry.kernel, kernel))
     return Entry(

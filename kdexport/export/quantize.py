@@ -117,7 +117,8 @@ def quantize_bundle(
 def _quantize(bundle: Bundle, draft: Draft, scheme: Scheme, wishes: Wishes) -> Sequence[Entry]:
     """Change the draft by a scheme; the ledger of the mix, if one was asked for."""
     texts = _texts(bundle, scheme, wishes)
-    held_out = texts[-N_JUDGING:] if wishes.max_kl is not None else []
+    n_judging = min(N_JUDGING, len(texts) // 2) if wishes.max_kl is not None else 0
+    held_out = texts[len(texts) - n_judging :]
     with tracked("    observing", "texts") as progress:
         seen = texts[: len(texts) - len(held_out)]
         observed: Mapping[str, Observed] = observe(bundle, draft, seen, progress)

@@ -30,7 +30,7 @@ def smooth(draft: Draft, observed: Mapping[str, Observed], grid: Grid) -> dict[s
     for node in list(draft.products()):
         value, name = node.input
         fold = _fold(draft, node)
-        if fold is None:
+        if fold is None or len(draft.readers(name)) != 1:
             continue
         scale = best_scale(draft.weights[name], observed[value], grid)
         draft.weights[name] = draft.weights[name] * scale[:, None]
@@ -78,7 +78,7 @@ def _fold(draft: Draft, product: onnx.NodeProto) -> Fold | None:
     if maker is None or len(draft.readers(value)) != 1:
         return None
     if maker.op_type in NORM_WEIGHTS:
-        return _into_norm(draft, maker)
+        return _into_norm(draft, maker) if value == maker.output[0] else None
     if maker.op_type == "Mul":
         return next(filter(None, (_into_columns(draft, name) for name in maker.input)), None)
     return None
@@ -120,6 +120,8 @@ def _into_columns(draft: Draft, value: str) -> Fold | None:
     if maker is None or maker.op_type != "MatMul" or maker.input[1] not in draft.weights:
         return None
     name = maker.input[1]
+    if len(draft.readers(name)) != 1:
+        return None
 
     def fold(scale: Array) -> None:
         weights = draft.weights[name].copy()
