@@ -1,8 +1,15 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.models import make_gpt2, make_llama
+from kdexport.bundle import Bundle
+from kdexport.export.calibrate import Observed, calibration_texts, observe
+from kdexport.export.draft import Draft, load_draft
+from kdexport.runtime.text import load_text
+from tests.models import make_family, make_gpt2, make_llama
+
+Seen = tuple[Draft, dict[str, Observed]]
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +20,29 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "llama-untied": make_llama(folder / "untied", tied=False),
         "gpt2": make_gpt2(folder / "gpt2"),
     }
+
+
+@pytest.fixture(scope="session")
+def parents(
+    checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Bundle]:
+    """Float32 bundles, of a model with a gelu in its gate too."""
+    from kdexport.export.bundles import export_bundle
+
+    folder = tmp_path_factory.mktemp("parents")
+    sources = checkpoints | {"gemma3": make_family(folder / "gemma3-model", "gemma3")}
+    return {name: export_bundle(path, folder / name, name=name) for name, path in sources.items()}
+
+
+@pytest.fixture(scope="session")
+def texts(parents: dict[str, Bundle]) -> list[np.ndarray]:
+    """Three of the built-in page's texts in the tokens that all tiny models share."""
+    bundle = parents["llama"]
+    return calibration_texts(bundle, load_text(bundle), None)[:3]
+
+
+@pytest.fixture(scope="session")
+def seen(parents: dict[str, Bundle], texts: list[np.ndarray]) -> dict[str, Seen]:
+    """Each parent's draft and what is observed of it; both are to be left as they are."""
+    drafts = {n: load_draft(b.file(b.manifest.graphs.decode)) for n, b in parents.items()}
+    return {n: (d, observe(parents[n], d, texts)) for n, d in drafts.items()}
