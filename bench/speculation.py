@@ -2,10 +2,11 @@
 
     python bench/speculation.py TEACHER DRAFT --out bench/results/speculation.json
 
-The prompts are those of the held-out texts in the draft's reference. Alone and with the draft take
-turns at each prompt, greedy and drawn; the times are of whole texts (the draft reads the prompt,
-too) and of what follows the first token. Also told: whether the texts are the same, and by how
-much the teacher's logits depend on how tokens are grouped into calls, on which that hangs.
+The prompts are those of the held-out texts in the draft's reference. The teacher alone (opened
+exact, and as it is usually opened) and with the draft take turns at each prompt, greedy and drawn;
+the times are of whole texts (the draft reads the prompt, too) and of what follows the first token.
+Also told: whether the texts are those of the exact teacher, and by how much each teacher's logits
+depend on how tokens are grouped into calls, on which that hangs.
 """
 
 import argparse
@@ -48,21 +49,23 @@ def main() -> None:
     parser.add_argument("--sure", type=float, default=0.5)
     parser.add_argument("--threads", type=int, default=2)
     asked = parser.parse_args()
-    teacher = open_session(asked.teacher, n_threads=asked.threads)
+    usual = open_session(asked.teacher, n_threads=asked.threads)
+    teacher = open_session(asked.teacher, n_threads=asked.threads, exact=True)
     draft = open_session(asked.draft, n_threads=asked.threads)
     tokens = match_vocabularies(load_text(asked.teacher), load_text(asked.draft))
     prompts = held_out_prompts(asked.draft, tokens, asked.texts)
     result: dict[str, Any] = {
         "teacher": f"{teacher.manifest.name} {teacher.manifest.scheme}",
         "draft": f"{draft.manifest.name} {draft.manifest.scheme}",
-        "asked": {name: str(value) for name, value in vars(asked).items()},
+        "asked": {name: n for name, n in vars(asked).items() if not isinstance(n, Path)},
         "grouping_error": grouping_error(teacher, prompts[0]),
+        "grouping_error_usual": grouping_error(usual, prompts[0]),
         "machine": machine_facts().model_dump(),
     }
     for name, options in SAMPLING.items():
         sampler = make_sampler(**options)
         guessing = Speculation(teacher, draft, tokens, sampler, most=asked.most, sure=asked.sure)
-        result[name] = compare(teacher, guessing, prompts, sampler, asked.new_tokens)
+        result[name] = compare(usual, teacher, guessing, prompts, sampler, asked.new_tokens)
     result["kept_prompts"] = kept_prompts(teacher, prompts)
     text = json.dumps(result, indent=1)
     print(text)
@@ -84,22 +87,25 @@ def held_out_prompts(draft: Path, tokens: Vocabularies, n: int) -> list[list[int
 
 
 def compare(
+    usual: Session,
     teacher: Session,
     guessing: Speculation,
     prompts: Sequence[list[int]],
     sampler: Any,
     n_new: int,
 ) -> dict[str, Any]:
-    """Both in turns at each prompt; ratios of sums, and of each prompt's the quartiles."""
+    """All in turns at each prompt; ratios of sums, and of each prompt's the quartiles."""
+    as_usual: list[tuple[list[int], float, float]] = []
     alone: list[tuple[list[int], float, float]] = []
     with_draft: list[tuple[list[int], float, float]] = []
     for seed, prompt in enumerate(prompts[:1] + list(prompts)):  # the first warms up
         for session, choose, found in (
+            (usual, sampler, as_usual),
             (teacher, sampler, alone),
             (guessing, guessing.choose, with_draft),
         ):
             found.append(timed(generate(session, prompt, choose, max_new_tokens=n_new, seed=seed)))
-    alone, with_draft = alone[1:], with_draft[1:]
+    as_usual, alone, with_draft = as_usual[1:], alone[1:], with_draft[1:]
     whole = [a[1] / b[1] for a, b in zip(alone, with_draft, strict=True)]
     after = [a[2] / b[2] for a, b in zip(alone, with_draft, strict=True) if len(a[0]) > 1]
     guesses = guessing.guesses
@@ -112,10 +118,18 @@ def compare(
         "quartiles_whole": statistics.quantiles(whole, n=4),
         "quartiles_after_first": statistics.quantiles(after, n=4),
         "alone_seconds": sum(a[1] for a in alone),
+        "ms_per_token_usual": per_token(as_usual),
+        "ms_per_token_exact": per_token(alone),
+        "ms_per_token_with_draft": per_token(with_draft),
         "guesses": asdict(guesses),
         "acceptance": guesses.acceptance,
         "tokens_per_call": guesses.tokens_per_call,
     }
+
+
+def per_token(texts: Sequence[tuple[list[int], float, float]]) -> float:
+    """Milliseconds for a token after a text's first."""
+    return 1e3 * sum(text[2] for text in texts) / sum(len(text[0]) - 1 for text in texts)
 
 
 def timed(steps: Iterator[Step]) -> tuple[list[int], float, float]:

@@ -72,8 +72,10 @@ SATURATING = frozenset({"avx512", "avx2", "unknown"})
 AS_UNSIGNED: Mapping[str, str] = {"session.x64quantprecision": "1"}
 
 _PROMPTS = "it reads prompts more slowly than dynamic int8 would"
+_TOKENS = "it writes more slowly than blocks of weights would"
 SLOW: Mapping[tuple[str, str], str] = {
+    ("rows8u", "vnni"): _TOKENS,
     ("block8", "avx2"): _PROMPTS,
     ("block4", "avx2"): _PROMPTS,
 }
-"""Kernel and class of CPU -> what is slow there. What was chosen there by its user is not told."""
+"""Kernel and class of CPU -> what is slow there. What was chosen on such a CPU is not told."""

@@ -35,9 +35,10 @@ Array = np.ndarray[Any, Any]
 class Session:
     """A bundle ready to run. Make one with `open_session`.
 
-    ``exact``: logits do not depend on how tokens are grouped into calls. ONNX Runtime computes the
-    last of an odd number of rows otherwise than one of two, in attention and in some products, and
-    rounds it otherwise; so each call gets an even number, by a token that is forgotten again.
+    ``exact``: a text's logits do not depend on how its tokens are grouped into calls. ONNX Runtime
+    computes the last of an odd number of rows otherwise than one of two, in attention and in some
+    products, and rounds it otherwise; so a call gets an even number, by a token that is forgotten
+    again. Not so in batches: its attention takes one token a row there.
     """
 
     def __init__(
@@ -89,12 +90,11 @@ class Session:
         if logit_rows is not None:
             rows = logit_rows
         n_logits = len(rows)
-        n_more = 1 if self.exact and n_new % 2 and end < self.manifest.model.max_length else 0
-        if n_more:
-            ids = np.concatenate([ids, ids[:, -1:]], axis=1)
-            rows = [row + row // n_new for row in rows]
-        if self.exact and n_logits % 2:
-            rows = [*rows, rows[-1]]
+        n_more = 0
+        if self.exact and n_rows == 1:
+            n_more = 1 if n_new % 2 and end < self.manifest.model.max_length else 0
+            ids = np.concatenate([ids, ids[:, -1:]], axis=1) if n_more else ids
+            rows = [*rows, rows[-1]] if n_logits % 2 else rows
         cache.reserve(end + n_more)
         graph = self._decode if ids.size == 1 else self._prefill
         logits = graph.run(ids, cache, total + n_more if n_more else total, rows)

@@ -9,6 +9,7 @@ import pytest
 from kdexport.bundle import WEIGHTS, Bundle, open_bundle
 from kdexport.errors import InputError
 from kdexport.runtime.session import Session, open_session
+from tests.models import make_llama
 
 IDS = np.arange(5, 45, dtype=np.int64)
 
@@ -51,6 +52,118 @@ def test_a_new_cache_where_an_old_one_lay_is_another(int8_bundle: Bundle) -> Non
     session = open_session(int8_bundle, n_threads=1)
     found = [last_logits(session, n) for n in range(6)]
     np.testing.assert_array_equal(found, expected)
+
+
+SCHEMES = ["fp32", "int8", "int8-portable", "int8-block", "int4"]
+
+
+@pytest.fixture(scope="module")
+def wide_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    """A model of every scheme, wide enough for blocks of 128, which have kernels of their own."""
+    from kdexport.export.bundles import export_bundle
+    from kdexport.export.quantize import quantize_bundle
+
+    folder = tmp_path_factory.mktemp("wide")
+    model = make_llama(folder / "model", hidden=128)
+    bundles = {"fp32": export_bundle(model, folder / "fp32", name="wide")}
+    for scheme in SCHEMES[1:]:
+        bundles[scheme] = quantize_bundle(bundles["fp32"], scheme, folder / scheme)
+    return bundles
+
+
+def read(session: Session, sizes: list[int], every: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of a text read in parts (of each token, or of each part's last), keys and values."""
+    ids = np.random.default_rng(3).integers(3, 300, sum(sizes))[None]
+    cache, logits, begin = session.new_cache(1, 1), [], 0
+    for size in sizes:
+        rows = np.arange(size) if every else None
+        logits.append(session.run(ids[:, begin : begin + size], cache, logit_rows=rows).copy())
+        begin += size
+        assert cache.lengths.tolist() == [begin]
+    return np.concatenate(logits), cache.read(0, begin)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_grouping_changes_no_bit_of_an_exact_session(
+    wide_bundles: dict[str, Bundle], scheme: str, n_threads: int
+) -> None:
+    session = open_session(wide_bundles[scheme], n_threads=n_threads, exact=True)
+    whole, kept = read(session, [140], every=True)
+    for sizes in ([1] * 140, [129, 1, 10], [5] * 28, [3, 4, 6, 7, 1, 1, 2, 8, 9, 99], [139, 1]):
+        logits, values = read(session, sizes, every=True)
+        np.testing.assert_array_equal(logits, whole)
+        np.testing.assert_array_equal(values, kept)
+        lasts, values = read(session, sizes, every=False)
+        np.testing.assert_array_equal(lasts, whole[np.cumsum(sizes) - 1])
+        np.testing.assert_array_equal(values, kept)
+
+
+def test_without_exact_grouping_does_change_bits(wide_bundles: dict[str, Bundle]) -> None:
+    """What the option is for; float32, so that a change is one of rounding only."""
+    session = open_session(wide_bundles["fp32"], n_threads=1)
+    whole, _ = read(session, [40], every=True)
+    alone, _ = read(session, [1] * 40, every=True)
+    np.testing.assert_allclose(alone, whole, atol=1e-4)
+    assert (alone != whole).any()
+
+
+@pytest.mark.parametrize("bundle_name", ["llama_bundle", "gpt2_bundle"])
+def test_exact_batches_and_full_texts(bundle_name: str, request: pytest.FixtureRequest) -> None:
+    bundle: Bundle = request.getfixturevalue(bundle_name)
+    plain = open_session(bundle, n_threads=1)
+    session = open_session(bundle, n_threads=1, exact=True)
+    batch, lengths = np.stack([IDS[:5], IDS[10:15], IDS[20:25]]), np.asarray([5, 3, 4])
+    rows = np.asarray([2, 7, 13])
+    caches = [one.new_cache(3, 5) for one in (plain, session)]
+    found = [
+        [
+            one.run(batch, cache, lengths=lengths, logit_rows=rows).copy(),
+            one.run(batch[:, :1], cache).copy(),
+        ]
+        for one, cache in zip((plain, session), caches, strict=True)
+    ]
+    for expected, exact in zip(*found, strict=True):
+        assert exact.shape == expected.shape
+        np.testing.assert_allclose(exact, expected, atol=1e-4)
+    assert caches[1].lengths.tolist() == [6, 4, 5]
+    full = [1] * bundle.manifest.model.max_length  # no place is left for a token to be forgotten
+    np.testing.assert_allclose(session.score(full), plain.score(full), atol=1e-4)
+    cache = session.new_cache(1, 1)
+    session.run(np.asarray([full[:-1]]), cache)
+    logits = session.run(np.asarray([[1]]), cache)
+    np.testing.assert_allclose(logits[0], plain.score(full)[-1], atol=1e-4)
+
+
+def test_calls_of_several_sizes_in_turns_stay_bound(llama_bundle: Bundle) -> None:
+    session = open_session(llama_bundle, n_threads=1)
+    expected = session.score(IDS.tolist()).copy()
+    cache, sizes = session.new_cache(1, 1), [1, 5, 1, 2, 5, 3, 1, 4, 5, 6, 1, 1]
+    binds: list[tuple[int, ...]] = []
+    graph = session._prefill
+    bind = graph._bind
+    graph._bind = lambda shape: binds.append(shape) or bind(shape)  # type: ignore[method-assign,func-returns-value]
+    begin = 0
+    for size in sizes:  # the buffers grow at 2, 6, 8, 16 and 32 tokens
+        part = IDS[None, begin : begin + size]
+        logits = session.run(part, cache, logit_rows=np.arange(size))
+        np.testing.assert_allclose(logits, expected[begin : begin + size], atol=1e-4)
+        begin += size
+    cache.reserve(200)
+    for n in (1, 5) * 4:  # one size, and another: bound once each
+        cache.truncate(20)
+        logits = session.run(IDS[None, 20 : 20 + n], cache, logit_rows=np.arange(n))
+        np.testing.assert_allclose(logits, expected[20 : 20 + n], atol=1e-4)
+    assert binds[-2:] == [(1, 1, 1), (1, 5, 5)]
+    for n in range(1, 9):
+        cache.truncate(20)
+        session.run(IDS[None, 20 : 20 + n], cache)
+        assert len(graph._bound) <= 4
+    cache.truncate(0)
+    session.run(IDS[None], cache, logit_rows=np.arange(40))
+    cache.truncate(20)
+    session.run(IDS[None, 20:22], cache)
+    assert all(len(bound.logits) <= 16 for bound in graph._bound.values())  # memory is not kept
 
 
 def test_kept_rows_go_on_as_they_were(llama_bundle: Bundle) -> None:

@@ -1,8 +1,7 @@
 """A draft changes what is computed ahead, never what is written.
 
-A text with a draft is the text without, token for token and for every seed. Where a model's logits
-do not depend on how tokens are grouped into calls, their bits are the same too; ONNX Runtime's
-attention rounds a token that is alone in its call otherwise, so `Paired` reads two for one.
+A text with a draft is the text without, token for token and for every seed. In a session opened
+``exact`` logits do not depend on how tokens are grouped into calls, so their bits are the same too.
 """
 
 from collections import Counter
@@ -34,30 +33,6 @@ PROMPTS = [[5, 6, 7], [9] * 11, [20, 30], [8, 7, 6, 5, 4], list(range(40, 90))]
 Array = np.ndarray[Any, Any]
 
 
-class Paired:
-    """A session whose logits do not depend on grouping: no token is alone in its call."""
-
-    def __init__(self, session: Session) -> None:
-        self.manifest, self.vocab_size = session.manifest, session.vocab_size
-        self.new_cache = session.new_cache
-        self._session = session
-
-    def run(
-        self,
-        ids: Array,
-        cache: KVCache,
-        *,
-        lengths: Array | None = None,
-        logit_rows: Array | None = None,
-    ) -> Array:
-        if ids.shape != (1, 1):
-            return self._session.run(ids, cache, lengths=lengths, logit_rows=logit_rows)
-        two = np.concatenate([ids, ids], axis=1)
-        logits = self._session.run(two, cache, logit_rows=np.zeros(1, dtype=np.int64))
-        cache.truncate(cache.lengths - 1)
-        return logits
-
-
 @pytest.fixture(scope="module")
 def draft_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A model of its own, with a vocabulary that lacks the last 20 tokens."""
@@ -71,6 +46,11 @@ def draft_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="module")
 def target(llama_bundle: Bundle) -> Session:
     return open_session(llama_bundle, n_threads=1)
+
+
+@pytest.fixture(scope="module")
+def exact(llama_bundle: Bundle) -> Session:
+    return open_session(llama_bundle, n_threads=1, exact=True)
 
 
 @pytest.fixture(scope="module")
@@ -108,13 +88,12 @@ def both(
 
 @pytest.mark.parametrize("at", range(len(OPTIONS)))
 def test_the_text_is_the_teacher_s_to_the_bit(
-    target: Session, draft: Session, vocabularies: Vocabularies, at: int
+    exact: Session, draft: Session, vocabularies: Vocabularies, at: int
 ) -> None:
-    paired = Paired(target)
-    assert grouping_error(paired, PROMPTS[4]) == 0  # type: ignore[arg-type]
+    assert grouping_error(exact, PROMPTS[4]) == 0
     n_right = n_wrong = 0
     for prompt in PROMPTS:
-        alone, guessed, speculation = both(paired, draft, vocabularies, prompt, 24, at)
+        alone, guessed, speculation = both(exact, draft, vocabularies, prompt, 24, at)
         assert guessed == alone  # ids, log-probabilities of the best two, reasons
         guesses = speculation.guesses
         n_right += guesses.n_accepted
@@ -157,7 +136,7 @@ def test_a_draft_that_is_the_teacher_is_always_right(
     sure=st.sampled_from([0.0, 0.01, 0.1, 1.1]),
 )
 def test_any_prompt_and_any_number_of_guesses(
-    target: Session,
+    exact: Session,
     draft: Session,
     vocabularies: Vocabularies,
     prompt: list[int],
@@ -165,9 +144,9 @@ def test_any_prompt_and_any_number_of_guesses(
     most: int,
     sure: float,
 ) -> None:
-    paired, sampler = Paired(target), make_sampler(temperature=0.9)
-    speculation = Speculation(paired, draft, vocabularies, sampler, most=most, sure=sure)  # type: ignore[arg-type]
-    alone = list(generate(paired, prompt, sampler, max_new_tokens=n, seed=1))
+    sampler = make_sampler(temperature=0.9)
+    speculation = Speculation(exact, draft, vocabularies, sampler, most=most, sure=sure)
+    alone = list(generate(exact, prompt, sampler, max_new_tokens=n, seed=1))
     found = list(generate(speculation, prompt, speculation.choose, max_new_tokens=n, seed=1))
     assert found == alone
     if most == 0 or sure > 1:
@@ -175,33 +154,32 @@ def test_any_prompt_and_any_number_of_guesses(
 
 
 def test_a_draft_that_knows_nothing_of_the_teacher(
-    target: Session, llama_bundle: Bundle, draft_bundle: Bundle
+    exact: Session, llama_bundle: Bundle, draft_bundle: Bundle
 ) -> None:
     matched = match_vocabularies(load_text(llama_bundle), load_text(draft_bundle))
     stranger = open_session(draft_bundle, n_threads=1)
     for at in range(len(OPTIONS)):
-        alone, guessed, _ = both(Paired(target), stranger, matched, PROMPTS[3], 20, at)
+        alone, guessed, _ = both(exact, stranger, matched, PROMPTS[3], 20, at)
         assert guessed == alone
 
 
 def test_text_after_text_and_after_one_that_was_left(
-    target: Session, draft: Session, vocabularies: Vocabularies
+    exact: Session, draft: Session, vocabularies: Vocabularies
 ) -> None:
-    paired, sampler = Paired(target), make_sampler()
-    speculation = Speculation(paired, draft, vocabularies, sampler, sure=0.0)  # type: ignore[arg-type]
+    sampler = make_sampler()
+    speculation = Speculation(exact, draft, vocabularies, sampler, sure=0.0)
     for prompt in [*PROMPTS, [9]]:
         left = generate(speculation, [7, 8, 9], speculation.choose, max_new_tokens=9)
         next(left), next(left)
-        alone = list(generate(paired, prompt, sampler, max_new_tokens=12))
+        alone = list(generate(exact, prompt, sampler, max_new_tokens=12))
         assert list(generate(speculation, prompt, speculation.choose, max_new_tokens=12)) == alone
 
 
-def test_to_the_model_s_length(target: Session, draft: Session, vocabularies: Vocabularies) -> None:
+def test_to_the_model_s_length(exact: Session, draft: Session, vocabularies: Vocabularies) -> None:
     prompt = [7] * 245
-    alone, guessed, _ = both(Paired(target), draft, vocabularies, prompt, 99, 1)
+    alone, guessed, _ = both(exact, draft, vocabularies, prompt, 99, 1)
     assert guessed[-1].finish_reason == "length" and len(guessed) == 11
-    # The last token has no second to be paired with.
-    assert [s.token_id for s in guessed] == [s.token_id for s in alone]
+    assert guessed == alone
 
 
 def test_with_a_kept_prompt(target: Session, draft: Session, vocabularies: Vocabularies) -> None:
@@ -325,15 +303,18 @@ def test_a_special_token_is_not_a_plain_one(llama_bundle: Bundle, draft_bundle: 
         match_vocabularies(teacher, student)
 
 
-def test_grouping_is_told(target: Session, int8_bundle: Bundle) -> None:
-    assert grouping_error(Paired(target), PROMPTS[4]) == 0  # type: ignore[arg-type]
-    assert grouping_error(target, PROMPTS[4]) < 1e-4  # float32, summed in another order
-    assert grouping_error(target, [7]) == 0
+def test_grouping_is_told(target: Session, exact: Session) -> None:
+    assert grouping_error(exact, PROMPTS[4]) == 0
+    assert 0 < grouping_error(target, PROMPTS[4]) < 1e-4  # float32, summed in another order
+    assert grouping_error(exact, [7]) == 0
 
 
-def test_a_range_of_a_call_is_told(target: Session) -> None:
-    class Ranged(Paired):
+def test_a_range_of_a_call_is_told(exact: Session) -> None:
+    class Ranged(Session):
+        def __init__(self) -> None:
+            self.manifest = exact.manifest
+
         def run(self, ids: Array, cache: KVCache, **options: Any) -> Array:
-            return super().run(ids, cache, **options) + 0.25 * (ids.shape[1] == 6)
+            return exact.run(ids, cache, **options) + 0.25 * (ids.shape[1] == 6)
 
-    assert grouping_error(Ranged(target), PROMPTS[4]) == pytest.approx(0.25, abs=1e-5)  # type: ignore[arg-type]
+    assert grouping_error(Ranged(), PROMPTS[4]) == pytest.approx(0.25, abs=1e-5)
