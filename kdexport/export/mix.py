@@ -90,14 +90,14 @@ def choose_mix(
         trials = Trials(bundle, draft, texts, folder, places, [])
         trials.exact = trials._run(draft)
         ledger = list(_measured(trials, plan, observed, progress))
-        expected = max_kl
+        expected = np.inf  # at first nothing is bettered: what is made up for may be enough
         for _ in range(MOST_ATTEMPTS):
             ledger = within(ledger, expected, draft, observed)
             mix = {entry.product: entry.kernel for entry in ledger}
             found = trials.kl(mix, observed if compensated else None)
             if found <= max_kl:
                 return ledger
-            expected = 0.9 * max_kl * sum(entry.kl for entry in ledger) / max(found, 1e-30)
+            expected = 0.95 * max_kl * sum(entry.kl for entry in ledger) / found
     raise InputError(
         f"no mix of kernels keeps to a KL of {max_kl:g} nats; the best found costs {found:.3g}",
         where="--max-kl",
