@@ -4,6 +4,7 @@ import importlib.metadata
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,16 +41,25 @@ VERSIONS_OF = ("onnx", "onnxruntime", "torch", "transformers", "tokenizers")
 
 @dataclass(frozen=True)
 class Backend:
-    """Who builds graphs: the distribution that does it, and how it is asked."""
+    """Who builds graphs: the distribution that does it, and how it is asked.
+
+    ``readable``: for the time of a block, a checkpoint as the libraries beside it read it.
+    """
 
     distribution: str
+    readable: Callable[[Path], AbstractContextManager[Path]]
     check_family: Callable[[Path], None]
     build_graph: Callable[[Path], Draft]
 
 
 BACKENDS: Mapping[str, Backend] = {
-    "mobius": Backend("mobius-onnx", graph.check_family, graph.build_graph),
-    "optimum": Backend("optimum-onnx", optimum_graph.check_family, optimum_graph.build_graph),
+    "mobius": Backend("mobius-onnx", nullcontext, graph.check_family, graph.build_graph),
+    "optimum": Backend(
+        "optimum-onnx",
+        optimum_graph.readable,
+        optimum_graph.check_family,
+        optimum_graph.build_graph,
+    ),
 }
 
 
@@ -70,50 +80,56 @@ def export_bundle(
     exported, ParityError when the graph does not compute what the model computes; in both cases
     nothing is written.
     """
+    _check_libraries()
+    from kdexport.train.model import load_config
+
+    maker = BACKENDS[backend]
+    with maker.readable(checkpoint) as checkpoint:
+        if not (checkpoint / "tokenizer.json").is_file():
+            raise InputError("tokenizer.json is missing", where=str(checkpoint))
+        maker.check_family(checkpoint)
+        config = load_config(checkpoint)
+        text = text_facts(checkpoint, config)
+        codec = _codec(checkpoint, text, config.vocab_size)
+        if reference is not None:
+            load_reference(reference)
+        parts = sorted(checkpoint.glob("*.safetensors"))
+        n_bytes = FP32_BYTES * sum(check_safetensors(part) for part in parts)
+        need_room(Path(tempfile.gettempdir()), n_bytes)  # build_graph's
+        graphs = Graphs(prefill=GRAPH, decode=GRAPH, standard=STANDARD)
+        with staged_bundle(out, n_bytes) as staging:
+            draft = maker.build_graph(checkpoint)
+            manifest = Manifest(
+                name=name,
+                scheme="fp32",
+                graphs=graphs,
+                model=model_facts(draft, config, checkpoint),
+                text=text,
+                versions=_versions(maker.distribution),
+                recipe_fingerprint=recipe_fingerprint,
+                teacher=teacher,
+                licence=licence,
+            )
+            standard = standard_graph(draft)
+            save_drafts({GRAPH: draft, STANDARD: standard}, staging, WEIGHTS)
+            write_companions(staging, checkpoint, config, manifest, standard, codec.template)
+            shutil.copyfile(checkpoint / "tokenizer.json", staging / "tokenizer.json")
+            if codec.template is not None:
+                (staging / "chat_template.jinja").write_text(codec.template, "utf-8", newline="")
+            if reference is not None:
+                shutil.copyfile(reference, staging / "reference.npz")
+            session = Session(manifest, open_graphs(staging, graphs, None), graphs)
+            parity = check_parity(checkpoint, session, codec)
+            return commit_bundle(staging, out, manifest.model_copy(update={"parity": parity}))
+
+
+def _check_libraries() -> None:
+    """Refuse to begin where what every backend needs is missing."""
     try:
         import torch  # noqa: F401
         import transformers  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(str(error.name), "export") from None
-    from kdexport.train.model import load_config
-
-    if not (checkpoint / "tokenizer.json").is_file():
-        raise InputError("tokenizer.json is missing", where=str(checkpoint))
-    maker = BACKENDS[backend]
-    maker.check_family(checkpoint)
-    config = load_config(checkpoint)
-    text = text_facts(checkpoint, config)
-    codec = _codec(checkpoint, text, config.vocab_size)
-    if reference is not None:
-        load_reference(reference)
-    parts = sorted(checkpoint.glob("*.safetensors"))
-    n_bytes = FP32_BYTES * sum(check_safetensors(part) for part in parts)
-    need_room(Path(tempfile.gettempdir()), n_bytes)  # build_graph's
-    graphs = Graphs(prefill=GRAPH, decode=GRAPH, standard=STANDARD)
-    with staged_bundle(out, n_bytes) as staging:
-        draft = maker.build_graph(checkpoint)
-        manifest = Manifest(
-            name=name,
-            scheme="fp32",
-            graphs=graphs,
-            model=model_facts(draft, config, checkpoint),
-            text=text,
-            versions=_versions(maker.distribution),
-            recipe_fingerprint=recipe_fingerprint,
-            teacher=teacher,
-            licence=licence,
-        )
-        standard = standard_graph(draft)
-        save_drafts({GRAPH: draft, STANDARD: standard}, staging, WEIGHTS)
-        write_companions(staging, checkpoint, config, manifest, standard, codec.template)
-        shutil.copyfile(checkpoint / "tokenizer.json", staging / "tokenizer.json")
-        if codec.template is not None:
-            (staging / "chat_template.jinja").write_text(codec.template, "utf-8", newline="")
-        if reference is not None:
-            shutil.copyfile(reference, staging / "reference.npz")
-        session = Session(manifest, open_graphs(staging, graphs, None), graphs)
-        parity = check_parity(checkpoint, session, codec)
-        return commit_bundle(staging, out, manifest.model_copy(update={"parity": parity}))
 
 
 def _codec(checkpoint: Path, text: TextFacts, vocab_size: int) -> TextCodec:

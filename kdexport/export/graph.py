@@ -8,7 +8,7 @@ import io
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -132,13 +132,19 @@ def _built(checkpoint: Path) -> Draft:
 def _renamed(checkpoint: Path, folder: Path) -> Path:
     """The checkpoint by links, its configuration with the names that mobius-onnx looks for."""
     folder.mkdir()
-    for file in checkpoint.iterdir():
-        if file.name != "config.json":
-            (folder / file.name).symlink_to(file.resolve())
     config = read_config(checkpoint / "config.json")
     config |= {name: config[known] for known, name in ALSO_CALLED.items() if known in config}
-    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    link(checkpoint, folder, {"config.json": config})
     return folder
+
+
+def link(checkpoint: Path, folder: Path, rewritten: Mapping[str, object]) -> None:
+    """The files of a checkpoint by links in ``folder``, some of its JSON files written anew."""
+    for file in checkpoint.iterdir():
+        if file.name not in rewritten:
+            (folder / file.name).symlink_to(file.resolve())
+    for name, content in rewritten.items():
+        (folder / name).write_text(json.dumps(content), "utf-8")
 
 
 def _check_inputs(draft: Draft, n_layers: int) -> None:

@@ -11,19 +11,23 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from kdexport.errors import InputError, first_words, full_disk
+from kdexport.errors import InputError, KdexportError, first_words, full_disk
+from kdexport.export.companions import FROM_TOKENIZER_JSON
 from kdexport.export.draft import Draft, load_draft
-from kdexport.export.graph import check_weights, named, silence
+from kdexport.export.graph import check_weights, link, named, silence
 from kdexport.export.layers import check_decoder
 from kdexport.export.passes.cache_in_place import cache_in_place
 from kdexport.export.passes.one_product import one_product
 from kdexport.export.passes.one_table import one_table
 from kdexport.export.passes.plain_weights import plain_weights
 from kdexport.export.passes.selected_logits import selected_logits
+from kdexport.sources import read_config
 
 OPSET = 18  # whose reductions take their axes as inputs, as our kernels write them
+ROTATION = ("rope_theta", "partial_rotary_factor")  # transformers 5 has them in rope_parameters
 TASK = "text-generation-with-past"
 PASSES: Sequence[Callable[[Draft], None]] = (
     plain_weights,
@@ -74,6 +78,60 @@ def check_family(checkpoint: Path) -> None:
         check_decoder(config)
         if config.model_type not in _known_types():
             raise InputError(f"unknown to optimum-onnx {version}")
+
+
+@contextlib.contextmanager
+def readable(checkpoint: Path) -> Iterator[Path]:
+    """For the time of the block, a checkpoint as the transformers that optimum-onnx wants reads it.
+
+    Later ones write rotations and the tokenizer's class by other names, of which the first are
+    passed over without a word. Raises InputError for rotations that have no older name.
+    """
+    rewritten = _older_names(checkpoint)
+    if not rewritten:
+        yield checkpoint
+        return
+    with tempfile.TemporaryDirectory(prefix="kdexport-") as folder:
+        link(checkpoint, Path(folder), rewritten)
+        try:
+            yield Path(folder)
+        except KdexportError as error:
+            error.where = error.where.replace(folder, str(checkpoint))
+            raise
+
+
+def _older_names(checkpoint: Path) -> dict[str, object]:
+    """The JSON files of a checkpoint that have to be written anew, by their names."""
+    rewritten: dict[str, object] = {}
+    path = checkpoint / "config.json"
+    config = read_config(path)
+    if config.get("rope_parameters"):
+        with named(checkpoint, SimpleNamespace(model_type=config.get("model_type"))):
+            rewritten[path.name] = _older_rotation(config)
+    path = checkpoint / "tokenizer_config.json"
+    tokenizer = read_config(path) if path.exists() else {}
+    if tokenizer.get("tokenizer_class") == "TokenizersBackend":
+        rewritten[path.name] = tokenizer | {"tokenizer_class": FROM_TOKENIZER_JSON}
+    return rewritten
+
+
+def _older_rotation(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration whose rotations are said as transformers 4 does."""
+    from transformers import CONFIG_MAPPING
+
+    kind = config.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        return config
+    scaling = dict(config["rope_parameters"])
+    own = {name: scaling.pop(name) for name in ROTATION if name in scaling}
+    older = {name: value for name, value in config.items() if name != "rope_parameters"} | own
+    if scaling.get("rope_type", "default") != "default":
+        older["rope_scaling"] = scaling
+    known = CONFIG_MAPPING[kind]().to_dict().keys() | config.keys()
+    unsaid = sorted(older.keys() - known) if own else sorted(scaling)
+    if unsaid:
+        raise InputError(f"their {unsaid[0]} has no name in the transformers beside optimum-onnx")
+    return older
 
 
 def _known_types() -> Sequence[str]:

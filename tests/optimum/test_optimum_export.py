@@ -227,7 +227,7 @@ def test_a_bundle_runs_where_there_is_no_optimum(
     bundle = bundles[f"{name}-{scheme}"]
     asked = ["generate", str(bundle.path), "--prompt", PROMPT, "--raw", "--json", "-n", str(N_NEW)]
     ran = subprocess.run(
-        [PLAIN, *asked], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ""}
+        [PLAIN, *asked], capture_output=True, text=True, env=os.environ, check=False
     )
     assert ran.returncode == 0, ran.stderr
     codec, session = load_text(bundle), open_session(bundle)
@@ -247,6 +247,49 @@ def test_prompts_are_written_on_together_as_apart(bundles: Mapping[str, Bundle],
     for prompt, found in zip(prompts, together, strict=True):
         steps = generate(session, prompt, greedy, max_new_tokens=N_NEW)
         assert found.ids == [step.token_id for step in steps if step.in_text]
+
+
+NEWER = ("gpt2", "llama-linear", "qwen3-yarn", "phi4")
+EXPORT = """
+import sys
+from pathlib import Path
+from kdexport.export.bundles import export_bundle
+from tests.models import make_family
+for name in sys.argv[2:]:
+    folder = Path(sys.argv[1])
+    checkpoint = make_family(folder / name, name)
+    if name != "gemma3":
+        export_bundle(checkpoint, folder / f"{name}-mobius", name=name)
+"""
+
+
+@pytest.fixture(scope="session")
+def newer(folder: Path) -> Path:
+    """Checkpoints of the transformers beside mobius-onnx, and what mobius-onnx makes of them."""
+    command = [ROOT / ".venv/bin/python", "-c", EXPORT, str(folder / "newer"), *NEWER, "gemma3"]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return folder / "newer"
+
+
+@pytest.mark.parametrize("name", NEWER)
+def test_a_checkpoint_of_newer_transformers_is_the_same_model(newer: Path, name: str) -> None:
+    """Here transformers knows rope_parameters as little as the class of the tokenizer."""
+    config = newer / name / "config.json"
+    before = config.read_bytes()
+    theirs = open_session(newer / f"{name}-mobius", n_threads=1)
+    bundle = export_bundle(newer / name, newer / f"{name}-here", name=name, backend="optimum")
+    session = open_session(bundle, n_threads=1)
+    for text in rows(session.vocab_size):
+        ids = text.tolist()
+        np.testing.assert_allclose(session.score(ids), theirs.score(ids), atol=ATOL)
+    assert config.read_bytes() == before
+
+
+def test_rotations_without_an_older_name_are_refused(newer: Path) -> None:
+    with pytest.raises(InputError, match="their full_attention has no name") as told:
+        export_bundle(newer / "gemma3", newer / "refused", name="x", backend="optimum")
+    assert told.value.where == str(newer / "gemma3")
 
 
 def test_what_optimum_does_not_know_is_refused_in_a_line(tmp_path: Path) -> None:
