@@ -58,7 +58,7 @@ def wanted_arms(given: argparse.Namespace) -> tuple[list[str], dict[str, Path]]:
         if not (name and equals and folder):
             raise InputError(f"--bundle {text!r} is not NAME=FOLDER")
         bundles[name] = Path(folder).resolve()
-    known = ["torch-fp32", *SCHEMES, *bundles, *PEERS]
+    known = ["torch-fp32", *SCHEMES, "int8-calibrated", *bundles, *PEERS]
     if len(set(known)) < len(known):
         raise InputError("a --bundle has the name of another arm", remedy="rename it")
     wanted = given.only.split(",") if given.only else known

@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from bench.peers.process import OFFLINE, ROOT, Entrant
+from bench.peers.text import PACKAGE, calibration_text, fetch_corpus
 from kdexport.bundle import open_bundle
 from kdexport.console import say
 from kdexport.errors import InputError, KdexportError
 from kdexport.machine import machine_facts
 from kdexport.sources import ResolvedModel
+
+CALIBRATED = "-calibrated"  # after a scheme's name: with texts of the corpus
 
 PINS = ROOT / "bench" / "peers"
 ENVIRONMENTS = ROOT / ".peers"
@@ -214,21 +217,26 @@ def bundle_entrant(name: str, path: Path) -> Entrant:
     return Entrant(name, Path(sys.executable), "bench.peers.ours", path, files, ours=True)
 
 
-def scheme_entrant(shelf: Shelf, scheme: str) -> Entrant:
-    """The model quantized by one of our schemes."""
+def scheme_entrant(shelf: Shelf, name: str) -> Entrant:
+    """The model quantized by one of our schemes, ``SCHEME`` or ``SCHEME-calibrated``."""
     from kdexport.export.bundles import export_bundle
-    from kdexport.export.quantize import quantize_bundle
+    from kdexport.export.quantize import Wishes, quantize_bundle
 
     code = _code_digest()
+    scheme = name.removesuffix(CALIBRATED)
 
     def export(out: Path) -> Any:
         return export_bundle(shelf.model.path, out / "bundle", name="fp32")
 
     def quantize(out: Path) -> Any:
         full = open_bundle(shelf.kept("fp32", [code], export) / "bundle")
-        return quantize_bundle(full, scheme, out / "bundle")
+        wishes = Wishes()
+        if name.endswith(CALIBRATED):
+            corpus = shelf.kept("corpus", [PACKAGE], fetch_corpus)
+            wishes = Wishes(calibrate=calibration_text(corpus, out))
+        return quantize_bundle(full, scheme, out / "bundle", wishes)
 
-    return bundle_entrant(scheme, shelf.kept(f"ours-{scheme}", [code, scheme], quantize) / "bundle")
+    return bundle_entrant(name, shelf.kept(f"ours-{name}", [code, name], quantize) / "bundle")
 
 
 @cache

@@ -18,7 +18,8 @@ from kdexport.errors import InputError
 
 PACKAGE = "nlp-corpus@4.4.0"
 SHA512 = "1vOdUcAoOi1p85iZTC5SZWiIB1H3sDQxgyb4wTF0bZ9QgAVSJjl/Bck0lC5sG4quFgJ6Bz2K5mTaknhBlfEmvw=="
-DOCUMENTS = range(60, 100)  # some numbers have none
+DOCUMENTS = range(60, 100)  # that fidelity is measured on; some numbers have none
+CALIBRATION = range(40)  # of which `calibration_text` is made
 
 
 def fetch_corpus(folder: Path) -> None:
@@ -42,17 +43,25 @@ def fetch_corpus(folder: Path) -> None:
     archives[0].rename(folder / "corpus.tgz")
 
 
-def corpus_texts(folder: Path) -> list[str]:
+def corpus_texts(folder: Path, numbers: range = DOCUMENTS) -> list[str]:
     """The documents, each as one text."""
     texts = []
     with tarfile.open(folder / "corpus.tgz") as archive:
         names = set(archive.getnames())
-        for number in DOCUMENTS:
+        for number in numbers:
             name = f"package/builds/doc-{number}.json"
             member = archive.extractfile(name) if name in names else None
             if member is not None:
                 texts.append(" ".join(json.load(member)))
     return texts
+
+
+def calibration_text(folder: Path, out: Path) -> Path:
+    """A text file of the beginnings of the documents that fidelity is not measured on."""
+    file = out / "calibration.txt"
+    texts = corpus_texts(folder, CALIBRATION)
+    file.write_text("\n\n".join(text[:1200] for text in texts), "utf-8")
+    return file
 
 
 def file_texts(path: Path) -> list[str]:
