@@ -31,10 +31,10 @@ ROTATION = ("rope_theta", "partial_rotary_factor")  # transformers 5 has them in
 TASK = "text-generation-with-past"
 PASSES: Sequence[Callable[[Draft], None]] = (
     plain_weights,
+    one_table,
+    one_product,
     cache_in_place,
     selected_logits,
-    one_product,
-    one_table,
 )
 
 

@@ -20,6 +20,7 @@ from optimum.onnxruntime import ORTModelForCausalLM
 from kdexport.bundle import Bundle, open_bundle
 from kdexport.errors import InputError
 from kdexport.export.bundles import export_bundle
+from kdexport.export.draft import load_draft
 from kdexport.export.parity import mean_kl, token_by_token
 from kdexport.export.quantize import SCHEMES, quantize_bundle
 from kdexport.runtime.generate import generate, generate_batch
@@ -115,6 +116,18 @@ def test_parity_holds_and_is_in_the_manifest(bundles: Mapping[str, Bundle], name
     assert manifest.parity is not None
     assert manifest.parity.max_abs_logit_diff < ATOL and manifest.parity.max_kl < 1e-8
     assert "optimum-onnx" in manifest.versions and "mobius-onnx" not in manifest.versions
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "falcon"])
+def test_a_tied_head_and_the_embedding_are_one_table(
+    bundles: Mapping[str, Bundle], name: str
+) -> None:
+    bundle = bundles[f"{name}-fp32"]
+    draft = load_draft(bundle.file(bundle.manifest.graphs.decode))
+    head = draft.writer("logits")
+    (look_up,) = (node for node in draft.readers("input_ids") if node.op_type == "Gather")
+    assert head is not None and head.op_type == "MatMul"
+    assert head.input[1] == look_up.input[0]
 
 
 @pytest.mark.parametrize("name", MAKE)
