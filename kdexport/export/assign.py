@@ -38,6 +38,14 @@ def assign(draft: Draft, plan: Plan, observed: Mapping[str, Observed] | None = N
     draft.remove_unused()
 
 
+def check_plan(draft: Draft, plan: Plan) -> None:
+    """Refuse weights that the plan's kernels cannot hold, before anything that takes long."""
+    for node in draft.products():
+        kernel, name = plan.get(node.output[0], FLOAT32), node.input[1]
+        if kernel != FLOAT32:
+            check_weights(draft.weights[name], name, KERNELS[kernel].grid)
+
+
 def _round(
     draft: Draft, node: onnx.NodeProto, plan: Plan, observed: Mapping[str, Observed] | None
 ) -> Rounded:

@@ -97,7 +97,7 @@ def choose_mix(
             found = trials.kl(mix, observed if compensated else None)
             if found <= max_kl:
                 return ledger
-            expected = 0.95 * max_kl * sum(entry.kl for entry in ledger) / found
+            expected = 0.95 * max_kl * sum(entry.kl for entry in ledger) / max(found, 1e-30)
     raise InputError(
         f"no mix of kernels keeps to a KL of {max_kl:g} nats; the best found costs {found:.3g}",
         where="--max-kl",

@@ -21,7 +21,7 @@ from kdexport.bundle import (
 )
 from kdexport.console import tracked
 from kdexport.errors import InputError
-from kdexport.export.assign import HEAD, assign
+from kdexport.export.assign import HEAD, assign, check_plan
 from kdexport.export.calibrate import Observed, calibration_texts, observe, written_texts
 from kdexport.export.cpu import cpu_facts
 from kdexport.export.draft import Array, Draft, load_draft, save_drafts
@@ -116,16 +116,17 @@ def quantize_bundle(
 
 def _quantize(bundle: Bundle, draft: Draft, scheme: Scheme, wishes: Wishes) -> Sequence[Entry]:
     """Change the draft by a scheme; the ledger of the mix, if one was asked for."""
+    body = scheme.body()
+    plan = {node.output[0]: body for node in draft.products()} | {HEAD: scheme.head}
+    check_plan(draft, plan)
     texts = _texts(bundle, scheme, wishes)
     n_judging = min(N_JUDGING, len(texts) // 2) if wishes.max_kl is not None else 0
     held_out = texts[len(texts) - n_judging :]
     with tracked("    observing", "texts") as progress:
         seen = texts[: len(texts) - len(held_out)]
         observed: Mapping[str, Observed] = observe(bundle, draft, seen, progress)
-    body = scheme.body()
     if not KERNELS[body].grid.blocks:
         observed = smooth(draft, observed, KERNELS[body].grid)
-    plan = {node.output[0]: body for node in draft.products()} | {HEAD: scheme.head}
     compensated = scheme.compensated or wishes.calibrate is not None
     ledger: Sequence[Entry] = ()
     if wishes.max_kl is not None:

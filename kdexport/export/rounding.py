@@ -13,6 +13,7 @@ Array = np.ndarray[Any, Any]
 CLIPS = (1.0, 0.95, 0.9, 0.85)  # shares of a column's range that are tried
 BLOCK_CLIPS = (1.1, 1.0, 0.9, 0.8, 0.7)  # of a block's
 DAMPING = 0.01  # of the mean of the Gram matrix's diagonal
+LARGEST_SCALE = float(np.finfo(np.float16).max)
 PANEL = 128  # rows that `compensated` rounds before it updates those below
 
 
@@ -144,7 +145,8 @@ def _ranges(blocks: Array, grid: Grid) -> Iterator[tuple[Array, Array]]:
             yield _no_zeros(largest * clip / grid.high), zero
         return
     for clip in BLOCK_CLIPS:
-        half = (largest * clip / -grid.low).astype(np.float16)  # as they are kept on disk
+        half = np.minimum(largest * clip / -grid.low, LARGEST_SCALE)
+        half = half.astype(np.float16)  # as they are kept on disk
         scale = _no_zeros(half)
         yield scale, zero
         yield -scale, zero
