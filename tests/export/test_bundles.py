@@ -4,10 +4,10 @@ import errno
 import json
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,7 +18,7 @@ from kdexport.errors import InputError, ParityError
 from kdexport.export import bundles as bundles_module
 from kdexport.export import quantize as quantize_module
 from kdexport.export.bundles import export_bundle
-from kdexport.export.draft import load_draft
+from kdexport.export.draft import Draft
 from kdexport.export.quantize import quantize_bundle
 from kdexport.export.text import chat_template
 from kdexport.runtime.session import open_session
@@ -44,51 +44,19 @@ def test_logits_are_torchs(checkpoints: dict[str, Path], family: str, tmp_path: 
     assert bundle.manifest.model.n_parameters == n_parameters
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("scheme", ["int8", "int8-portable"])
-def test_int8_stays_near_and_is_small(
-    checkpoints: dict[str, Path], family: str, scheme: str, tmp_path: Path
-) -> None:
-    parent = export_bundle(checkpoints[family], tmp_path / "b", name=family)
-    bundle = quantize_bundle(parent, scheme, tmp_path / "q")
-    # Half a hundredth of a nat: eight-bit rounding of random weights and activations.
-    assert bundle.manifest.parity is not None and bundle.manifest.parity.max_kl < 0.005
-    assert bundle.manifest.parent is not None
-    assert bundle.manifest.parent.manifest_sha256 == parent.manifest_sha256
-    weights = load_draft(bundle.file(bundle.manifest.graphs.decode)).weights
-    wide = {n: w for n, w in weights.items() if w.ndim == 2 and "cache" not in n and "wpe" not in n}
-    assert {w.dtype.kind for w in wide.values()} <= {"i", "u"}
-    assert all(w.dtype.itemsize == 1 for w in wide.values())
-
-
-def test_graphs_share_one_weight_file(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    parent = export_bundle(checkpoints["llama"], tmp_path / "b", name="x")
-    bundle = quantize_bundle(parent, "int8-portable", tmp_path / "q")
-    places: list[dict[str, str]] = []
-    graphs = bundle.manifest.graphs
-    for name in (graphs.prefill, graphs.decode, graphs.standard or ""):
-        model = onnx.load(bundle.file(name), load_external_data=False)
-        external = [t for t in model.graph.initializer if t.external_data]
-        places.append({t.name: str(t.external_data) for t in external})
-        assert len(set(places[-1].values())) == len(places[-1])
-    assert places[0] == places[1] == places[2]
-    # The tied table is there once: no two arrays of the vocabulary's size.
-    weights = load_draft(bundle.file(bundle.manifest.graphs.decode)).weights
-    assert [w.dtype for name, w in weights.items() if "embed" in name and w.ndim == 2] == ["uint8"]
-
-
 def test_a_changed_weight_fails_and_leaves_nothing(
     checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = bundles_module.build_graph
+    maker = bundles_module.BACKENDS["mobius"]
 
-    def wrong(checkpoint: Path) -> object:
-        draft = real(checkpoint)
+    def wrong(checkpoint: Path) -> Draft:
+        draft = maker.build_graph(checkpoint)
         name = next(n for n, w in draft.weights.items() if w.ndim == 2 and w.shape[0] == 64)
         draft.weights[name] = draft.weights[name] * 1.01
         return draft
 
-    monkeypatch.setattr(bundles_module, "build_graph", wrong)
+    changed = {"mobius": replace(maker, build_graph=wrong)}
+    monkeypatch.setattr(bundles_module, "BACKENDS", changed)
     with pytest.raises(ParityError, match="parity of prefill"):
         export_bundle(checkpoints["llama"], tmp_path / "b", name="x")
     assert list(tmp_path.iterdir()) == []
@@ -282,15 +250,6 @@ def test_heads_that_the_engine_cannot_run_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "b").exists()
 
 
-def test_quantizing_twice_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    parent = export_bundle(checkpoints["llama"], tmp_path / "b", name="x")
-    once = quantize_bundle(parent, "int8", tmp_path / "q")
-    with pytest.raises(InputError, match="quantized already"):
-        quantize_bundle(once, "int8", tmp_path / "qq")
-    with pytest.raises(InputError, match="unknown scheme"):
-        quantize_bundle(parent, "int3", tmp_path / "qq")
-
-
 def test_other_folders_are_not_overwritten(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"x")
@@ -303,7 +262,8 @@ def test_a_place_is_refused_before_the_long_work(
     checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parent = export_bundle(checkpoints["llama"], tmp_path / "b", name="x")
-    monkeypatch.setattr(bundles_module, "build_graph", None)
+    unable = replace(bundles_module.BACKENDS["mobius"], build_graph=None)
+    monkeypatch.setattr(bundles_module, "BACKENDS", {"mobius": unable})
     monkeypatch.setattr(quantize_module, "load_draft", None)
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="is no folder"):

@@ -115,7 +115,7 @@ def test_scaled_is_what_would_be_observed() -> None:
 
 def test_a_text_is_cut_into_pieces(bundle: Bundle, codec: TextCodec, tmp_path: Path) -> None:
     file = tmp_path / "t.txt"
-    file.write_text("Fresh bread from our oven, 20% off! Überall – heute.\n" * 100, "utf-8")
+    file.write_text("Fresh bread from our oven, 20% off! Überall 你好.\n" * 100, "utf-8")
     ids = codec.encode(file.read_text("utf-8"))
     pieces = calibration_texts(bundle, codec, file)
     assert [len(piece) for piece in pieces[:-1]] == [TEXT_TOKENS] * (len(pieces) - 1)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +65,7 @@ def test_less_kl_never_costs_fewer_bytes(
         at_the_top = all((e.product, e.kernel) not in steps for e in found)
         assert total(found)[0] <= budget or at_the_top
         assert found == ledger or total(ledger)[0] > budget  # nothing is bought that is not asked
-    for looser, tighter in zip(mixes, mixes[1:], strict=False):
+    for looser, tighter in pairwise(mixes):
         for before, after in zip(looser, tighter, strict=True):
             assert after.kl <= before.kl and after.n_bytes >= before.n_bytes
 
@@ -196,7 +196,7 @@ def test_budgets_are_kept_and_cost_bytes(
             entry.bits == KERNELS[k].bits for entry in ledger if (k := entry.kernel) in KERNELS
         )
     assert sizes == sorted(sizes) and sizes[0] < sizes[-1]
-    assert {entry for entry in chosen.values()} - {body, "wide8"}  # the tightest took more
+    assert set(chosen.values()) - {body, "wide8"}  # the tightest took more
     assert told[: len(plan)] == [(n + 1, len(plan)) for n in range(len(plan))]
 
 

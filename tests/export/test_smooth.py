@@ -143,7 +143,7 @@ def test_the_sum_beside_a_norm_is_not_divided() -> None:
         domain="com.microsoft",
         epsilon=1e-5,
     )
-    draft, observed, x = scaled_norm(1)
+    draft, observed, _ = scaled_norm(1)
     product = helper.make_node("MatMul", ["sum", "W0"], ["y0"])
     draft.set_nodes([norm, product])
     draft.opsets.append(helper.make_opsetid("com.microsoft", 1))
