@@ -11,6 +11,7 @@ from kdexport.bundle import Bundle
 from kdexport.cli import cli
 from kdexport.errors import InputError
 from kdexport.export.bundles import export_bundle
+from kdexport.export.quantize import quantize_bundle
 from tests.models import make_llama
 
 PROMPT = "Fresh bread from our oven, 20% off this spring! Book your weekend today."
@@ -45,6 +46,16 @@ def test_a_draft_and_a_kept_prompt_change_no_text(
     draft = first["draft"]
     assert draft["n_calls"] + draft["n_accepted"] == first["n_tokens"] - 1
     assert "draft" not in alone and "prompt_tokens" not in alone
+
+
+@pytest.mark.parametrize("options", [[], ["-t", "0.9", "--seed", "3"]])
+def test_with_a_draft_the_text_is_that_of_exact_to_the_bit(
+    bundle: Bundle, options: list[str], tmp_path: Path
+) -> None:
+    teacher = quantize_bundle(bundle, "int8", tmp_path / "int8")
+    alone = written(teacher, *options, "--exact", "--logprobs", 2)
+    drafted = written(teacher, *options, "--draft", bundle.path, "--logprobs", 2)
+    assert drafted["logprobs"] == alone["logprobs"] and len(alone["logprobs"]) > 1
 
 
 @pytest.mark.parametrize(
