@@ -65,14 +65,7 @@ def check_family(checkpoint: Path) -> None:
     """
     from kdexport.train.model import load_config
 
-    try:
-        version = importlib.metadata.version("optimum-onnx")
-    except importlib.metadata.PackageNotFoundError:
-        raise InputError(
-            "optimum-onnx is missing",
-            where="--backend optimum",
-            remedy="pip install 'kdexport[optimum]' in an environment of its own, and export there",
-        ) from None
+    version = _version()
     config = load_config(checkpoint)
     with named(checkpoint, config):
         check_decoder(config)
@@ -85,8 +78,10 @@ def readable(checkpoint: Path) -> Iterator[Path]:
     """For the time of the block, a checkpoint as the transformers that optimum-onnx wants reads it.
 
     Later ones write rotations and the tokenizer's class by other names, of which the first are
-    passed over without a word. Raises InputError for rotations that have no older name.
+    passed over without a word. Raises InputError where optimum-onnx is not installed, and for
+    rotations that have no older name.
     """
+    _version()  # what transformers is beside it matters only where it is
     rewritten = _older_names(checkpoint)
     if not rewritten:
         yield checkpoint
@@ -98,6 +93,17 @@ def readable(checkpoint: Path) -> Iterator[Path]:
         except KdexportError as error:
             error.where = error.where.replace(folder, str(checkpoint))
             raise
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("optimum-onnx")
+    except importlib.metadata.PackageNotFoundError:
+        raise InputError(
+            "optimum-onnx is missing",
+            where="--backend optimum",
+            remedy="pip install 'kdexport[optimum]' in an environment of its own, and export there",
+        ) from None
 
 
 def _older_names(checkpoint: Path) -> dict[str, object]:
