@@ -72,9 +72,7 @@ SATURATING = frozenset({"avx512", "avx2", "unknown"})
 AS_UNSIGNED: Mapping[str, str] = {"session.x64quantprecision": "1"}
 
 _PROMPTS = "it reads prompts more slowly than dynamic int8 would"
-_TOKENS = "it writes more slowly than blocks of weights would"
 SLOW: Mapping[tuple[str, str], str] = {
-    ("rows8u", "vnni"): _TOKENS,
     ("block8", "avx2"): _PROMPTS,
     ("block4", "avx2"): _PROMPTS,
 }

@@ -65,6 +65,7 @@ def test_blocks_of_vnni_read_slowly_without(llama_bundle: Bundle) -> None:
         ("vnni", ["rows8u"], ["avx2"]),
         ("avx2", ["rows8u", "block8"], ["avx2"]),
         ("avx2", ["rows8u"], ["neon"]),
+        ("avx2", ["rows8u"], ["avx2", "avx512", "vnni"]),
         ("vnni", ["block4"], []),
         ("vnni", [], ["avx2"]),
     ],
