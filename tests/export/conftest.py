@@ -26,11 +26,12 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def parents(
     checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Bundle]:
-    """Float32 bundles, of a model with a gelu in its gate too."""
+    """Float32 bundles; two of models whose norms and biases do not stand at ones and zeros."""
     from kdexport.export.bundles import export_bundle
 
     folder = tmp_path_factory.mktemp("parents")
-    sources = checkpoints | {"gemma3": make_family(folder / "gemma3-model", "gemma3")}
+    varied = {f"{name}-varied": name for name in ("gemma3", "gpt2")}
+    sources = checkpoints | {k: make_family(folder / f"{k}-model", n) for k, n in varied.items()}
     return {name: export_bundle(path, folder / name, name=name) for name, path in sources.items()}
 
 

@@ -85,6 +85,21 @@ def test_observed_is_what_torch_reads(
         assert (np.bincount(thirds) >= len(found.samples) // 3 - 1).all()  # of every text
 
 
+def test_samples_are_of_all_of_a_text(
+    bundle: Bundle, seen: dict[str, Seen], texts: list[Array]
+) -> None:
+    draft = seen["llama"][0]
+    found = observe(bundle, draft, [texts[0][:200], texts[0][:20]])
+    alone = observe(bundle, draft, [texts[0][:200]])
+    node = next(node for node in draft.products() if ".down_proj." in node.input[1])
+    last = found[node.input[0]].samples[N_SAMPLES // 2 - 1]  # of the first text
+    near_the_end = 200 // (N_SAMPLES // 2) * (N_SAMPLES // 2 - 1)
+    assert near_the_end > 180
+    every_third = alone[node.input[0]].samples  # of the same text: rows 0, 3, 6, ...
+    np.testing.assert_allclose(last, every_third[near_the_end // 3], atol=1e-4)
+    assert len(found[node.input[0]].samples) == N_SAMPLES // 2 + 20
+
+
 def test_every_product_is_observed(
     bundle: Bundle, seen: dict[str, Seen], texts: list[Array]
 ) -> None:

@@ -211,6 +211,30 @@ def test_a_budget_that_holds_already_changes_nothing(
     assert {entry.product: entry.kernel for entry in ledger} == plan
 
 
+def test_a_mix_is_judged_as_it_will_be_rounded(
+    trials: Trials, seen: dict[str, Seen], texts: list[Array]
+) -> None:
+    """A budget between what plain rounding costs and what making up for errors does."""
+    draft, observed = seen["llama"]
+    plan = whole_plan(draft, "block4")
+    careful, plain = trials.kl(plan, observed), trials.kl(plan)
+    assert careful < 0.9 * plain
+    changed = {}
+    for compensated in (True, False):
+        ledger = choose_mix(
+            trials.bundle,
+            draft,
+            plan,
+            observed,
+            trials.texts,
+            (careful + plain) / 2,
+            lambda *_: None,
+            compensated,
+        )
+        changed[compensated] = {e.product: e.kernel for e in ledger} != plan
+    assert changed == {True: False, False: True}
+
+
 @pytest.mark.parametrize("budget", [0.01, -1.0, float("nan")])
 def test_a_budget_that_cannot_be_kept_is_refused(
     parents: dict[str, Bundle],

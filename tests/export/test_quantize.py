@@ -337,6 +337,27 @@ def test_a_budget_is_kept_and_its_ledger_true(
     assert verify_bundle(bundle.path) == [] and LEDGER in bundle.manifest.files
 
 
+def test_a_mix_is_judged_on_texts_that_were_not_observed(
+    parents: dict[str, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observe, choose_mix = module.observe, module.choose_mix
+    texts: dict[str, list[bytes]] = {}
+
+    def observing(bundle: Bundle, draft: Draft, seen: list[Array], *rest: Any) -> Any:
+        texts["seen"] = [ids.tobytes() for ids in seen]
+        return observe(bundle, draft, seen, *rest)
+
+    def choosing(*given: Any) -> Any:
+        texts["judging"] = [ids.tobytes() for ids in given[4]]
+        return choose_mix(*given)
+
+    monkeypatch.setattr(module, "observe", observing)
+    monkeypatch.setattr(module, "choose_mix", choosing)
+    quantize_bundle(parents["llama"], "int8", tmp_path / "q", Wishes(max_kl=1.0))
+    assert len(texts["judging"]) == N_JUDGING and len(texts["seen"]) > 10
+    assert not set(texts["seen"]) & set(texts["judging"])
+
+
 def test_two_texts_suffice_for_a_budget(parents: dict[str, Bundle], tmp_path: Path) -> None:
     """One to observe, one to judge on: as few as a file of the least length is cut into."""
     parent, file = parents["llama"], tmp_path / "t.txt"

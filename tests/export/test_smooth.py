@@ -17,7 +17,7 @@ from tests.export.conftest import Seen
 from tests.export.drafts import Array, correlated, logits, matrix, opened, run
 
 GRID = KERNELS["rows8u"].grid
-EVERY = ("llama", "llama-untied", "gpt2", "gemma3")
+EVERY = ("llama", "llama-untied", "gpt2", "gpt2-varied", "gemma3-varied")
 RNG = np.random.default_rng(0)
 
 

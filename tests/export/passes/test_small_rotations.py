@@ -68,13 +68,15 @@ def test_attention_reads_the_same_names() -> None:
 
 def odd_tables() -> dict[str, tuple[Array, Array]]:
     cos, sin = rotations(2048)
-    bent = cos.copy()
+    bent, other = cos.copy(), sin.copy()
     bent[777, 3] += 0.01
+    other[777, 3] += 0.01
     angles = np.arange(2048)[:, None] ** 1.1 * 10000.0 ** -(np.arange(16) / 16)
     return {
         "short": rotations(512),
         "no multiple of 64": rotations(2000),
-        "one value is other": (bent, sin),
+        "one cos is other": (bent, sin),
+        "one sin is other": (cos, other),
         "sin is of another theta": (cos, rotations(2048, theta=5000.0)[1]),
         "angles do not add up": (np.cos(angles).astype("f4"), np.sin(angles).astype("f4")),
         "a channel is never turned": (cos * np.arange(16, dtype=np.float32), sin),
