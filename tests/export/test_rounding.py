@@ -88,6 +88,13 @@ def test_scales_of_blocks_survive_half_precision(name: str, seed: int, power: in
     np.testing.assert_array_equal(scale.astype(np.float16).astype(np.float32), scale)
 
 
+def test_a_weight_beyond_half_precision_is_cut_off() -> None:
+    weights = np.ones((32, 1), dtype=np.float32)
+    weights[3] = 1e6
+    found = round_matrix(weights, GRIDS["block4"]).matrix()
+    assert found[3, 0] == 8 * 65504 and (found[4:] == 0).all()
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_end_of_four_bits_meets_the_largest_weight_of_either_sign(sign: int) -> None:
     weights = sign * np.asarray([*range(-7, 9), *range(-7, 9)], dtype=np.float32)[:, None]
