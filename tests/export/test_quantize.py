@@ -37,7 +37,7 @@ FAMILIES = ("llama", "llama-untied", "gpt2")
 # weight, and models this narrow have nothing that makes up for another's error.
 MOST_KL = {"int8": 0.008, "int8-portable": 0.008, "int8-block": 0.005, "int4": 0.4}
 # Bytes a weight of the products and tables, with the scales of their narrow rows.
-MOST_BYTES = {"int8": 1.07, "int8-portable": 1.09, "int8-block": 1.07, "int4": 0.72}
+MOST_BYTES = {"int8": 1.09, "int8-portable": 1.09, "int8-block": 1.07, "int4": 0.72}
 every_family = pytest.mark.parametrize("family", FAMILIES)
 every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
 
