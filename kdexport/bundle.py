@@ -21,6 +21,7 @@ from kdexport.machine import make_folder, need_room
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
+LEDGER = "ledger.json"  # of a mix of kernels: what each product got, and is expected to cost
 WEIGHTS = "onnx/model.onnx_data"
 Count = Annotated[int, Field(ge=1)]
 TokenId = Annotated[int, Field(ge=0)]

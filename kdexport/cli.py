@@ -174,8 +174,13 @@ def export(checkpoint: Path, quantize: bool, as_json: bool, **asked: Any) -> Non
     if as_json:
         print_json([str(bundle.path) for bundle in bundles])
     else:
+        from kdexport.bundle import LEDGER
+        from kdexport.describe import describe_ledger
+
         for bundle in bundles:
             click.echo(f"{bundle.path}  {bundle.n_bytes / 1e6:.1f} MB")
+            if LEDGER in bundle.manifest.files:
+                print_rich(describe_ledger(bundle.file(LEDGER)))
 
 
 @cli.command()

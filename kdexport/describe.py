@@ -1,7 +1,9 @@
-"""What `inspect` and `doctor` print for a person."""
+"""What `inspect`, `doctor` and `export` print for a person."""
 
 import importlib.metadata
 import importlib.util
+import json
+from pathlib import Path
 from typing import Any
 
 from kdexport.bundle import Bundle
@@ -62,6 +64,24 @@ def describe_bundle(bundle: Bundle) -> Any:
     for name, facts in manifest.files.items():
         size = f"{facts.bytes / 1e6:.2f} MB  sha256 {facts.sha256[:12]}…"
         table.add_row(Text(f"  {name}"), Text(size))
+    return table
+
+
+def describe_ledger(path: Path) -> Any:
+    """A mix of kernels as a rich table: products that got more than the cheapest kernel first."""
+    from rich.table import Table
+
+    rows = json.loads(path.read_text("utf-8"))
+    rows.sort(key=lambda row: (-row["bits"], -row["kl"]))
+    table = Table(title=str(path), title_justify="left")
+    table.add_column("product", overflow="fold")
+    for name in ("kernel", "bits", "MB", "KL, nats"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        size = f"{row['n_bytes'] / 1e6:.2f}"
+        table.add_row(row["product"], row["kernel"], str(row["bits"]), size, f"{row['kl']:.5f}")
+    total = f"{sum(row['n_bytes'] for row in rows) / 1e6:.2f}"
+    table.add_row("sum", "", "", total, f"{sum(row['kl'] for row in rows):.5f}")
     return table
 
 

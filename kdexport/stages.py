@@ -192,6 +192,8 @@ def export_checkpoint(
         raise InputError(
             f"unknown scheme {scheme!r}", where="--scheme", remedy="use " + ", ".join(SCHEMES)
         )
+    if calibrate is not None and not calibrate.is_file():
+        raise InputError("there is no such file", where=str(calibrate))
     folder = checkpoint / "student" if (checkpoint / "student").is_dir() else checkpoint
     name = checkpoint.resolve().name
     target = out or Path("exported") / name

@@ -331,6 +331,8 @@ def test_what_a_text_may_hold_is_an_option(folder: Path) -> None:
         (["generate", "{folder}/tiny", "--raw", "--brief", "none.jsonl"], "--raw"),
         (["generate", "{folder}/tiny", "--brief", "{folder}/long.jsonl"], "long.jsonl: endless"),
         (["export", "{folder}/model", "--scheme", "int8"], "--scheme: is of --quantize"),
+        (["export", "{folder}/model", "--max-kl", "0.1"], "--max-kl: is of --quantize"),
+        (["export", "{folder}/model", "--quantize", "--calibrate", "none.txt"], "no such file"),
         *(
             ([command, "n" * 300, *more], "File name too long")
             for command, *more in (["generate", "-p", "x"], ["inspect"], ["verify"], ["bench"])
@@ -437,3 +439,14 @@ def test_a_name_is_no_markup(folder: Path, tmp_path: Path) -> None:
     assert shown.exit_code == 0, shown.exception
     assert "[/x] [bold]y" in shown.output
     assert "[red]" in shown.output
+
+
+def test_export_prints_the_ledger_of_a_mix(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "mix")
+    code, said = call("export", str(folder / "model"), "-o", out, "--quantize", "--max-kl", "0.5")
+    assert code == 0, said
+    printed = capsys.readouterr().out
+    assert "KL, nats" in printed and "logits" in printed and "sum" in printed
+    assert (tmp_path / "mix-int8" / "ledger.json").is_file()

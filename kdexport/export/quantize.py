@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kdexport.bundle import (
+    LEDGER,
     Bundle,
     Graphs,
     Manifest,
@@ -33,7 +34,6 @@ from kdexport.export.standard import STANDARD, standard_graph
 from kdexport.machine import machine_facts
 from kdexport.runtime.text import load_text
 
-LEDGER = "ledger.json"  # of a mix: what each product got, and what it is expected to cost
 N_JUDGING = 2  # texts kept back, on which a mix is judged
 
 

@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from kdexport.bundle import (
+    LEDGER,
     Bundle,
     commit_bundle,
     copy_companions,
@@ -23,7 +24,7 @@ from kdexport.export.calibrate import calibration_texts, written_texts
 from kdexport.export.draft import Draft, load_draft, save_drafts
 from kdexport.export.kernels import KERNELS
 from kdexport.export.parity import mean_kl, token_by_token
-from kdexport.export.quantize import LEDGER, N_JUDGING, SCHEMES, Wishes, quantize_bundle
+from kdexport.export.quantize import N_JUDGING, SCHEMES, Wishes, quantize_bundle
 from kdexport.export.standard import STANDARD, standard_graph
 from kdexport.runtime.generate import generate
 from kdexport.runtime.sample import make_sampler
