@@ -39,6 +39,7 @@ def copy(bundle: Bundle, target: Path, **more: bytes) -> Path:
     """The same bundle elsewhere, with further files."""
     with staged_bundle(target) as staging:
         for name in bundle.manifest.files:
+            (staging / name).parent.mkdir(exist_ok=True)
             (staging / name).write_bytes(bundle.file(name).read_bytes())
         for name, content in more.items():
             (staging / f"{name}.npz").write_bytes(content)

@@ -441,12 +441,10 @@ def test_a_name_is_no_markup(folder: Path, tmp_path: Path) -> None:
     assert "[red]" in shown.output
 
 
-def test_export_prints_the_ledger_of_a_mix(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_export_prints_the_ledger_of_a_mix(folder: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "mix")
-    code, said = call("export", str(folder / "model"), "-o", out, "--quantize", "--max-kl", "0.5")
-    assert code == 0, said
-    printed = capsys.readouterr().out
-    assert "KL, nats" in printed and "logits" in printed and "sum" in printed
+    asked = ["export", str(folder / "model"), "-o", out, "--quantize", "--max-kl", "0.5"]
+    shown = CliRunner().invoke(cli, asked)
+    assert shown.exit_code == 0, shown.output
+    assert "KL, nats" in shown.stdout and "logits" in shown.stdout and "sum" in shown.stdout
     assert (tmp_path / "mix-int8" / "ledger.json").is_file()
