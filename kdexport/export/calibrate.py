@@ -21,7 +21,7 @@ from kdexport.machine import physical_cores
 from kdexport.pairs import load_pairs
 from kdexport.runtime.generate import generate_batch
 from kdexport.runtime.sample import make_sampler
-from kdexport.runtime.session import check_ids, open_session
+from kdexport.runtime.session import check_ids, open_session, session_options
 from kdexport.runtime.text import TextCodec
 
 Array = np.ndarray[Any, Any]
@@ -95,13 +95,8 @@ def graph_session(model: bytes, folder: Path) -> Any:
     """An ONNX Runtime session of a graph that is no file; its weights' file lies in ``folder``."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = physical_cores()
-    options.enable_cpu_mem_arena = False
-    options.log_severity_level = 3
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(folder)
-    )
+    beside = {"session.model_external_initializers_file_folder_path": str(folder)}
+    options = session_options(physical_cores(), beside)
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

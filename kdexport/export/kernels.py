@@ -81,7 +81,8 @@ def in_blocks(bits: int) -> Write:
     def write(draft: Draft, node: onnx.NodeProto, rounded: Rounded) -> None:
         x, name = node.input
         n_rows, n_columns = rounded.values.shape
-        draft.weights.setdefault(f"{name}.blocks", packed(rounded, bits))  # a look-up may share it
+        if f"{name}.blocks" not in draft.weights:  # which a look-up may have put there
+            draft.weights[f"{name}.blocks"] = packed(rounded, bits)
         product = helper.make_node(
             "MatMulNBits",
             [x, f"{name}.blocks", f"{name}.scales"],
@@ -137,7 +138,7 @@ def table_in_blocks(
     """
     ids = look_up[0].input[1]
     n_channels, n_tokens = rounded.values.shape
-    blocks = draft.weights.setdefault(f"{name}.blocks", packed(rounded, 8))
+    blocks = draft.weights[f"{name}.blocks"] = packed(rounded, 8)
     draft.weights[f"{name}.table"] = blocks.reshape(n_tokens, n_channels)
     node = helper.make_node(
         "GatherBlockQuantized",

@@ -90,16 +90,10 @@ def open_product(
     """A kernel's graph with the constants in it, in a session set up as a bundle's is."""
     import onnxruntime
 
-    from kdexport.runtime.session import SPIN_MICROSECONDS
+    from kdexport.runtime.session import session_options
 
-    options = onnxruntime.SessionOptions()
+    options = session_options(n_threads, switches)
     options.log_severity_level = 4
-    options.intra_op_num_threads, options.inter_op_num_threads = n_threads, 1
-    options.enable_cpu_mem_arena = False
-    spin = str(SPIN_MICROSECONDS)
-    options.add_session_config_entry("session.intra_op.spin_duration_us", spin)
-    for name, value in switches.items():
-        options.add_session_config_entry(name, value)
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in constants.values()]
     options.add_external_initializers(list(constants), values)
     graph = str(FOLDER / f"{kernel}-{size}.onnx")

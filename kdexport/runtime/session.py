@@ -275,17 +275,25 @@ def _check_shapes(graph: Any, model: ModelFacts, where: Path) -> None:
         raise InputError(f"is not the graph of its manifest: {wrong} differs", where=str(where))
 
 
-def _open_graph(path: Path, n_threads: int | None, switches: Mapping[str, str]) -> Any:
+def session_options(n_threads: int, switches: Mapping[str, str]) -> Any:
+    """How every graph is opened; ``switches``: further entries of ONNX Runtime's configuration."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = n_threads or physical_cores()
+    options.intra_op_num_threads = n_threads
     options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = False
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
     for name, value in switches.items():
         options.add_session_config_entry(name, value)
+    return options
+
+
+def _open_graph(path: Path, n_threads: int | None, switches: Mapping[str, str]) -> Any:
+    import onnxruntime
+
+    options = session_options(n_threads or physical_cores(), switches)
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
