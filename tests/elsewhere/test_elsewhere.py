@@ -41,8 +41,8 @@ class Opened:
 
     @property
     def tolerance(self) -> float:
-        """Of logits that reach 10: other orders of summing, in int8 other roundings of a row."""
-        return 1e-3 if self.bundle.manifest.scheme == "fp32" else 0.3
+        """Of logits that reach 10: other orders of summing, in few bits other roundings of a row."""
+        return 1e-3 if self.bundle.manifest.scheme == "fp32" else 0.5
 
     def check_greedy(self, prompt: str, found: Sequence[int]) -> None:
         """Every token of a continuation is the likeliest here, too, and its end is the end."""
@@ -199,4 +199,6 @@ def test_the_browser_s_engine_reads_a_prompt_as_ours(answers: Any, opened: Any, 
     of = opened[name]
     expected = of.session.score(of.codec.encode(PROMPT))[-1]
     found = answers("onnxruntime-web", "prompt")[name]
-    np.testing.assert_allclose(found, expected, atol=of.tolerance)
+    # Of all logits together: how far a single one strays depends on the CPU's kernels here.
+    distance = np.linalg.norm(np.subtract(found, expected)) / np.linalg.norm(expected)
+    assert distance < (1e-4 if of.bundle.manifest.scheme == "fp32" else 0.2)
