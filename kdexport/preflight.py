@@ -13,7 +13,7 @@ from kdexport.content.prompts import brief_messages
 from kdexport.errors import InputError
 from kdexport.pairs import Pair, by_split, load_pairs, within_limits
 from kdexport.pipeline import Run
-from kdexport.recipe import DataSection
+from kdexport.sections import DataSection
 
 
 def limits_of(data: DataSection) -> dict[str, int | None]:

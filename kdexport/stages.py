@@ -95,10 +95,10 @@ def make_student(run: Run) -> None:
     """Teacher -> an untrained student with fewer layers and a smaller vocabulary."""
     import torch
 
+    from kdexport.splits import renderer
     from kdexport.train.model import load_model, load_tokenizer, save_model
     from kdexport.train.student import INITS
     from kdexport.train.vocabulary import trim_tokenizer
-    from kdexport.training import renderer
 
     wish = run.recipe.student
     teacher = load_model(run.teacher.path)

@@ -18,9 +18,9 @@ from kdexport.pipeline import Run, plan, run_stages, stage_fingerprint
 from kdexport.plan import plan_rows, render_plan, room_needed, sizes_of
 from kdexport.recipe import load_recipe
 from kdexport.sources import ResolvedModel
+from kdexport.splits import renderer
 from kdexport.stages import STAGES, export_checkpoint, make_pairs, make_student
 from kdexport.train.model import load_tokenizer
-from kdexport.training import renderer
 from tests.models import make_gpt2, make_llama
 
 RECIPE = """\

@@ -47,7 +47,7 @@ def test_overrides_take_the_field_s_type(folder: Path) -> None:
         folder / "recipe.yaml",
         ["train.lr=1e-3", "train.lambda=2", "student.n_layers=4", "student.vocab_size=null"],
     )
-    assert (recipe.train.lr, recipe.train.kd_weight) == (1e-3, 2.0)
+    assert (recipe.train.lr, recipe.train.kd_weight.end) == (1e-3, 2.0)
     assert (recipe.student.n_layers, recipe.student.vocab_size) == (4, None)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kdexport.recipe import TrainSection
+from kdexport.train_section import TrainSection
 from kdexport.training import train_settings
 
 
@@ -11,13 +11,13 @@ from kdexport.training import train_settings
 )
 def test_the_clock_counts_the_teacher_s_targets(minutes: float, spent: float, left: float) -> None:
     wish = TrainSection(max_minutes=minutes)
-    settings = train_settings(wish, 0, 100, "float32", spent)
+    settings = train_settings(wish, 100, "float32", spent)
     assert settings.budget.max_minutes == left
     assert settings.budget.max_steps is None
 
 
 def test_epochs_become_steps_and_the_fewer_count() -> None:
     wish = TrainSection(epochs=2, batch_size=4, accumulate=2)
-    assert train_settings(wish, 0, 100, "float32", 0.0).budget.max_steps == 26
+    assert train_settings(wish, 100, "float32", 0.0).budget.max_steps == 26
     fewer = wish.model_copy(update={"max_steps": 7})
-    assert train_settings(fewer, 0, 100, "float32", 0.0).budget.max_steps == 7
+    assert train_settings(fewer, 100, "float32", 0.0).budget.max_steps == 7

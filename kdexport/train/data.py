@@ -5,7 +5,7 @@ so that a resumed run sees the batches that an unbroken one would have seen.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -54,6 +54,19 @@ class Batch:
     ids: torch.Tensor
     targets: torch.Tensor
     examples: tuple[Encoded, ...]
+
+    def inputs(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """What a model reads of it."""
+        return {"input_ids": self.ids.to(device)}
+
+    def renamed(self, kept_ids: torch.Tensor | None) -> "Batch":
+        """The same texts in the teacher's ids, of which ``kept_ids`` has one a student's token."""
+        return self if kept_ids is None else replace(self, ids=kept_ids[self.ids])
+
+    def halves(self) -> "tuple[Batch, Batch]":
+        """The same examples in two batches."""
+        middle = len(self.examples) // 2
+        return collate(self.examples[:middle]), collate(self.examples[middle:])
 
     @property
     def labels(self) -> torch.Tensor:

@@ -18,6 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from kdexport.console import quiet_transformers
 from kdexport.errors import InputError, first_words
+from kdexport.train.data import Batch
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -167,40 +168,35 @@ def load_facts(folder: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a model makes of N marked positions.
+    """What a model makes of a batch's N target positions: one of the two.
 
-    ``logits``: float [N, V]. ``hidden``: float [N, H], what its head makes them of; None where the
-    logits are more than the head's product.
+    ``hidden``: float [N, H], what its head makes logits of. ``logits``: float [N, V], where they
+    are more than the head's product.
     """
 
-    logits: torch.Tensor
     hidden: torch.Tensor | None
+    logits: torch.Tensor | None
+
+    def to_logits(self, model: Any, kept_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits [N, V]; with ``kept_ids``, int64 [V], of these tokens only."""
+        if self.hidden is not None:
+            return F.linear(self.hidden, *head_of(model, kept_ids))
+        assert self.logits is not None
+        return self.logits if kept_ids is None else self.logits[:, kept_ids]
 
 
-def read_targets(
-    model: Any,
-    ids: torch.Tensor,
-    targets: torch.Tensor,
-    kept_ids: torch.Tensor | None = None,
-) -> Reading:
-    """Read ids [B, L]; logits at the marked positions, bool [B, L - 1], only.
+def read_batch(model: Any, batch: Batch) -> Reading:
+    """Read a batch; keep what is at its target positions only.
 
-    ``kept_ids``, int64 [V]: of these tokens only. The vocabulary head is the dearest product of a
-    small model; other positions and tokens do not need it.
+    The vocabulary head is the dearest product of a small model: it is left to the caller.
     """
-    ids = ids.to(model.device)
+    inputs = batch.inputs(model.device)
+    where = batch.targets.to(model.device)
     if not head_is_plain(model):
-        whole: torch.Tensor = model(input_ids=ids, use_cache=False).logits[:, :-1][targets]
-        return Reading(whole if kept_ids is None else whole[:, kept_ids], None)
-    hidden = target_hidden(model, ids, targets)
-    return Reading(F.linear(hidden, *head_of(model, kept_ids)), hidden)
-
-
-def target_hidden(model: Any, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The last hidden state at the marked positions, float [N, H]."""
-    hidden = model.base_model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
-    marked: torch.Tensor = hidden[:, :-1][targets.to(hidden.device)]
-    return marked
+        logits: torch.Tensor = model(**inputs, use_cache=False).logits
+        return Reading(None, logits[:, :-1][where])
+    hidden: torch.Tensor = model.base_model(**inputs, use_cache=False).last_hidden_state
+    return Reading(hidden[:, :-1][where], None)
 
 
 def head_of(

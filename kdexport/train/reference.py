@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from kdexport.train.data import Encoded, ordered_batches
-from kdexport.train.model import read_targets, written
-from kdexport.train.teacher import live_targets
+from kdexport.train.model import read_batch, written
+from kdexport.train.teacher import live_targets, top_k_targets
 
 
 def write_reference(
@@ -33,13 +33,13 @@ def write_reference(
     ``drawn_ids`` int32 [M, d] and ``drawn_logprobs`` float32 [M, d] (draws from the tail, with
     replacement), ``kept_ids`` int32 [V], ``kept_mass`` float32 [M], ``meta`` UTF-8 JSON as uint8.
     """
-    ask = live_targets(teacher, kept_ids, 1.0, min(top_k, vocab_size - 1), n_drawn)
+    ask = top_k_targets(live_targets(teacher, kept_ids, 1.0), min(top_k, vocab_size - 1), n_drawn)
     mass_of = _kept_mass(teacher, kept_ids)
     columns: dict[str, list[np.ndarray]] = {}
     offset = 0
     offsets = [0]
     for batch in ordered_batches(examples, batch_size):
-        targets = ask(batch)
+        targets = ask(batch).rows(slice(None))
         if targets.ids is None or targets.tail is None:
             raise ValueError("a reference needs top-k targets")
         for example in batch.examples:
@@ -75,7 +75,7 @@ def _kept_mass(teacher: Any, kept_ids: Sequence[int] | None) -> Any:
         if kept_ids is None:
             return np.ones(batch.n_targets, dtype=np.float32)
         kept = torch.as_tensor(kept_ids)
-        logits = read_targets(teacher, kept[batch.ids], batch.targets).logits.float()
+        logits = read_batch(teacher, batch.renamed(kept)).to_logits(teacher).float()
         share = torch.logsumexp(logits[:, kept], -1) - torch.logsumexp(logits, -1)
         return share.exp().cpu().numpy().astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""How far a run is, and the learning rate that follows from it."""
+"""How far a run is, and what follows from it: the learning rate, the weights of the losses."""
 
 import math
 from dataclasses import dataclass
@@ -16,6 +16,25 @@ class Budget:
         by_steps = step / self.max_steps if self.max_steps else 0.0
         by_time = elapsed_s / (60 * self.max_minutes) if self.max_minutes else 0.0
         return min(1.0, max(by_steps, by_time))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A value that goes in a straight line from the begin of a run to its end."""
+
+    start: float
+    end: float
+
+    def at(self, progress: float) -> float:
+        """The value at a progress of 0 to 1."""
+        return self.start + (self.end - self.start) * progress
+
+    def __bool__(self) -> bool:
+        """Whether it is ever anything but zero."""
+        return bool(self.start or self.end)
+
+
+ONE = Schedule(1.0, 1.0)
 
 
 def learning_rate(progress: float, peak: float, warmup: float, floor: float = 0.02) -> float:

@@ -15,21 +15,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch.nn import functional as F  # noqa: N812
 
 from kdexport.errors import InputError
 from kdexport.train.data import Batch, Encoded, ordered_batches
-from kdexport.train.losses import Targets, log_remainder
-from kdexport.train.model import (
-    head_is_plain,
-    head_of,
-    low_precision,
-    read_targets,
-    target_hidden,
-    written,
-)
+from kdexport.train.model import head_is_plain, head_of, low_precision, read_batch, written
+from kdexport.train.targets import HeadTargets, TargetRows, Targets, joined, log_remainder, runs
 
-TargetFn = Callable[[Batch], Targets]
+TargetFn = Callable[[Batch], TargetRows]
 Columns = dict[str, torch.Tensor]
 EXAMPLES_PER_SHARD = 128
 Progress = Callable[[int, int], None]
@@ -39,51 +31,65 @@ def live_targets(
     teacher: Any,
     kept_ids: Sequence[int] | None,
     temperature: float,
-    top_k: int | None = None,
-    n_drawn: int = 0,
 ) -> TargetFn:
     """Ask the teacher at every call.
 
     ``kept_ids``: the teacher's id of each of the student's tokens (None: the vocabularies are the
     same). The teacher reads the same tokens as the student, and its distribution is renormalised
-    over the student's vocabulary. ``top_k``: only the most likely tokens, with ``n_drawn`` draws
-    from the rest; the same batch gives the same draws.
+    over the student's vocabulary.
     """
     kept = _as_ids(kept_ids)
+    with torch.no_grad():
+        weight, bias = head_of(teacher, kept) if head_is_plain(teacher) else (None, None)
 
     @torch.no_grad()
-    def ask(batch: Batch) -> Targets:
-        reading = read_targets(teacher, _teacher_ids(batch, kept), batch.targets, kept)
-        logprobs = torch.log_softmax(reading.logits.float() / temperature, dim=-1)
-        if top_k is None or top_k >= logprobs.shape[-1]:
-            return Targets(logprobs, hidden=reading.hidden)
-        best = logprobs.topk(top_k, dim=-1)
-        targets = Targets(best.values, best.indices, log_remainder(best.values))
-        return _with_draws(targets, logprobs, n_drawn, batch) if n_drawn else targets
+    def ask(batch: Batch) -> TargetRows:
+        reading = read_batch(teacher, batch.renamed(kept))
+        if reading.hidden is None:
+            logits = reading.to_logits(teacher, kept).float()
+            return Targets(torch.log_softmax(logits / temperature, dim=-1))
+        assert weight is not None
+        return HeadTargets(reading.hidden, weight, bias, temperature)
 
     return ask
+
+
+def top_k_targets(ask: TargetFn, top_k: int, n_drawn: int = 0) -> TargetFn:
+    """Only the ``top_k`` most likely tokens of what ``ask`` gives whole, and the tail's mass.
+
+    ``n_drawn``: with so many draws from the tail; the same batch gives the same draws.
+    """
+
+    @torch.no_grad()
+    def few(batch: Batch) -> Targets:
+        asked = ask(batch)
+        generator = torch.Generator().manual_seed(zlib.crc32(batch.ids.numpy().tobytes()))
+        parts = [
+            _top_k(asked.rows(rows), top_k, n_drawn, generator) for rows in runs(batch.n_targets)
+        ]
+        return joined(parts)
+
+    return few
 
 
 def _as_ids(kept_ids: Sequence[int] | None) -> torch.Tensor | None:
     return None if kept_ids is None else torch.as_tensor(kept_ids, dtype=torch.long)
 
 
-def _teacher_ids(batch: Batch, kept: torch.Tensor | None) -> torch.Tensor:
-    return batch.ids if kept is None else kept[batch.ids]
-
-
-def _with_draws(targets: Targets, logprobs: torch.Tensor, n_drawn: int, batch: Batch) -> Targets:
-    """Targets with draws from the tail, in proportion to the teacher's distribution there."""
-    assert targets.ids is not None
-    generator = torch.Generator(logprobs.device).manual_seed(
-        zlib.crc32(batch.ids.numpy().tobytes())
-    )
-    rest = logprobs.exp().scatter(1, targets.ids, 0.0).clamp(min=1e-30)
-    drawn = torch.multinomial(rest, n_drawn, replacement=True, generator=generator)
+def _top_k(whole: Targets, top_k: int, n_drawn: int, generator: torch.Generator) -> Targets:
+    """The likeliest tokens, and draws from the rest in proportion to the teacher's distribution."""
+    logprobs = whole.logprobs
+    best = logprobs.topk(top_k, dim=-1)
+    tail = log_remainder(best.values)
+    if not n_drawn:
+        return Targets(best.values, best.indices, tail)
+    rest = logprobs.exp().scatter(1, best.indices, 0.0).clamp(min=1e-30)
+    drawn = torch.multinomial(rest.cpu(), n_drawn, replacement=True, generator=generator)
+    drawn = drawn.to(logprobs.device)
     return Targets(
-        torch.cat([targets.logprobs, logprobs.gather(1, drawn)], -1),
-        torch.cat([targets.ids, drawn], -1),
-        targets.tail,
+        torch.cat([best.values, logprobs.gather(1, drawn)], -1),
+        torch.cat([best.indices, drawn], -1),
+        tail,
         n_drawn,
     )
 
@@ -92,7 +98,7 @@ def top_k_columns(ask: TargetFn) -> Callable[[Batch], Columns]:
     """What a cache keeps of top-k targets: int32 ids, float16 logprobs [N, k], float16 tail [N]."""
 
     def columns(batch: Batch) -> Columns:
-        targets = ask(batch)
+        targets = ask(batch).rows(slice(None))
         if targets.ids is None or targets.tail is None:
             raise ValueError("the cache keeps top-k targets; ask with top_k below the vocabulary")
         return {
@@ -122,7 +128,8 @@ def hidden_columns(
     @torch.no_grad()
     def columns(batch: Batch) -> Columns:
         with low_precision(teacher, precision):
-            hidden = target_hidden(teacher, _teacher_ids(batch, kept), batch.targets)
+            hidden = read_batch(teacher, batch.renamed(kept)).hidden
+        assert hidden is not None
         return {"hidden": hidden.half()}
 
     return columns
@@ -237,11 +244,8 @@ def targets_of_hidden(
     with torch.no_grad():
         weight, bias = head_of(teacher, _as_ids(kept_ids))
 
-    @torch.no_grad()
-    def read(batch: Batch) -> Targets:
-        hidden = cache.column(batch, "hidden").to(weight)
-        logits = F.linear(hidden, weight, bias)
-        return Targets(torch.log_softmax(logits / temperature, dim=-1), hidden=hidden)
+    def read(batch: Batch) -> HeadTargets:
+        return HeadTargets(cache.column(batch, "hidden"), weight, bias, temperature)
 
     return read
 

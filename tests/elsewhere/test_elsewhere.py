@@ -41,7 +41,7 @@ class Opened:
 
     @property
     def tolerance(self) -> float:
-        """Of logits that reach 10: other orders of summing, in few bits other roundings of a row."""
+        """Of logits that reach 10: another order of sums; in few bits, other roundings of a row."""
         return 1e-3 if self.bundle.manifest.scheme == "fp32" else 0.5
 
     def check_greedy(self, prompt: str, found: Sequence[int]) -> None:

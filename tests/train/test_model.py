@@ -12,15 +12,15 @@ from tokenizers import Tokenizer
 from kdexport.errors import InputError
 from kdexport.train.checkpoint import save_checkpoint
 from kdexport.train.data import Encoded, collate
-from kdexport.train.losses import Targets
 from kdexport.train.model import (
     load_config,
     load_model,
     load_tokenizer,
-    read_targets,
+    read_batch,
     save_model,
     swap_folder,
 )
+from kdexport.train.targets import Targets
 from kdexport.train.teacher import fill_cache
 
 
@@ -40,19 +40,17 @@ def test_marked_positions_alone_are_read(llama: Path) -> None:
     batch = collate([Encoded("a", torch.arange(5, 15).numpy(), 4, 4)])
     with torch.no_grad():
         whole = model(batch.ids).logits[0, 3:9]
-        reading = read_targets(model, batch.ids, batch.targets)
-        some = read_targets(model, batch.ids, batch.targets, torch.tensor([7, 3]))
-    torch.testing.assert_close(reading.logits, whole, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(some.logits, whole[:, [7, 3]], rtol=1e-4, atol=1e-5)
+        reading = read_batch(model, batch)
+        every, some = reading.to_logits(model), reading.to_logits(model, torch.tensor([7, 3]))
+    torch.testing.assert_close(every, whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(some, whole[:, [7, 3]], rtol=1e-4, atol=1e-5)
 
 
 def test_plain_attention_computes_what_the_tiled_kind_does(llama: Path) -> None:
     batch = collate([Encoded("a", torch.arange(5, 15).numpy(), 4, 4)])
     with torch.no_grad():
-        one, other = (
-            read_targets(load_model(llama, attention=kind), batch.ids, batch.targets).logits
-            for kind in ("sdpa", "eager")
-        )
+        models = [load_model(llama, attention=kind) for kind in ("sdpa", "eager")]
+        one, other = (read_batch(model, batch).to_logits(model) for model in models)
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 

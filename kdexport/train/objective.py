@@ -1,0 +1,191 @@
+"""L = a·L_task + λ·T²·(L_KD + …) of a batch, and its gradient, a chunk of tokens at a time.
+
+Knows a student's last hidden states and a teacher's targets; not where either comes from, nor what
+is done with the gradient. The matrix [tokens x vocabulary] exists for one chunk only.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from kdexport.train.data import Batch
+from kdexport.train.inside import INSIDE, watched
+from kdexport.train.losses import distance, hidden_distance
+from kdexport.train.model import Reading, head_of, low_precision, read_batch
+from kdexport.train.schedule import ONE, Schedule
+from kdexport.train.targets import TargetRows, Targets, runs
+
+RowsLoss = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One divergence of the sum: its name in `LOSSES`, its weight, its parameter (None: usual)."""
+
+    loss: str = "forward_kl"
+    weight: Schedule = ONE
+    parameter: float | None = None
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised: a·L_task + λ·(T²·Σ w·L_KD + μ·L_hidden) + Σ ν·L_inside.
+
+    ``kd_weight`` is λ, ``task_weight`` a. ``prompt_weight``: what a prompt's token counts in the
+    divergence, a completion's counting 1. ``hidden_weight`` is μ. ``inside``: the weights ν of
+    distances of layers below the last, by their names in `INSIDE`.
+    """
+
+    terms: tuple[Term, ...] = (Term(),)
+    kd_weight: Schedule = ONE
+    task_weight: Schedule = ONE
+    temperature: float = 1.0
+    prompt_weight: float = 0.0
+    hidden_weight: float = 0.0
+    inside: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether a teacher is needed at all."""
+        return bool(self.kd_weight) or bool(self.inside)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Sums over a batch's tokens: the whole loss, cross-entropy on the texts, divergence."""
+
+    loss: torch.Tensor
+    task: float
+    divergence: float
+
+
+def batch_loss(
+    student: Any,
+    batch: Batch,
+    targets: TargetRows | None,
+    objective: Objective,
+    progress: float,
+    *,
+    precision: str = "float32",
+) -> Parts:
+    """The loss of a batch as a sum over its target tokens, ready for ``backward``.
+
+    L_task counts completions only: nobody asks a student for prompts. The teacher's distribution
+    over a prompt's tokens teaches language all the same, at hardly any cost: the student has read
+    the prompt anyway.
+    """
+    asked = None if targets is None else targets.to(student.device)
+    labels = batch.labels.to(student.device)
+    is_completion = batch.is_completion.to(student.device)
+    weight = torch.where(is_completion, 1.0, objective.prompt_weight)
+    kd_weight = objective.kd_weight.at(progress)
+    task_weight = objective.task_weight.at(progress)
+
+    def of_rows(logits: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        task = F.cross_entropy(logits, labels[rows], reduction="none") * is_completion[rows]
+        total = task_weight * task.sum()
+        soft = torch.zeros((), device=logits.device)
+        if asked is not None and kd_weight:
+            apart = soft_distance(logits, asked.rows(rows), objective, progress)
+            soft = (weight[rows] * apart).sum()
+            total = total + kd_weight * objective.temperature**2 * soft
+        return total, torch.stack([task.detach().sum(), soft.detach()])
+
+    with low_precision(student, precision), watched(student, batch, objective.inside) as inside:
+        reading = read_batch(student, batch)
+    loss, parts = summed_over_rows(student, reading, of_rows, precision)
+    if asked is not None and kd_weight and objective.hidden_weight:
+        assert reading.hidden is not None and asked.hidden is not None
+        apart = hidden_distance(reading.hidden, asked.hidden)
+        loss = loss + kd_weight * objective.hidden_weight * (weight * apart).sum()
+    for name, share in objective.inside.items():
+        assert asked is not None
+        loss = loss + share * (weight * INSIDE[name](student, inside, asked.inside)).sum()
+    return Parts(loss, float(parts[0]), float(parts[1]))
+
+
+def soft_distance(
+    logits: torch.Tensor, targets: Targets, objective: Objective, progress: float
+) -> torch.Tensor:
+    """The weighted sum of an objective's divergences, float [N] from student logits [N, V]."""
+    total = torch.zeros(len(logits), device=logits.device)
+    for term in objective.terms:
+        share = term.weight.at(progress)
+        if share:
+            values = distance(term.loss, logits, targets, objective.temperature, term.parameter)
+            total = total + share * values
+    return total
+
+
+def summed_over_rows(
+    student: Any, reading: Reading, of_rows: RowsLoss, precision: str = "float32"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum of ``of_rows`` over all tokens, and its parts; chunked where the head is plain."""
+    if reading.hidden is None:
+        assert reading.logits is not None
+        return of_rows(reading.logits.float(), slice(0, len(reading.logits)))
+    weight, bias = head_of(student)
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    summed: tuple[torch.Tensor, torch.Tensor] = _Chunked.apply(  # type: ignore[no-untyped-call]
+        reading.hidden, weight, bias, of_rows, dtype
+    )
+    return summed
+
+
+class _Chunked(torch.autograd.Function):
+    """Head and loss of one chunk of rows after another; the gradient is taken while logits exist.
+
+    As in fused linear cross-entropy (Hsu et al. 2024, Liger Kernel, section 3.2): since the loss is
+    a sum, its gradient is known up to the factor that ``backward`` is given, so each chunk's
+    logits are made once and dropped.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        of_rows: RowsLoss,
+        dtype: torch.dtype,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        head = weight.detach().to(dtype).requires_grad_(weight.requires_grad)
+        shift = None
+        if bias is not None:
+            shift = bias.detach().to(dtype).requires_grad_(bias.requires_grad)
+        asks = list(ctx.needs_input_grad[:3])
+        grads = [
+            torch.zeros_like(of, dtype=torch.float32) if of is not None and needs else None
+            for of, needs in zip((hidden, weight, bias), asks, strict=True)
+        ]
+        total, parts = torch.zeros((), device=hidden.device), None
+        for rows in runs(len(hidden), len(weight)):
+            leaf = hidden[rows].detach().to(dtype).requires_grad_(asks[0])
+            with torch.enable_grad():
+                loss, of_chunk = of_rows(F.linear(leaf, head, shift).float(), rows)
+            total = total + loss.detach()
+            parts = of_chunk if parts is None else parts + of_chunk
+            leaves = [x for x in (leaf, head, shift) if x is not None and x.requires_grad]
+            if leaves and loss.requires_grad:
+                found = iter(torch.autograd.grad(loss, leaves))
+                if grads[0] is not None:
+                    grads[0][rows] = next(found)
+                for grad in grads[1:]:
+                    if grad is not None:
+                        grad += next(found)
+        ctx.save_for_backward(*grads)
+        ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        assert parts is not None  # there is always a run, if an empty one
+        ctx.mark_non_differentiable(parts)
+        return total, parts
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Any) -> Any:
+        scaled = [
+            None if grad is None else (grad * outputs[0]).to(dtype)
+            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return (*scaled, None, None)

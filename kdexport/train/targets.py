@@ -1,0 +1,140 @@
+"""What a teacher says of N target tokens, whole or in part; knows no batches and no models.
+
+Targets are asked for in rows, a chunk at a time, so that a whole distribution need never exist for
+all tokens at once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+CHUNK_ELEMENTS = 2**21  # logits of a chunk: 8 MB in float32, small beside any model
+LEAST_ROWS = 32
+
+
+@dataclass(frozen=True)
+class Targets:
+    """A teacher's distributions over the student's vocabulary for N target tokens.
+
+    ``logprobs``: float [N, k]. ``ids``: int64 [N, k], the tokens these belong to, or None when
+    k is the whole vocabulary in order. ``tail``: float [N], log of the mass outside of the most
+    likely tokens, or None when nothing is outside. The last ``n_drawn`` columns are no top tokens
+    but draws from that tail, with replacement. All at the temperature they were asked for.
+    ``hidden``: float [N, H], what the teacher's head made them of, where it is known.
+    ``inside``: what is known of the layers below, by name (`train.inside`).
+    """
+
+    logprobs: torch.Tensor
+    ids: torch.Tensor | None = None
+    tail: torch.Tensor | None = None
+    n_drawn: int = 0
+    hidden: torch.Tensor | None = None
+    inside: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def rows(self, rows: slice) -> "Targets":
+        """The targets of some of the tokens, without what is inside."""
+        return Targets(
+            self.logprobs[rows],
+            None if self.ids is None else self.ids[rows],
+            None if self.tail is None else self.tail[rows],
+            self.n_drawn,
+            None if self.hidden is None else self.hidden[rows],
+        )
+
+    def to(self, device: torch.device) -> "Targets":
+        """The same on another device."""
+        return Targets(
+            self.logprobs.to(device),
+            None if self.ids is None else self.ids.to(device),
+            None if self.tail is None else self.tail.to(device),
+            self.n_drawn,
+            None if self.hidden is None else self.hidden.to(device),
+            {name: part.to(device) for name, part in self.inside.items()},
+        )
+
+    def top1(self) -> torch.Tensor:
+        """The teacher's most likely token, int64 [N]."""
+        best = self.logprobs.argmax(-1)
+        return best if self.ids is None else self.ids.gather(1, best[:, None])[:, 0]
+
+
+@dataclass(frozen=True)
+class HeadTargets:
+    """The same, as the teacher's last hidden states and its head: a row is made when asked for.
+
+    ``hidden``: float [N, H]. ``weight``: float [V, H], ``bias``: float [V] or None: the head, over
+    the student's vocabulary.
+    """
+
+    hidden: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    temperature: float
+    inside: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def rows(self, rows: slice) -> Targets:
+        """The whole distributions of some of the tokens."""
+        hidden = self.hidden[rows].to(self.weight)
+        with torch.no_grad():
+            logits = F.linear(hidden, self.weight, self.bias)
+            return Targets(torch.log_softmax(logits / self.temperature, -1), hidden=hidden)
+
+    def to(self, device: torch.device) -> "HeadTargets":
+        """The same on another device."""
+        return replace(
+            self,
+            hidden=self.hidden.to(device),
+            weight=self.weight.to(device),
+            bias=None if self.bias is None else self.bias.to(device),
+            inside={name: part.to(device) for name, part in self.inside.items()},
+        )
+
+
+class TargetRows(Protocol):
+    """What a teacher gives for a batch: distributions by rows, and what they were made of."""
+
+    @property
+    def hidden(self) -> torch.Tensor | None:
+        """The last hidden states, float [N, H], where they are known."""
+        ...
+
+    @property
+    def inside(self) -> Mapping[str, torch.Tensor]:
+        """What is known of the layers below, by name."""
+        ...
+
+    def rows(self, rows: slice) -> Targets:
+        """The distributions of some of the tokens."""
+        ...
+
+    def to(self, device: torch.device) -> "TargetRows":
+        """The same on another device."""
+        ...
+
+
+def log_remainder(logprobs: torch.Tensor) -> torch.Tensor:
+    """log(1 - sum(exp(logprobs))), float [N] from [N, k]: the mass that the k tokens leave."""
+    covered = torch.logsumexp(logprobs, -1).clamp(max=-1e-7)
+    return torch.log(-torch.expm1(covered))
+
+
+def joined(parts: Sequence[Targets]) -> Targets:
+    """Rows that were made apart as one; all of one kind."""
+
+    def of(name: str) -> torch.Tensor | None:
+        found = [getattr(part, name) for part in parts]
+        return None if found[0] is None else torch.cat(found)
+
+    logprobs = of("logprobs")
+    assert logprobs is not None
+    return Targets(logprobs, of("ids"), of("tail"), parts[0].n_drawn, of("hidden"))
+
+
+def runs(n_rows: int, vocab_size: int = 2**15) -> list[slice]:
+    """Rows in runs of about `CHUNK_ELEMENTS` logits; one empty run where there is none."""
+    step = max(LEAST_ROWS, CHUNK_ELEMENTS // vocab_size)
+    begins = range(0, max(n_rows, 1), step)
+    return [slice(begin, min(begin + step, n_rows)) for begin in begins]

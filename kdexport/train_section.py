@@ -1,0 +1,133 @@
+"""The section of a recipe that says how a student is trained; knows no files and no torch."""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from kdexport.sections import Count, Positive, Section, Share
+
+LossName = Literal[
+    "forward_kl",
+    "reverse_kl",
+    "jsd",
+    "skew_kl",
+    "skew_reverse_kl",
+    "total_variation",
+    "adaptive_kl",
+    "standardised_kl",
+]
+WHOLE = ("adaptive_kl", "standardised_kl")  # losses that need the teacher's whole distribution
+
+
+def _below_one(value: float) -> float:
+    if value >= 1:
+        raise ValueError("must be below 1")
+    return value
+
+
+Decay = Annotated[Share, AfterValidator(_below_one)]
+
+
+class Line(Section):
+    """A value that goes in a straight line from one end of training to the other."""
+
+    start: float = Field(ge=0)
+    end: float = Field(ge=0)
+
+
+def _one_value(value: Any) -> Any:
+    """A number stands for a value that stays."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return value
+    if not math.isfinite(value):
+        raise ValueError("input should be a finite number")
+    if value < 0:
+        raise ValueError("input should be greater than or equal to 0")
+    return {"start": value, "end": value}
+
+
+Scheduled = Annotated[
+    Line, BeforeValidator(_one_value, json_schema_input_type=Annotated[float, Field(ge=0)] | Line)
+]
+ONE = Line(start=1, end=1)
+
+
+class LossTerm(Section):
+    """One of several divergences that are added up."""
+
+    name: LossName
+    weight: Scheduled = ONE
+    parameter: float | None = Field(
+        None, gt=0, lt=1, description="β of jsd, α of the skew ones; None: 0.5 and 0.1"
+    )
+
+
+def _terms(value: Any) -> Any:
+    """A name alone, one term alone, or a list of either."""
+    listed = value if isinstance(value, list) else [value]
+    return [{"name": one} if isinstance(one, str) else one for one in listed]
+
+
+Terms = Annotated[
+    list[LossTerm],
+    BeforeValidator(_terms, json_schema_input_type=LossName | LossTerm | list[LossName | LossTerm]),
+    Field(min_length=1),
+]
+
+
+class TrainSection(Section):
+    """L = L_task + λ·T²·KL(teacher ‖ student), and how long."""
+
+    loss: Terms = Field(
+        [LossTerm(name="forward_kl")], description="A divergence, or a list of them with weights"
+    )
+    kd_weight: Scheduled = Field(ONE, alias="lambda", description="λ; 0 trains on texts alone")
+    task_weight: Scheduled = Field(ONE, description="Weight of the texts' own cross-entropy")
+    temperature: float = Field(1.0, ge=0.01, le=100, description="T of the soft targets")
+    prompt_weight: float = Field(
+        0.0, ge=0, description="Weight of a prompt's tokens in the divergence; a completion's is 1"
+    )
+    hidden_weight: float = Field(
+        0.0, ge=0, description="Weight of the last hidden states' distance beside the divergence"
+    )
+    targets: Literal["cached", "hidden", "live"] = Field(
+        "cached",
+        description="Ask the teacher once and keep its top k tokens or its last hidden states, or "
+        "ask at every step",
+    )
+    top_k: Count = Field(64, description="Cached probabilities a token; the tail's mass is kept")
+    lr: Positive = 5e-4
+    batch_size: Count = 8
+    accumulate: Count = Field(1, description="Batches added up before a step")
+    epochs: Positive | None = None
+    max_steps: Count | None = None
+    max_minutes: Positive | None = Field(
+        None, description="The schedule ends with the clock, which the teacher's targets start"
+    )
+    warmup_fraction: Share = 0.05
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    clip_norm: Positive = 1.0
+    freeze_embeddings: bool = Field(
+        False, description="Keep the token embeddings, and a tied head, as the teacher has them"
+    )
+    max_length: Count = Field(256, description="Longer examples are left out, and counted")
+    checkpoint_seconds: Positive = 60.0
+    evaluate_steps: Count = 100
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Of products; auto: bfloat16 where the device computes it itself"
+    )
+    n_threads: Count | None = None
+
+    @model_validator(mode="after")
+    def _an_end(self) -> "TrainSection":
+        if not (self.epochs or self.max_steps or self.max_minutes):
+            raise ValueError("say when to stop: epochs, max_steps or max_minutes")
+        if self.hidden_weight and self.targets == "cached":
+            raise ValueError("hidden_weight needs targets: hidden, or live")
+        whole = [term.name for term in self.loss if term.name in WHOLE]
+        if whole and self.targets == "cached":
+            raise ValueError(f"{whole[0]} needs targets: hidden, or live")
+        return self

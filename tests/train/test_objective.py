@@ -1,0 +1,167 @@
+"""What is minimised, against numpy; and that the way it is computed changes nothing."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from kdexport.train import objective as module
+from kdexport.train.data import Encoded, collate
+from kdexport.train.model import load_model, read_batch
+from kdexport.train.objective import Objective, Term, batch_loss
+from kdexport.train.schedule import Schedule
+from kdexport.train.student import StudentSpec, prune
+from kdexport.train.targets import runs
+from kdexport.train.teacher import live_targets, top_k_targets
+
+ALL = slice(None)
+
+
+@pytest.fixture
+def examples() -> list[Encoded]:
+    rng = np.random.default_rng(1)
+    return [
+        Encoded(f"e{n}", rng.integers(3, 300, size=int(size)), 3, 3)
+        for n, size in enumerate(rng.integers(8, 16, size=24))
+    ]
+
+
+@pytest.fixture
+def student(llama: Path) -> Any:
+    torch.manual_seed(0)
+    return prune(load_model(llama), StudentSpec(n_layers=3), None, [torch.arange(40)[None]]).model
+
+
+def loss_of(student: Any, batch: Any, targets: Any, **wishes: Any) -> float:
+    precision = wishes.pop("precision", "float32")
+    progress = wishes.pop("progress", 0.5)
+    found = batch_loss(
+        student, batch, targets(batch), Objective(**wishes), progress, precision=precision
+    )
+    return float(found.loss.detach())
+
+
+def steady(value: float) -> Schedule:
+    return Schedule(value, value)
+
+
+def test_padding_changes_no_loss(student: Any, examples: list[Encoded], llama: Path) -> None:
+    targets = live_targets(load_model(llama), None, 1.0)
+    together = loss_of(student, collate(examples[:6]), targets)
+    alone = sum(loss_of(student, collate([e]), targets) for e in examples[:6])
+    assert together == pytest.approx(alone, rel=1e-5)
+
+
+def test_the_loss_is_the_formula(student: Any, examples: list[Encoded], llama: Path) -> None:
+    """a·L_task + λ·T²·Σ w·KL, against numpy."""
+    teacher = load_model(llama)
+    temperature = 2.0
+    batch = collate(examples[:2])
+    found = loss_of(
+        student,
+        batch,
+        live_targets(teacher, None, temperature),
+        temperature=temperature,
+        kd_weight=steady(3.0),
+        task_weight=Schedule(0.0, 1.0),
+        progress=0.25,
+        terms=(Term("forward_kl", steady(0.5)), Term("reverse_kl", Schedule(0.0, 2.0))),
+    )
+
+    def logprobs(model: Any, scale: float) -> np.ndarray:
+        with torch.no_grad():
+            logits = model(batch.ids).logits[:, :-1][batch.targets].double().numpy() / scale
+        return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+    p, q = logprobs(teacher, temperature), logprobs(student, temperature)
+    forward, reverse = (np.exp(p) * (p - q)).sum(), (np.exp(q) * (q - p)).sum()
+    task = -logprobs(student, 1.0)[np.arange(len(p)), batch.labels.numpy()].sum()
+    expected = 0.25 * task + 3.0 * temperature**2 * (0.5 * forward + 0.5 * reverse)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def gradient(student: Any, loss: torch.Tensor) -> torch.Tensor:
+    student.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("kind", ["whole", "top-k"])
+@pytest.mark.parametrize("rows", [1, 5, 1000])
+def test_chunks_give_the_gradient_of_the_plain_loss(
+    student: Any,
+    examples: list[Encoded],
+    llama: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    rows: int,
+) -> None:
+    monkeypatch.setattr(
+        module,
+        "runs",
+        lambda n, _: [slice(i, min(i + rows, n)) for i in range(0, n, rows)],
+    )
+    whole = live_targets(load_model(llama), None, 1.0)
+    ask = whole if kind == "whole" else top_k_targets(whole, 20)
+    batch = collate(examples[:6])
+    chunked = batch_loss(student, batch, ask(batch), Objective(), 0.5)
+    found = gradient(student, chunked.loss)
+    logits = read_batch(student, batch).to_logits(student)
+    plain = (
+        F.cross_entropy(logits, batch.labels, reduction="sum")
+        + module.distance("forward_kl", logits, ask(batch).rows(ALL), 1.0).sum()
+    )
+    torch.testing.assert_close(chunked.loss, plain, rtol=1e-5, atol=0)
+    expected = gradient(student, plain)
+    assert float((found - expected).norm() / expected.norm()) < 1e-5
+
+
+def test_runs_cover_every_row_once() -> None:
+    for n in (0, 1, 31, 32, 33, 1000):
+        covered = [row for rows in runs(n, 2**17) for row in range(n)[rows]]
+        assert covered == list(range(n))
+
+
+def test_hidden_states_add_their_distance(
+    student: Any, examples: list[Encoded], llama: Path
+) -> None:
+    targets = live_targets(load_model(llama), None, 1.0)
+    batch = collate(examples[:3])
+    without, once, twice = (
+        loss_of(student, batch, targets, hidden_weight=w, kd_weight=steady(3.0))
+        for w in (0.0, 0.5, 1.0)
+    )
+    mine, asked = read_batch(student, batch).hidden, targets(batch).hidden
+    assert mine is not None and asked is not None
+    expected = float((3.0 * ((mine - asked) ** 2).sum(-1) / (asked**2).sum(-1)).sum().detach())
+    assert twice - without == pytest.approx(expected, rel=1e-3)
+    assert once - without == pytest.approx(expected / 2, rel=1e-3)
+
+
+def test_bfloat16_is_near_float32(student: Any, examples: list[Encoded], llama: Path) -> None:
+    targets = live_targets(load_model(llama), None, 1.0)
+    batch = collate(examples[:6])
+    exact, rough = (
+        loss_of(student, batch, targets, precision=p) / batch.n_targets
+        for p in ("float32", "bfloat16")
+    )
+    # 2^-8 of logits that reach 10 is 0.04
+    assert rough == pytest.approx(exact, abs=0.04)
+    assert rough != exact
+
+
+def test_prompts_weigh_what_they_are_said_to(
+    student: Any, examples: list[Encoded], llama: Path
+) -> None:
+    """Their tokens have no task loss; their divergence counts by the weight."""
+    targets = live_targets(load_model(llama), None, 1.0)
+    batch = collate([dataclasses.replace(e, first_target=1) for e in examples[:3]])
+    none, half, one = (loss_of(student, batch, targets, prompt_weight=w) for w in (0.0, 0.5, 1.0))
+    alone = loss_of(student, collate(examples[:3]), targets)
+    assert none == pytest.approx(alone, rel=1e-5)
+    assert half - none == pytest.approx((one - none) / 2, rel=1e-4)
+    assert one > none
