@@ -28,7 +28,7 @@ from kdexport.train.objective import Objective, Term
 from kdexport.train.reference import write_reference
 from kdexport.train.schedule import Budget, Schedule
 from kdexport.train.teacher import check_vocabularies, fingerprint_examples
-from kdexport.train.trainer import Hooks, TrainSettings, distill
+from kdexport.train.trainer import Hooks, Material, TrainSettings, distill
 from kdexport.train_section import Line, TrainSection
 from kdexport.watching import Watcher
 
@@ -105,10 +105,7 @@ def _train(
         hooks = Hooks(keep_best=keep_best, report=watcher.step, evaluated=watcher.evaluated)
         distill(
             student,
-            feed,
-            asked.train,
-            data.validation,
-            asked.held_out,
+            Material(feed, asked.train, data.validation, asked.held_out),
             settings,
             hooks,
             checkpoint=checkpoint,

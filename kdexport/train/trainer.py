@@ -80,6 +80,20 @@ class Position:
 
 
 @dataclass(frozen=True)
+class Material:
+    """What is learnt from, and what the student is judged by.
+
+    ``targets`` are at the training temperature, ``held_out_targets`` at 1; None: no teacher is
+    asked, and the best student is the one of lowest perplexity.
+    """
+
+    feed: Feed
+    targets: TargetFn | None
+    held_out: Sequence[Encoded]
+    held_out_targets: TargetFn | None
+
+
+@dataclass(frozen=True)
 class Hooks:
     """What the loop calls: for the best student yet, every step, every evaluation; to be stopped.
 
@@ -101,10 +115,7 @@ class Interrupted(KeyboardInterrupt):
 
 def distill(
     student: Any,
-    feed: Feed,
-    targets: TargetFn | None,
-    held_out: Sequence[Encoded],
-    held_out_targets: TargetFn | None,
+    material: Material,
     settings: TrainSettings,
     hooks: Hooks,
     *,
@@ -114,9 +125,7 @@ def distill(
 ) -> Position:
     """Train ``student`` in place until the budget is used, from the checkpoint where there is one.
 
-    ``targets`` are at the training temperature, ``held_out_targets`` at 1; None: no teacher is
-    asked, and the best student is the one of lowest perplexity. Raises Interrupted where
-    `Hooks.interrupted` says so, with all saved.
+    Raises Interrupted where `Hooks.interrupted` says so, with all saved.
     """
     optimizer = make_optimizer(student, settings)
     stepper = Stepper(
@@ -126,18 +135,14 @@ def distill(
     saved = load_checkpoint(checkpoint, student, optimizer, fingerprint)
     if saved:
         at = Position(**saved["position"])
-        feed.restore(saved["feed"])
+        material.feed.restore(saved["feed"])
     started = time.monotonic() - at.elapsed_s
     last_saved = time.monotonic()
 
     def save() -> None:
-        state = {"fingerprint": fingerprint, "position": vars(at), "feed": feed.state()}
+        state = {"fingerprint": fingerprint, "position": vars(at), "feed": material.feed.state()}
         if world.is_first:
             save_checkpoint(checkpoint, student, optimizer, state)
-
-    def judge(student: Any) -> Evaluation | None:
-        size = settings.batch_size
-        return evaluate(student, held_out, held_out_targets, size, interrupted=hooks.interrupted)
 
     student.train()
     while True:
@@ -145,7 +150,7 @@ def distill(
         _begin_rounding(at, progress, hooks)
         if _is_due(at, progress, settings.evaluate_steps):
             with hooks.rounding(student) if at.is_rounded else nullcontext():
-                found = judge(student)
+                found = _judge(student, material, settings, hooks)
             if found is not None:
                 _note(at, found, student, hooks)
         if hooks.interrupted():
@@ -157,9 +162,9 @@ def distill(
         if progress >= 1.0:
             break
         lr = learning_rate(progress, settings.lr, settings.warmup_fraction)
-        group = feed.group(settings.accumulate, progress)
+        group = material.feed.group(settings.accumulate, progress)
         with hooks.rounding(student) if at.is_rounded else nullcontext():
-            done = stepper.step(group, targets, lr, progress)
+            done = stepper.step(group, material.targets, lr, progress)
         at.step += 1
         at.tokens += done.n_targets
         at.elapsed_s = time.monotonic() - started
@@ -180,6 +185,18 @@ def _is_due(at: Position, progress: float, evaluate_steps: int) -> bool:
     """Whether the student of this step is to be evaluated, and was not yet."""
     ends = at.step % evaluate_steps == 0 or progress >= 1.0
     return at.step > at.evaluated and ends
+
+
+def _judge(
+    student: Any, material: Material, settings: TrainSettings, hooks: Hooks
+) -> Evaluation | None:
+    return evaluate(
+        student,
+        material.held_out,
+        material.held_out_targets,
+        settings.batch_size,
+        interrupted=hooks.interrupted,
+    )
 
 
 def _note(at: Position, found: Evaluation, student: Any, hooks: Hooks) -> None:

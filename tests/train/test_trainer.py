@@ -20,6 +20,7 @@ from kdexport.train.teacher import live_targets
 from kdexport.train.trainer import (
     Event,
     Hooks,
+    Material,
     Position,
     TrainSettings,
     distill,
@@ -79,10 +80,7 @@ def train(
     with contextlib.suppress(KeyboardInterrupt):
         distill(
             student,
-            Epochs(examples[:20], loop.batch_size, 0),
-            targets,
-            examples[20:],
-            targets,
+            Material(Epochs(examples[:20], loop.batch_size, 0), targets, examples[20:], targets),
             loop,
             hooks,
             checkpoint=folder / "last",
