@@ -11,7 +11,7 @@ NAME   := $(basename $(notdir $(RECIPE)))
 VENV   := .venv
 STAMP  := $(VENV)/.installed
 BIN    := $(VENV)/bin
-PEERS  := optimum genai llama
+PEERS  := optimum genai llama trl
 ELSEWHERE := .peers/optimum/.installed .elsewhere/lm-eval/.installed \
   tests/elsewhere/node/node_modules/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check

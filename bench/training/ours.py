@@ -1,0 +1,46 @@
+"""kdexport's own stage of distillation, as a recipe has it.
+
+python -m bench.training.ours TASK [KEY=VALUE ...]
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from bench.training.task import tell
+from kdexport.pipeline import Run, open_run
+from kdexport.recipe import load_recipe
+from kdexport.train.cache import seconds_asked
+from kdexport.training import train_student
+
+
+def run_of(task: Path, overrides: list[str], folder: Path) -> Run:
+    """A run whose stages before distillation are done: pairs and student come from the task."""
+    recipe = load_recipe(task / "recipe.yaml", [f"output.runs={folder}", *overrides])
+    run = open_run(recipe, fetch=False)
+    run.folder.mkdir(parents=True)
+    shutil.copyfile(task / "pairs.jsonl", run.pairs)
+    run.student_init.symlink_to((task / "student").absolute())
+    return run
+
+
+def main() -> None:
+    task, overrides = Path(sys.argv[1]), sys.argv[2:]
+    with tempfile.TemporaryDirectory(dir=task) as folder, redirect_stdout(sys.stderr):
+        run = run_of(task, overrides, Path(folder))
+        train_student(run)
+        rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").open()]
+        steps = [row for row in rows if "loss" in row]
+        asked = sum(seconds_asked(place) for place in (run.folder / "targets").glob("*"))
+    half = len(steps) // 2
+    first, last = steps[half - 1], steps[-1]
+    n_tokens = first["tokens"]
+    seconds = [asked + first["elapsed_s"], last["elapsed_s"] - first["elapsed_s"]]
+    tell(n_tokens, seconds, asked_s=asked, last_loss=last["loss"])
+
+
+if __name__ == "__main__":
+    main()
