@@ -5,7 +5,8 @@ that how the work is cut changes nothing: not in two where memory is short, not 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,11 @@ class Done:
 
 @dataclass
 class Stepper:
-    """How to step. ``max_examples``: of a batch at once; halved where memory ends."""
+    """How to step. ``max_examples``: of a batch at once; halved where memory ends.
+
+    ``rounding``: the block in which the student computes loss and gradient; it has its own weights
+    again when they are updated.
+    """
 
     student: Any
     optimizer: torch.optim.Optimizer
@@ -46,6 +51,7 @@ class Stepper:
     precision: str = "float32"
     world: World = ALONE
     max_examples: int | None = None
+    rounding: Callable[[Any], AbstractContextManager[None]] = lambda student: nullcontext()
 
     def step(
         self, group: Sequence[Batch], targets: TargetFn | None, lr: float, progress: float
@@ -71,18 +77,15 @@ class Stepper:
         )
         n_tokens = max(counts[0], 1.0)
         sums = [0.0, 0.0, 0.0]
-        for batch in self._micro_batches(group):
-            found = batch_loss(
-                self.student,
-                batch,
-                targets(batch) if targets else None,
-                self.objective,
-                progress,
-                precision=self.precision,
-            )
-            (found.loss / n_tokens).backward()  # type: ignore[no-untyped-call]
-            values = (float(found.loss.detach()), found.task, found.divergence)
-            sums = [so_far + value / n_tokens for so_far, value in zip(sums, values, strict=True)]
+        with self.rounding(self.student):
+            for batch in self._micro_batches(group):
+                asked = targets(batch) if targets else None
+                found = batch_loss(
+                    self.student, batch, asked, self.objective, progress, precision=self.precision
+                )
+                (found.loss / n_tokens).backward()  # type: ignore[no-untyped-call]
+                values = (float(found.loss.detach()), found.task, found.divergence)
+                sums = [s + value / n_tokens for s, value in zip(sums, values, strict=True)]
         own = [p for of in self.optimizer.param_groups for p in of["params"]]
         self.world.sum_gradients(own)
         loss, task, divergence = self.world.summed(sums)

@@ -98,7 +98,7 @@ class Hooks:
     """What the loop calls: for the best student yet, every step, every evaluation; to be stopped.
 
     ``rounding``: the block in which a student computes with rounded weights, from a progress of
-    ``round_from`` on; None: never.
+    ``round_from`` on; None: never. Students are then judged, and kept, as they are within it.
     """
 
     keep_best: Callable[[Any], None] = lambda student: None
@@ -147,12 +147,12 @@ def distill(
     student.train()
     while True:
         progress = settings.budget.progress(at.step, at.elapsed_s)
-        _begin_rounding(at, progress, hooks)
+        stepper.rounding = _rounding(at, progress, hooks)
         if _is_due(at, progress, settings.evaluate_steps):
-            with hooks.rounding(student) if at.is_rounded else nullcontext():
+            with stepper.rounding(student):
                 found = _judge(student, material, settings, hooks)
-            if found is not None:
-                _note(at, found, student, hooks)
+                if found is not None:
+                    _note(at, found, student, hooks)
         if hooks.interrupted():
             save()
             raise Interrupted
@@ -163,8 +163,7 @@ def distill(
             break
         lr = learning_rate(progress, settings.lr, settings.warmup_fraction)
         group = material.feed.group(settings.accumulate, progress)
-        with hooks.rounding(student) if at.is_rounded else nullcontext():
-            done = stepper.step(group, material.targets, lr, progress)
+        done = stepper.step(group, material.targets, lr, progress)
         at.step += 1
         at.tokens += done.n_targets
         at.elapsed_s = time.monotonic() - started
@@ -174,11 +173,14 @@ def distill(
     return at
 
 
-def _begin_rounding(at: Position, progress: float, hooks: Hooks) -> None:
-    """From here on students are judged with rounded weights, and only against each other."""
+def _rounding(
+    at: Position, progress: float, hooks: Hooks
+) -> Callable[[Any], AbstractContextManager[None]]:
+    """How the student computes; once it is rounded, it is judged against rounded ones only."""
     if not at.is_rounded and hooks.round_from is not None and progress >= hooks.round_from:
         at.is_rounded = True
         at.best_score = float("inf")
+    return hooks.rounding if at.is_rounded else lambda student: nullcontext()
 
 
 def _is_due(at: Position, progress: float, evaluate_steps: int) -> bool:
