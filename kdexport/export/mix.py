@@ -20,7 +20,7 @@ from kdexport.export.calibrate import Observed, Progress, feeds, graph_session
 from kdexport.export.draft import Draft, Places, graph_bytes, save_weights
 from kdexport.export.kernels import FLOAT32, KERNELS
 from kdexport.export.parity import mean_kl
-from kdexport.export.rounding import round_matrix
+from kdexport.export.rounding import round_matrix, rounded_rows
 
 Array = np.ndarray[Any, Any]
 WEIGHTS = "weights"
@@ -167,11 +167,8 @@ def _error(weights: Array, samples: Array, kernel: str) -> float:
     block = grid.block(len(weights))
     if block is None:
         raise InputError(f"{len(weights)} rows are not divided by blocks of {grid.blocks[-1]}")
-    blocks = samples.reshape(len(samples), -1, block)
-    step = np.maximum(np.abs(blocks).max(-1, keepdims=True), 1e-12) / 127
-    rounded = (np.rint(blocks / step) * step).reshape(samples.shape)
-    exact = samples @ weights
-    return float(np.square(rounded @ round_matrix(weights, grid).matrix() - exact).sum())
+    error = rounded_rows(samples, block) @ round_matrix(weights, grid).matrix() - samples @ weights
+    return float(np.square(error).sum())
 
 
 def _bytes(weights: Array, kernel: str) -> int:

@@ -101,6 +101,13 @@ def compensated(weights: Array, scale: Array, zero_point: Array, grid: Grid, gra
     return back
 
 
+def rounded_rows(x: Array, block: int | None) -> Array:
+    """Activations [tokens, K] in 8 bits, a scale a block of each row; None: a scale a row."""
+    blocks = x.reshape(len(x), -1, block or x.shape[-1])
+    step = np.maximum(np.abs(blocks).max(-1, keepdims=True), 1e-12) / 127
+    return np.asarray(np.rint(blocks / step) * step).reshape(x.shape)
+
+
 def _to_grid(weights: Array, scale: Array, zero_point: Array, grid: Grid) -> Array:
     return np.asarray(np.clip(np.rint(weights / scale) + zero_point, grid.low, grid.high))
 

@@ -13,7 +13,7 @@ import onnx
 
 from kdexport.export.calibrate import Observed
 from kdexport.export.draft import Draft
-from kdexport.export.rounding import Grid, round_matrix
+from kdexport.export.rounding import Grid, round_matrix, rounded_rows
 
 Array = np.ndarray[Any, Any]
 STRENGTHS = (0.0, 0.3, 0.45, 0.6, 0.75, 0.9)  # at 0 the activations stay as they are
@@ -42,14 +42,17 @@ def smooth(draft: Draft, observed: Mapping[str, Observed], grid: Grid) -> dict[s
 def best_scale(weights: Array, observed: Observed, grid: Grid) -> Array:
     """s, float32 [K]: of some strengths, the one under which X W errs least on the samples.
 
-    s = max|x|^strength / max|w|^(1 - strength) per channel, its geometric mean 1.
+    s = max|x|^strength / max|w|^(1 - strength) per channel, its geometric mean 1. Activations are
+    rounded as the product will read them, row by row or block by block.
     """
     exact = observed.samples @ weights
+    block = grid.block(len(weights))
     best, least = np.ones(len(weights), dtype=np.float32), np.inf
     for strength in STRENGTHS:
         scale = _scale(weights, observed.largest, strength)
         rounded = round_matrix(weights * scale[:, None], grid).matrix()
-        error = float(np.square(_rounded_rows(observed.samples / scale) @ rounded - exact).sum())
+        activations = rounded_rows(observed.samples / scale, block)
+        error = float(np.square(activations @ rounded - exact).sum())
         if error < least:
             best, least = scale, error
     return best
@@ -63,12 +66,6 @@ def _scale(weights: Array, largest: Array, strength: float) -> Array:
     w = np.maximum(w, w.max() * 1e-5 + 1e-12)
     scale = strength * np.log(x) - (1 - strength) * np.log(w)
     return np.asarray(np.exp(scale - scale.mean()), dtype=np.float32)
-
-
-def _rounded_rows(x: Array) -> Array:
-    """Rows in 8 bits, each with a scale of its own, as the product will read them."""
-    step = np.maximum(np.abs(x).max(-1, keepdims=True), 1e-12) / 127
-    return np.asarray(np.rint(x / step) * step)
 
 
 def _fold(draft: Draft, product: onnx.NodeProto) -> Fold | None:

@@ -106,6 +106,18 @@ def test_it_is_small(made: Callable[[str, str], Bundle], family: str, scheme: st
     assert size - still_float - norms - padding <= MOST_BYTES[scheme] * n_weights
 
 
+@every_scheme
+def test_eight_bits_even_activations_out(
+    parents: dict[str, Bundle], made: Callable[[str, str], Bundle], scheme: str
+) -> None:
+    """In norms that took the difference; none did where weights are in 4 bits."""
+    before, after = draft_of(parents["llama"]).weights, draft_of(made("llama", scheme)).weights
+    norms = [name for name in before if name.endswith("layernorm.weight")]
+    assert norms
+    changed = [name for name in norms if not np.array_equal(before[name], after[name])]
+    assert bool(changed) == (scheme != "int4")
+
+
 @every_family
 @every_scheme
 def test_it_opens_and_writes(

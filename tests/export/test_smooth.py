@@ -153,29 +153,35 @@ def test_the_sum_beside_a_norm_is_not_divided() -> None:
     assert moved(draft, changed) == set()
 
 
-def test_best_scale_is_of_those_tried_the_best() -> None:
+@pytest.mark.parametrize(("kernel", "block"), [("rows8u", 64), ("block8", 32), ("wide8", 64)])
+def test_best_scale_is_of_those_tried_the_best(kernel: str, block: int) -> None:
     """By trying each strength as the paper's equation 4 has it."""
-    weights, x = matrix(32, 16), correlated(64, 32)
+    grid = KERNELS[kernel].grid
+    # With this seed, blocks and whole rows want different strengths.
+    weights, x = matrix(64, 16, seed=10), correlated(64, 64, seed=10)
     observed = Observed(np.abs(x).max(0), x.T @ x, x)
 
     def error(scale: Array) -> float:
-        rows = x / scale
-        step = np.abs(rows).max(1, keepdims=True) / 127
-        rounded = round_matrix(weights * scale[:, None], GRID).matrix()
-        return float(np.square((np.rint(rows / step) * step) @ rounded - x @ weights).sum())
+        rows = (x / scale).astype(np.float64)
+        for part in np.split(rows, 64 // block, axis=1):  # views: rounded where they are
+            step = np.abs(part).max(1, keepdims=True) / 127
+            part[:] = np.rint(part / step) * step
+        rounded = round_matrix(weights * scale[:, None], grid).matrix()
+        return float(np.square(rows @ rounded - x @ weights).sum())
 
-    tried = [np.ones(32)]
+    tried = [np.ones(64)]
     for a in (0.3, 0.45, 0.6, 0.75, 0.9):
         scale = observed.largest**a / np.abs(weights).max(1) ** (1 - a)
         tried.append(scale / np.exp(np.log(scale).mean()))
     errors = [error(scale.astype(np.float32)) for scale in tried]
-    found = best_scale(weights, observed, GRID)
+    found = best_scale(weights, observed, grid)
     np.testing.assert_allclose(found, tried[int(np.argmin(errors))], rtol=1e-4)
     assert min(errors) < 0.5 * errors[0]
 
 
+@pytest.mark.parametrize("kernel", ["rows8u", "wide8", "block8", "block4"])
 def test_outlier_channels_harm_less_afterwards(
-    parents: dict[str, Bundle], texts: list[Array], seen: dict[str, Seen]
+    parents: dict[str, Bundle], texts: list[Array], seen: dict[str, Seen], kernel: str
 ) -> None:
     """A model that was made to have outliers, which changes no function, loses them again."""
     draft = seen["llama"][0].copy()
@@ -189,12 +195,12 @@ def test_outlier_channels_harm_less_afterwards(
     expected = logits(parents["llama"], draft, texts[0])
     observed = dict(seen["llama"][1])
     observed[node.input[0]] = observed[node.input[0]].scaled(1 / outlier)
-    plan = {n.output[0]: "rows8u" for n in draft.products() if n.output[0] != "logits"}
+    plan = {n.output[0]: kernel for n in draft.products() if n.output[0] != "logits"}
     kl = {}
     for name in ("plain", "smooth"):
         tried = draft.copy()
         if name == "smooth":
-            smooth(tried, observed, GRID)
+            smooth(tried, observed, KERNELS[kernel].grid)
         assign(tried, plan)
         kl[name] = mean_kl(expected, logits(parents["llama"], tried, texts[0]))
     assert kl["smooth"] < 0.5 * kl["plain"]
