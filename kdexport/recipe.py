@@ -9,7 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from kdexport.errors import InputError
 from kdexport.recipe_yaml import Lines, read_yaml, scalar
@@ -62,6 +69,12 @@ class Recipe(Section):
     export: ExportSection = ExportSection()
     bench: BenchSection = BenchSection()
     output: OutputSection = OutputSection()
+
+    @model_validator(mode="after")
+    def _rounds_to_something(self) -> "Recipe":
+        if self.train.quantize_aware and self.export.scheme == "fp32":
+            raise ValueError("train.quantize_aware needs an export.scheme other than fp32")
+        return self
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -112,6 +112,9 @@ class TrainSection(Section):
     freeze_embeddings: bool = Field(
         False, description="Keep the token embeddings, and a tied head, as the teacher has them"
     )
+    quantize_aware: Share = Field(
+        0.0, description="Share of training, at its end, that computes as the quantized bundle will"
+    )
     max_length: Count = Field(256, description="Longer examples are left out, and counted")
     checkpoint_seconds: Positive = 60.0
     evaluate_steps: Count = 100

@@ -13,6 +13,7 @@ from kdexport.errors import InputError
 from kdexport.journal import fingerprint, folder_fingerprint
 from kdexport.machine import machine_facts
 from kdexport.pipeline import Run
+from kdexport.recipe import Recipe
 from kdexport.service import TEACHER_BATCH, Asked, Service, check_hidden
 from kdexport.splits import Splits, encode_splits
 from kdexport.train.feed import Epochs
@@ -26,6 +27,7 @@ from kdexport.train.model import (
 )
 from kdexport.train.objective import Objective, Term
 from kdexport.train.reference import write_reference
+from kdexport.train.rounding import GRIDS, Rounding
 from kdexport.train.schedule import Budget, Schedule
 from kdexport.train.teacher import check_vocabularies, fingerprint_examples
 from kdexport.train.trainer import Hooks, Material, TrainSettings, distill
@@ -61,6 +63,7 @@ def train_student(run: Run) -> None:
         fingerprint_examples(data.train),
         folder_fingerprint(run.student_init),
         wish.model_dump(),
+        run.recipe.export.scheme if wish.quantize_aware else None,
         run.recipe.seed,
     )
     settings = train_settings(wish, len(data.train), precision, asked.seconds)
@@ -102,7 +105,12 @@ def _train(
 
     with tracked("    distilling", "%", 100) as progress:
         watcher = Watcher(progress, run.folder / "train_log.jsonl", fresh=not checkpoint.exists())
-        hooks = Hooks(keep_best=keep_best, report=watcher.step, evaluated=watcher.evaluated)
+        hooks = Hooks(
+            keep_best=keep_best,
+            report=watcher.step,
+            evaluated=watcher.evaluated,
+            **rounding_of(run.recipe, student),
+        )
         distill(
             student,
             Material(feed, asked.train, data.validation, asked.held_out),
@@ -139,6 +147,15 @@ def train_settings(
         checkpoint_seconds=wish.checkpoint_seconds,
         evaluate_steps=wish.evaluate_steps,
     )
+
+
+def rounding_of(recipe: Recipe, student: Any) -> dict[str, Any]:
+    """The hooks of the share of training that computes as the quantized bundle will."""
+    share = recipe.train.quantize_aware
+    if not share:
+        return {}
+    grids = GRIDS[recipe.export.scheme]()
+    return {"rounding": Rounding(student, grids), "round_from": 1.0 - share}
 
 
 def objective_of(wish: TrainSection) -> Objective:

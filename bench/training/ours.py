@@ -10,10 +10,10 @@ import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from bench.training.task import tell
+from bench.training.task import BATCH_SIZE, load_examples, tell
 from kdexport.pipeline import Run, open_run
 from kdexport.recipe import load_recipe
-from kdexport.train.cache import seconds_asked
+from kdexport.train.teacher import seconds_asked
 from kdexport.training import train_student
 
 
@@ -29,14 +29,13 @@ def run_of(task: Path, overrides: list[str], folder: Path) -> Run:
 
 def main() -> None:
     task, overrides = Path(sys.argv[1]), sys.argv[2:]
+    n_steps = -(-len(load_examples(task)) // BATCH_SIZE)
+    overrides.append(f"train.evaluate_steps={n_steps}")  # a line of the log at each epoch's end
     with tempfile.TemporaryDirectory(dir=task) as folder, redirect_stdout(sys.stderr):
         run = run_of(task, overrides, Path(folder))
         train_student(run)
-        rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").open()]
-        steps = [row for row in rows if "loss" in row]
+        first, last = map(json.loads, (run.folder / "train_log.jsonl").open())
         asked = sum(seconds_asked(place) for place in (run.folder / "targets").glob("*"))
-    half = len(steps) // 2
-    first, last = steps[half - 1], steps[-1]
     n_tokens = first["tokens"]
     seconds = [asked + first["elapsed_s"], last["elapsed_s"] - first["elapsed_s"]]
     tell(n_tokens, seconds, asked_s=asked, last_loss=last["loss"])

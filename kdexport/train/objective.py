@@ -4,15 +4,14 @@ Knows a student's last hidden states and a teacher's targets; not where either c
 is done with the gradient. The matrix [tokens x vocabulary] exists for one chunk only.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional as F  # noqa: N812
 
 from kdexport.train.data import Batch
-from kdexport.train.inside import INSIDE, watched
 from kdexport.train.losses import distance, hidden_distance
 from kdexport.train.model import Reading, head_of, low_precision, read_batch
 from kdexport.train.schedule import ONE, Schedule
@@ -32,11 +31,10 @@ class Term:
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised: a·L_task + λ·(T²·Σ w·L_KD + μ·L_hidden) + Σ ν·L_inside.
+    """What is minimised: a·L_task + λ·(T²·Σ w·L_KD + μ·L_hidden).
 
     ``kd_weight`` is λ, ``task_weight`` a. ``prompt_weight``: what a prompt's token counts in the
-    divergence, a completion's counting 1. ``hidden_weight`` is μ. ``inside``: the weights ν of
-    distances of layers below the last, by their names in `INSIDE`.
+    divergence, a completion's counting 1. ``hidden_weight`` is μ.
     """
 
     terms: tuple[Term, ...] = (Term(),)
@@ -45,12 +43,6 @@ class Objective:
     temperature: float = 1.0
     prompt_weight: float = 0.0
     hidden_weight: float = 0.0
-    inside: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def asks_teacher(self) -> bool:
-        """Whether a teacher is needed at all."""
-        return bool(self.kd_weight) or bool(self.inside)
 
 
 @dataclass(frozen=True)
@@ -94,16 +86,13 @@ def batch_loss(
             total = total + kd_weight * objective.temperature**2 * soft
         return total, torch.stack([task.detach().sum(), soft.detach()])
 
-    with low_precision(student, precision), watched(student, batch, objective.inside) as inside:
+    with low_precision(student, precision):
         reading = read_batch(student, batch)
     loss, parts = summed_over_rows(student, reading, of_rows, precision)
     if asked is not None and kd_weight and objective.hidden_weight:
         assert reading.hidden is not None and asked.hidden is not None
         apart = hidden_distance(reading.hidden, asked.hidden)
         loss = loss + kd_weight * objective.hidden_weight * (weight * apart).sum()
-    for name, share in objective.inside.items():
-        assert asked is not None
-        loss = loss + share * (weight * INSIDE[name](student, inside, asked.inside)).sum()
     return Parts(loss, float(parts[0]), float(parts[1]))
 
 

@@ -29,10 +29,6 @@ class Schedule:
         """The value at a progress of 0 to 1."""
         return self.start + (self.end - self.start) * progress
 
-    def __bool__(self) -> bool:
-        """Whether it is ever anything but zero."""
-        return bool(self.start or self.end)
-
 
 ONE = Schedule(1.0, 1.0)
 

@@ -4,8 +4,8 @@ Targets are asked for in rows, a chunk at a time, so that a whole distribution n
 all tokens at once.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -24,7 +24,6 @@ class Targets:
     likely tokens, or None when nothing is outside. The last ``n_drawn`` columns are no top tokens
     but draws from that tail, with replacement. All at the temperature they were asked for.
     ``hidden``: float [N, H], what the teacher's head made them of, where it is known.
-    ``inside``: what is known of the layers below, by name (`train.inside`).
     """
 
     logprobs: torch.Tensor
@@ -32,10 +31,9 @@ class Targets:
     tail: torch.Tensor | None = None
     n_drawn: int = 0
     hidden: torch.Tensor | None = None
-    inside: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def rows(self, rows: slice) -> "Targets":
-        """The targets of some of the tokens, without what is inside."""
+        """The targets of some of the tokens."""
         return Targets(
             self.logprobs[rows],
             None if self.ids is None else self.ids[rows],
@@ -52,7 +50,6 @@ class Targets:
             None if self.tail is None else self.tail.to(device),
             self.n_drawn,
             None if self.hidden is None else self.hidden.to(device),
-            {name: part.to(device) for name, part in self.inside.items()},
         )
 
     def top1(self) -> torch.Tensor:
@@ -73,7 +70,6 @@ class HeadTargets:
     weight: torch.Tensor
     bias: torch.Tensor | None
     temperature: float
-    inside: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def rows(self, rows: slice) -> Targets:
         """The whole distributions of some of the tokens."""
@@ -89,7 +85,6 @@ class HeadTargets:
             hidden=self.hidden.to(device),
             weight=self.weight.to(device),
             bias=None if self.bias is None else self.bias.to(device),
-            inside={name: part.to(device) for name, part in self.inside.items()},
         )
 
 
@@ -99,11 +94,6 @@ class TargetRows(Protocol):
     @property
     def hidden(self) -> torch.Tensor | None:
         """The last hidden states, float [N, H], where they are known."""
-        ...
-
-    @property
-    def inside(self) -> Mapping[str, torch.Tensor]:
-        """What is known of the layers below, by name."""
         ...
 
     def rows(self, rows: slice) -> Targets:
