@@ -41,7 +41,7 @@ def test_no_weight_is_further_than_half_a_step_from_its_value_but_at_the_short_e
     step = blocks.abs().amax(1, keepdim=True) / 127
     apart = ((rounded if axis else rounded.T).reshape(-1, 128) - blocks).abs()
     # One end of the grid has a number less: what lies there is clipped by up to a step.
-    assert (apart <= step * 1.01).all()
+    assert (apart <= step * 1.05).all()  # the scale itself is rounded to half precision
     assert (apart <= step * 0.51).double().mean() > 0.99
 
 
