@@ -62,6 +62,8 @@ def open_run(
 
 
 def own_pairs(folder: Path, *rows: object, options: Sequence[str] = (), model: Path) -> Run:
+    folder.mkdir(exist_ok=True)
+    (folder / "recipe.yaml").write_text(RECIPE)
     write(folder, *rows)
     sets = ["data.briefs=null", f"data.pairs={folder / 'data.jsonl'}", *options]
     return open_run(folder, *sets, model=model)
@@ -151,6 +153,24 @@ def test_plain_texts_go_all_the_way_to_the_student(folder: Path, llama: Path) ->
     assert [(p.messages, p.completion) for p in load_pairs(run.pairs)][-1] == ((), "Cake.")
     make_student(run)
     assert (run.student_init / "model.safetensors").is_file()
+
+
+def test_the_end_of_training_sees_the_bundle_s_arithmetic(folder: Path, llama: Path) -> None:
+    """What is kept was judged rounded: of steps that are rounded alone, whatever came before."""
+    rows = [{"text": f"Fresh bread from our oven {n}"} for n in range(12)]
+    found = []
+    for share in (0.0, 0.5):
+        options = ["train.max_steps=4", "train.evaluate_steps=1", f"train.quantize_aware={share}"]
+        run = own_pairs(
+            folder / str(share), *rows, options=[*options, "export.scheme=int4"], model=llama
+        )
+        for stage in STAGES[1:4]:
+            stage.work(run)
+        log = [json.loads(line) for line in (run.folder / "train_log.jsonl").open()]
+        found.append([row["evaluation"]["kl"] for row in log])
+    exact, rounded = found
+    assert rounded[0] == exact[0]  # before its last half
+    assert all(one != other for one, other in zip(exact[1:], rounded[1:], strict=True))
 
 
 def test_probes_longer_than_the_teacher_reads_are_cut(folder: Path) -> None:

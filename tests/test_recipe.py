@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -179,3 +180,21 @@ def test_the_schema_beside_the_recipes_is_up_to_date() -> None:
     committed = json.loads((ROOT / "recipes" / "recipe.schema.json").read_text("utf-8"))
     assert committed == recipe_json_schema(), "write it again: kdexport.recipe.write_schema"
     assert committed["properties"]["train"]
+
+
+def test_rounding_for_an_export_that_does_not_round_is_refused(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"quantize_aware needs an export\.scheme"):
+        load(folder, GOOD, "train.quantize_aware=0.2", "export.scheme=fp32")
+
+
+def test_losses_are_a_name_a_term_or_a_list(folder: Path) -> None:
+    def terms(wish: str) -> list[tuple[str, float, float | None]]:
+        recipe: Any = load(folder, GOOD.replace("  lr: 3e-4", f"  lr: 3e-4\n  loss: {wish}"))
+        return [(t.name, t.weight.end, t.parameter) for t in recipe.train.loss]
+
+    assert terms("reverse_kl") == [("reverse_kl", 1.0, None)]
+    assert terms("{name: jsd, parameter: 0.3}") == [("jsd", 1.0, 0.3)]
+    two = terms("[forward_kl, {name: skew_kl, weight: {start: 0, end: 2}}]")
+    assert two == [("forward_kl", 1.0, None), ("skew_kl", 2.0, None)]
+    with pytest.raises(InputError, match="adaptive_kl needs targets: hidden, or live"):
+        terms("adaptive_kl")

@@ -109,3 +109,84 @@ def test_hidden_distance_is_relative_to_the_teacher() -> None:
     found = hidden_distance(torch.from_numpy(h), torch.from_numpy(t))
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
     assert hidden_distance(torch.zeros(1, 4), torch.zeros(1, 4)).item() == 0
+
+
+def kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    return np.asarray((p * np.log(p / q)).sum(-1))
+
+
+def adaptive(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """A token at a time: the head is the likeliest tokens up to half of the mass."""
+    found = []
+    for one, other in zip(p, q, strict=True):
+        order = np.argsort(-one)
+        size = int(np.searchsorted(np.cumsum(one[order]), 0.5)) + 1
+        gap = np.abs(one - other)
+        share = gap[order[:size]].sum() / gap.sum()
+        found.append(share * kl(one, other) + (1 - share) * kl(other, one))
+    return np.asarray(found)
+
+
+FORMULAS = {
+    "forward_kl": kl,
+    "reverse_kl": lambda p, q: kl(q, p),
+    "jsd": lambda p, q: 0.5 * kl(p, (p + q) / 2) + 0.5 * kl(q, (p + q) / 2),
+    "skew_kl": lambda p, q: kl(p, 0.1 * p + 0.9 * q),
+    "skew_reverse_kl": lambda p, q: kl(q, 0.1 * q + 0.9 * p),
+    "total_variation": lambda p, q: np.abs(p - q).sum(-1) / 2,
+    "adaptive_kl": adaptive,
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_each_loss_is_its_formula(name: str, temperature: float) -> None:
+    teacher, student = logits(7)
+    p, q = softmax(teacher / temperature), softmax(student / temperature)
+    found = distance(name, torch.tensor(student), Targets(torch.tensor(np.log(p))), temperature)
+    np.testing.assert_allclose(found, FORMULAS[name](p, q), rtol=1e-4, atol=1e-5)  # float32
+
+
+def test_standardised_logits_have_mean_0_and_deviation_1_on_both_sides() -> None:
+    teacher, student = logits(8)
+
+    def standard(z: np.ndarray) -> np.ndarray:
+        return np.asarray((z - z.mean(-1, keepdims=True)) / z.std(-1, keepdims=True))
+
+    expected = kl(softmax(standard(teacher) / 2), softmax(standard(student) / 2))
+    soft = Targets(torch.log_softmax(torch.tensor(teacher) / 2, -1))
+    found = distance("standardised_kl", torch.tensor(student), soft, 2.0)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_every_loss_has_its_formula() -> None:
+    assert {*FORMULAS, "standardised_kl"} == {*LOSSES}
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.9])
+def test_the_parameter_of_a_mix_is_the_share_of_the_teacher(beta: float) -> None:
+    teacher, student = logits(9)
+    p, q = softmax(teacher), softmax(student)
+    m = beta * p + (1 - beta) * q
+    soft = Targets(torch.tensor(np.log(p)))
+    found = distance("jsd", torch.tensor(student), soft, 1.0, beta)
+    np.testing.assert_allclose(found, beta * kl(p, m) + (1 - beta) * kl(q, m), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in FORMULAS if not LOSSES[n].whole])
+def test_the_tail_counts_as_one_event_in_each_loss(name: str) -> None:
+    teacher, student = logits(10)
+    p, q = softmax(teacher), softmax(student)
+    order = np.argsort(-p, -1)[:, :4]
+    pk, qk = np.take_along_axis(p, order, -1), np.take_along_axis(q, order, -1)
+    events = [np.concatenate([x, 1 - x.sum(-1, keepdims=True)], -1) for x in (pk, qk)]
+    found = distance(name, torch.tensor(student), top_k(p, 4), 1.0)
+    np.testing.assert_allclose(found, FORMULAS[name](*events), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_of_extreme_logits_are_finite(name: str) -> None:
+    teacher = torch.tensor([[300.0, 0.0, -300.0, 5.0], [0.0, 0.0, 0.0, 200.0]])
+    z = torch.tensor([[-300.0, 300.0, 0.0, 1.0], [100.0, -100.0, 0.0, 0.0]], requires_grad=True)
+    distance(name, z, Targets(torch.log_softmax(teacher, -1)), 1.0).sum().backward()
+    assert z.grad is not None and z.grad.isfinite().all()
