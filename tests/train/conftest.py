@@ -1,7 +1,13 @@
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from kdexport.train.data import Encoded
+from kdexport.train.model import load_model
+from kdexport.train.student import StudentSpec, prune
 from tests.models import make_gpt2, make_llama
 
 
@@ -13,3 +19,18 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_gpt2(tmp_path_factory.mktemp("models") / "gpt2", n_layers=4)
+
+
+@pytest.fixture
+def examples() -> list[Encoded]:
+    rng = np.random.default_rng(1)
+    return [
+        Encoded(f"e{n}", rng.integers(3, 300, size=int(size)), 3, 3)
+        for n, size in enumerate(rng.integers(8, 16, size=24))
+    ]
+
+
+@pytest.fixture
+def student(llama: Path) -> Any:
+    torch.manual_seed(0)
+    return prune(load_model(llama), StudentSpec(n_layers=3), None, [torch.arange(40)[None]]).model

@@ -14,26 +14,10 @@ from kdexport.train.data import Encoded, collate
 from kdexport.train.model import load_model, read_batch
 from kdexport.train.objective import Objective, Term, batch_loss
 from kdexport.train.schedule import Schedule
-from kdexport.train.student import StudentSpec, prune
 from kdexport.train.targets import runs
 from kdexport.train.teacher import live_targets, top_k_targets
 
 ALL = slice(None)
-
-
-@pytest.fixture
-def examples() -> list[Encoded]:
-    rng = np.random.default_rng(1)
-    return [
-        Encoded(f"e{n}", rng.integers(3, 300, size=int(size)), 3, 3)
-        for n, size in enumerate(rng.integers(8, 16, size=24))
-    ]
-
-
-@pytest.fixture
-def student(llama: Path) -> Any:
-    torch.manual_seed(0)
-    return prune(load_model(llama), StudentSpec(n_layers=3), None, [torch.arange(40)[None]]).model
 
 
 def loss_of(student: Any, batch: Any, targets: Any, **wishes: Any) -> float:

@@ -3,7 +3,6 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,7 +14,6 @@ from kdexport.train.model import load_model
 from kdexport.train.objective import Objective
 from kdexport.train.schedule import Budget, Schedule
 from kdexport.train.step import Stepper
-from kdexport.train.student import StudentSpec, prune
 from kdexport.train.teacher import live_targets
 from kdexport.train.trainer import (
     Event,
@@ -26,21 +24,6 @@ from kdexport.train.trainer import (
     distill,
     make_optimizer,
 )
-
-
-@pytest.fixture
-def examples() -> list[Encoded]:
-    rng = np.random.default_rng(1)
-    return [
-        Encoded(f"e{n}", rng.integers(3, 300, size=int(size)), 3, 3)
-        for n, size in enumerate(rng.integers(8, 16, size=24))
-    ]
-
-
-@pytest.fixture
-def student(llama: Path) -> Any:
-    torch.manual_seed(0)
-    return prune(load_model(llama), StudentSpec(n_layers=3), None, [torch.arange(40)[None]]).model
 
 
 def test_frozen_parameters_stay(student: Any, examples: list[Encoded], llama: Path) -> None:
