@@ -229,6 +229,12 @@ def _sections(*names: str) -> Any:
     return depends
 
 
+def _training_asked(run: Run) -> object:
+    """The section of training, and the scheme where training computes as its bundle will."""
+    rounded = run.recipe.export.scheme if run.recipe.train.quantize_aware else None
+    return [_sections("train")(run), rounded]
+
+
 def _data_asked(run: Run) -> object:
     """What the recipe says of the data, but for the file's place and what does not concern it."""
     data = run.recipe.data
@@ -278,7 +284,7 @@ STAGES: Sequence[Stage] = (
         "Distillation",
         train_student,
         lambda run: [run.student, run.reference, run.folder / "train_log.jsonl"],
-        _sections("train"),
+        _training_asked,
         after=("student",),
         check=check_training,
     ),

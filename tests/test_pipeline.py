@@ -127,6 +127,13 @@ def test_an_edit_redoes_what_follows_from_it(
     assert changed(open_run(folder), open_run(folder, override)) == wanted
 
 
+def test_a_student_rounded_for_one_scheme_is_not_taken_for_another(folder: Path) -> None:
+    rounded = ["train.quantize_aware=0.5", "export.scheme=int4"]
+    one, other = open_run(folder, *rounded), open_run(folder, rounded[0], "export.scheme=int8")
+    assert "distill" in changed(one, other)
+    assert "distill" not in changed(open_run(folder, rounded[1]), open_run(folder))
+
+
 def test_what_is_wanted_elsewhere_is_to_do(folder: Path) -> None:
     do_all(open_run(folder))
     assert all(done for _, done in plan(open_run(folder)))
