@@ -15,7 +15,8 @@ class Watcher:
     def __init__(self, progress: Tracker, log: Path, *, fresh: bool) -> None:
         self._progress = progress
         self._log = log
-        self._rows = [] if fresh or not log.exists() else log.read_text("utf-8").splitlines()
+        lines = [] if fresh or not log.exists() else log.read_text("utf-8").splitlines()
+        self._rows = {json.loads(line)["step"]: line for line in lines}
         self._best = ""
         self._last: Event | None = None
         if fresh:
@@ -32,9 +33,9 @@ class Watcher:
         """Log an evaluation; what an interrupted run logged after its checkpoint is replaced."""
         if found.kl is not None:
             self._best = f", validation KL {found.kl:.3f}"
-        rows = [row for row in self._rows if json.loads(row)["step"] < at.step]
         told = asdict(self._last) if self._last else {"step": at.step}
-        self._rows = [*rows, json.dumps({**told, "evaluation": asdict(found)})]
+        self._rows = {step: row for step, row in self._rows.items() if step < at.step}
+        self._rows[at.step] = json.dumps({**told, "evaluation": asdict(found)})
         beside = self._log.with_suffix(".partial")
-        beside.write_text("".join(f"{row}\n" for row in self._rows), "utf-8")
+        beside.write_text("".join(f"{row}\n" for row in self._rows.values()), "utf-8")
         beside.replace(self._log)

@@ -4,7 +4,6 @@ python -m bench.training.founding TASK [--bf16]
 """
 
 import argparse
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,22 +12,10 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 from transformers import AutoModelForCausalLM
 
-from bench.training.task import BATCH_SIZE, LR, N_EPOCHS, Clock, Example, load_examples, tell
+from bench.training.batches import IGNORED, padded
+from bench.training.task import BATCH_SIZE, LR, N_EPOCHS, Clock, load_examples, tell
 
 LAMBDA, TEMPERATURE = 1.0, 1.0
-IGNORED = -100
-
-
-def collate(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-    length = max(len(e.ids) for e in examples)
-    ids = torch.zeros(len(examples), length, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    labels = torch.full_like(ids, IGNORED)
-    for row, e in enumerate(examples):
-        ids[row, : len(e.ids)] = torch.tensor(e.ids)
-        mask[row, : len(e.ids)] = 1
-        labels[row, e.first : len(e.ids)] = ids[row, e.first : len(e.ids)]
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
 def loss_of(student: Any, teacher: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -60,7 +47,7 @@ def main() -> None:
     student.train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=LR)
     examples = load_examples(given.task)
-    batches = [collate(examples[i : i + BATCH_SIZE]) for i in range(0, len(examples), BATCH_SIZE)]
+    batches = [padded(examples[i : i + BATCH_SIZE]) for i in range(0, len(examples), BATCH_SIZE)]
     n_tokens = sum(len(e.ids) - e.first for e in examples)
     clock, losses = Clock(), []
     for _ in range(N_EPOCHS):

@@ -16,32 +16,20 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-from bench.training.task import BATCH_SIZE, LR, N_EPOCHS, Clock, load_examples, tell
-
-IGNORED = -100
+from bench.training.batches import padded
+from bench.training.task import BATCH_SIZE, LR, N_EPOCHS, Clock, Example, load_examples, tell
 
 
 def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """What TRL's own collator makes of a conversation, from token ids."""
-    length, longest = max(len(r["ids"]) for r in rows), max(r["first"] for r in rows)
-    ids = torch.zeros(len(rows), length, dtype=torch.long)
-    mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
-    prompts = torch.zeros(len(rows), longest, dtype=torch.long)
-    prompt_mask = torch.zeros_like(prompts)
-    for i, row in enumerate(rows):
-        whole = torch.tensor(row["ids"])
-        ids[i, : len(whole)] = whole
-        mask[i, : len(whole)] = 1
-        labels[i, row["first"] : len(whole)] = whole[row["first"] :]
-        prompts[i, longest - row["first"] :] = whole[: row["first"]]
-        prompt_mask[i, longest - row["first"] :] = 1
-    return {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "labels": labels,
-        "prompts": prompts,
-        "prompt_attention_mask": prompt_mask,
-    }
+    examples = [Example(**row) for row in rows]
+    longest = max(e.first for e in examples)
+    prompts = torch.zeros(len(examples), longest, dtype=torch.long)
+    mask = torch.zeros_like(prompts)
+    for row, e in enumerate(examples):
+        prompts[row, longest - e.first :] = torch.tensor(e.ids[: e.first])
+        mask[row, longest - e.first :] = 1
+    return {**padded(examples), "prompts": prompts, "prompt_attention_mask": mask}
 
 
 class Epochs(TrainerCallback):  # type: ignore[misc]

@@ -11,7 +11,7 @@ from kdexport.train.world import ALONE, World
 class Feed(Protocol):
     """Batches without end."""
 
-    def group(self, n_batches: int, progress: float) -> list[Batch]:
+    def group(self, n_batches: int) -> list[Batch]:
         """This process's batches of the next step: ``n_batches`` of each process."""
         ...
 
@@ -42,7 +42,7 @@ class Epochs:
     def __post_init__(self) -> None:
         self._batches = self._from_here()
 
-    def group(self, n_batches: int, progress: float) -> list[Batch]:
+    def group(self, n_batches: int) -> list[Batch]:
         """This process's batches of the next step."""
         found = [next(self._batches) for _ in range(n_batches * self.world.size)]
         return found[self.world.rank :: self.world.size]

@@ -162,7 +162,7 @@ def distill(
         if progress >= 1.0:
             break
         lr = learning_rate(progress, settings.lr, settings.warmup_fraction)
-        group = material.feed.group(settings.accumulate, progress)
+        group = material.feed.group(settings.accumulate)
         done = stepper.step(group, material.targets, lr, progress)
         at.step += 1
         at.tokens += done.n_targets
