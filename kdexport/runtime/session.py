@@ -24,6 +24,7 @@ from kdexport.errors import InputError, first_words
 from kdexport.machine import physical_cores
 from kdexport.runtime.cpu import suit_cpu
 from kdexport.runtime.external_data import external_locations
+from kdexport.runtime.huge_pages import in_huge_pages
 from kdexport.runtime.kv_cache import KVCache
 
 SPIN_MICROSECONDS = 1000
@@ -217,12 +218,14 @@ def open_session(
     n_threads: int | None = None,
     verify: bool = True,
     exact: bool = False,
+    huge_pages: bool = True,
     warn: Callable[[str], None] = lambda line: None,
 ) -> Session:
     """Open a bundle for running, on ``n_threads`` threads (default: physical cores).
 
     The hashes of graphs and weights are checked before ONNX Runtime reads them, unless ``verify``
-    is False. ``exact``: see `Session`. ``warn`` is told, in a line, of a bundle that is slow here
+    is False. ``exact``: see `Session`. ``huge_pages``: gather the weights in pages that are quicker
+    to read, where the system has them. ``warn`` is told, in a line, of a bundle that is slow here
     and was not where it was made. Raises InputError for a bundle that is damaged or that this
     machine cannot run.
     """
@@ -241,7 +244,8 @@ def open_session(
                 f"{name} refers to a file outside of the bundle: {sorted(strangers)[0]!r}",
                 where=str(opened.path),
             )
-    graphs = open_graphs(opened.path, manifest.graphs, n_threads, switches)
+    with in_huge_pages(wanted=huge_pages):
+        graphs = open_graphs(opened.path, manifest.graphs, n_threads, switches)
     for name, graph in graphs.items():
         _check_shapes(graph, manifest.model, opened.file(name))
     return Session(manifest, graphs, manifest.graphs, exact=exact)
