@@ -228,7 +228,9 @@ def bench(
 @cli.command(context_settings={"show_default": True})
 @click.argument("bundle", type=EXISTING)
 @click.option("-p", "--prompt", help="What to write about, in plain words ('-' reads stdin).")
-@click.option("--brief", "brief_path", type=EXISTING, help="A JSONL file of briefs.")
+@click.option(
+    "--brief", "brief_path", type=EXISTING, help="A file of briefs: JSONL, CSV, TSV, Parquet."
+)
 @click.option("--raw", is_flag=True, help="Give --prompt to the model as it is, without a chat.")
 @number_options
 @click.option("--logit-bias", multiple=True, metavar="ID=VALUE", help="Add to a token's logit.")

@@ -8,6 +8,7 @@ LIBRARIES = {
     "train": ("torch", "transformers", "safetensors", "optimum"),
     "export": ("torch", "transformers", "onnx", "onnx_ir", "mobius"),
     "optimum": ("torch", "transformers", "onnx"),
+    "parquet": ("pyarrow",),
 }
 
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)

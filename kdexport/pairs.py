@@ -1,20 +1,24 @@
-"""Pairs: a prompt and the copy that answers it, in a JSONL file that a person can read.
+"""Pairs: a prompt and the copy that answers it, in a file that a person can read.
 
 Knows files and the forms that users keep their data in; nothing of tokenizers or models.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from kdexport.errors import InputError
-from kdexport.jsonl import read_jsonl
+from kdexport.jsonl import parse_json
+from kdexport.tables import Row, read_rows
 
 Message = dict[str, str]
 SPLITS = ("train", "validation", "test")
+COLUMNS = ("id", "split", "weight", "messages", "prompt", "completion", "text")
+MOST_WEIGHT = 1000.0
 
 
 class HasSplit(Protocol):
@@ -34,12 +38,16 @@ class Pair:
     """Chat messages and their completion; without messages, the completion is plain text.
 
     A last message of the assistant's is the completion's opening, which is not learnt but given.
+    ``weight``: what a token of it counts in the loss, beside 1 for one of any other pair.
+    ``where``: the file and the line that it was read from.
     """
 
     id: str
     split: str
     messages: tuple[Message, ...]
     completion: str
+    weight: float = 1.0
+    where: str = field(default="", compare=False)
 
 
 def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
@@ -47,43 +55,70 @@ def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
     beside = path.with_suffix(path.suffix + ".partial")
     with beside.open("w", encoding="utf-8") as file:
         for pair in pairs:
-            head = {"id": pair.id, "split": pair.split}
+            row: dict[str, Any] = {"id": pair.id, "split": pair.split}
+            if pair.weight != 1.0:
+                row["weight"] = pair.weight
             asked = {"messages": list(pair.messages), "completion": pair.completion}
-            row = asked if pair.messages else {"text": pair.completion}
-            file.write(json.dumps({**head, **row}, ensure_ascii=False) + "\n")
+            row |= asked if pair.messages else {"text": pair.completion}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
     beside.replace(path)
 
 
 def load_pairs(
     path: Path, *, validation_fraction: float = 0.05, test_fraction: float = 0.05, seed: int = 0
 ) -> list[Pair]:
-    """Read JSONL whose lines hold ``messages``, ``prompt`` + ``completion``, or ``text``.
+    """All pairs of a file, as `read_pairs` gives them."""
+    return list(read_pairs(path, validation_fraction, test_fraction, seed))
 
-    A line may carry ``id`` and ``split``; where it has no split, one is drawn from a hash of its
-    prompt and the seed, so that equal prompts never stand in two splits. Raises InputError that
-    names the line.
+
+def read_pairs(
+    path: Path, validation_fraction: float = 0.05, test_fraction: float = 0.05, seed: int = 0
+) -> Iterator[Pair]:
+    """Read rows that hold ``messages``, ``prompt`` + ``completion``, or ``text``, one by one.
+
+    The file is one that `read_rows` reads. A row may carry ``id``, ``split`` and ``weight``; where
+    it has no split, one is drawn from a hash of its prompt and the seed, so that equal prompts
+    never stand in two splits. Raises InputError that names file, line and column.
     """
-    pairs: list[Pair] = []
-    seen: dict[str, int] = {}
-    for number, row in read_jsonl(path):
-        where = f"{path}:{number}"
-        messages, completion = _contents(row, where)
-        name = str(f"line-{number}" if row.get("id") is None else row["id"])
+    seen: dict[str, str] = {}
+    for row in read_rows(path, COLUMNS):
+        messages, completion = _contents(row.cells, row.where)
+        given = row.cells.get("id")
+        name = f"{row.unit}-{row.number}" if given is None else str(given)
         if name in seen:
-            raise InputError(f"id {name!r} was used in line {seen[name]} already", where=where)
-        seen[name] = number
-        split = row.get("split")
+            raise InputError(f"id {name!r} was used in {seen[name]} already", where=row.where)
+        seen[name] = row.place
+        split = row.cells.get("split")
         if split is None:
             key = json.dumps(messages) if messages else completion
             split = draw_split(key, seed, validation_fraction, test_fraction)
         if split not in SPLITS:
-            raise InputError(f"split is {split!r}", where=where, remedy="use " + ", ".join(SPLITS))
-        pairs.append(Pair(name, split, tuple(messages), completion))
-    return pairs
+            raise InputError(
+                f"split is {split!r}", where=row.where, remedy="use " + ", ".join(SPLITS)
+            )
+        yield Pair(name, split, tuple(messages), completion, _weight(row), row.where)
+
+
+def _weight(row: Row) -> float:
+    """A row's weight, which a table may hold as text."""
+    given = row.cells.get("weight")
+    if given is None:
+        return 1.0
+    try:
+        weight = math.nan if isinstance(given, bool) else float(given)
+    except (TypeError, ValueError):
+        weight = math.nan
+    if not 0 < weight <= MOST_WEIGHT:
+        raise InputError(
+            f"weight is {given!r}",
+            where=row.where,
+            remedy=f"use a number above 0, at most {MOST_WEIGHT:.0f}; leave the row out for 0",
+        )
+    return weight
 
 
 def _contents(row: dict[str, Any], where: str) -> tuple[list[Message], str]:
-    """The prompt's messages and the completion of one line, whichever form it has."""
+    """The prompt's messages and the completion of one row, whichever form it has."""
     if "messages" in row:
         messages = _messages(row["messages"], where)
         if "completion" in row:
@@ -104,6 +139,8 @@ def _contents(row: dict[str, Any], where: str) -> tuple[list[Message], str]:
 
 
 def _messages(value: Any, where: str) -> list[Message]:
+    if isinstance(value, str):  # a cell of a table
+        value = parse_json(value, where, "messages")
     good = (
         isinstance(value, list)
         and value
@@ -126,7 +163,9 @@ def _messages(value: Any, where: str) -> list[Message]:
 
 def _text(row: dict[str, Any], key: str, where: str) -> str:
     value = row.get(key)
-    if not isinstance(value, str) or not value.strip():
+    if value is not None and not isinstance(value, str):
+        raise InputError(f"{key} is no text", where=where)
+    if value is None or not value.strip():
         raise InputError(f"{key} is missing or empty", where=where)
     return value
 

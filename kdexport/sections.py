@@ -85,8 +85,10 @@ class GenerateSection(Section):
 class DataSection(Section):
     """What the student learns from: briefs that the teacher answers, or pairs of your own."""
 
-    briefs: Path | None = Field(None, description="JSONL of briefs")
-    pairs: Path | None = Field(None, description="JSONL of prompt+completion, messages, or text")
+    briefs: Path | None = Field(None, description="JSONL, CSV, TSV or Parquet of briefs")
+    pairs: Path | None = Field(
+        None, description="JSONL, CSV, TSV or Parquet of prompt+completion, messages, or text"
+    )
     max_train: Count | None = Field(None, description="At most so many for training")
     max_validation: Count | None = None
     max_test: Count | None = None

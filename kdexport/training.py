@@ -61,6 +61,7 @@ def train_student(run: Run) -> None:
     key = fingerprint(
         service.key,
         fingerprint_examples(data.train),
+        [example.weight for example in data.train],
         folder_fingerprint(run.student_init),
         wish.model_dump(),
         run.recipe.export.scheme if wish.quantize_aware else None,

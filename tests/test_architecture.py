@@ -29,6 +29,7 @@ HEAVY = {
     "onnx_ir",
     "onnxscript",
     "optimum",
+    "pyarrow",
     "safetensors",
     "torch",
     "transformers",

@@ -12,6 +12,16 @@ def test_blank_lines_and_a_byte_order_mark_are_passed_over(tmp_path: Path) -> No
     assert list(read_jsonl(path)) == [(1, {"a": 1}), (3, {"a": "\u2028"})]
 
 
+def test_lines_are_read_one_at_a_time(tmp_path: Path) -> None:
+    """What is wrong further on does not keep back what stands before it."""
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"a": 1}\n\xff')
+    rows = read_jsonl(path)
+    assert next(rows) == (1, {"a": 1})
+    with pytest.raises(InputError, match="is not UTF-8"):
+        next(rows)
+
+
 @pytest.mark.parametrize(
     ("content", "where", "message"),
     [

@@ -1,9 +1,11 @@
 import json
 from pathlib import Path
 
+import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from kdexport.errors import InputError
 from kdexport.pairs import Pair, by_split, draw_split, load_pairs, within_limits, write_pairs
@@ -49,6 +51,13 @@ def test_plain_text_has_no_prompt(tmp_path: Path) -> None:
         ({"messages": [{"role": "cat", "content": "x"}]}, "messages must be a list"),
         ({"text": "x", "split": "dev"}, "split is 'dev'"),
         ({"text": "x", "id": "line-1"}, "used in line 1 already"),
+        ({"prompt": 1, "completion": "x"}, "prompt is no text"),
+        ({"messages": "[1", "completion": "x"}, "messages is not JSON"),
+        ({"text": "x", "weight": 0}, "weight is 0; use a number above 0"),
+        ({"text": "x", "weight": "heavy"}, "weight is 'heavy'"),
+        ({"text": "x", "weight": 1e9}, r"weight is 1000000000\.0"),
+        ({"text": "x", "weight": float("nan")}, "weight is nan"),
+        ({"text": "x", "weight": True}, "weight is True"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, row: object, message: str) -> None:
@@ -57,17 +66,55 @@ def test_a_bad_line_is_named(tmp_path: Path, row: object, message: str) -> None:
     assert caught.value.where.endswith("data.jsonl:2")
 
 
+def test_a_table_holds_every_form(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    messages = json.dumps([USER, ANSWER]).replace('"', '""')
+    path.write_text(
+        "id,prompt,completion,text,messages,weight,split\n"
+        "a,Write an SMS.,Bread!,,,0.5,test\n"
+        ",,,Bread!,,,train\n"
+        f',,,,"{messages}",,train\n',
+        "utf-8",
+    )
+    one, two, three = load_pairs(path)
+    assert one == Pair("a", "test", (USER,), "Bread!", 0.5)
+    assert two == Pair("line-3", "train", (), "Bread!")
+    assert three == Pair("line-4", "train", (USER,), "Bread!")
+    assert [pair.where for pair in (one, two, three)] == [f"{path}:{n}" for n in (2, 3, 4)]
+
+
+def test_parquet_holds_messages_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    rows = [
+        {"id": 7, "messages": [USER, ANSWER], "weight": 2},
+        {"id": 8, "messages": [USER], "weight": None},
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    with pytest.raises(InputError, match="last message must be the assistant's") as caught:
+        load_pairs(path)
+    assert caught.value.where == f"{path}, row 2"
+    parquet.write_table(pyarrow.Table.from_pylist(rows[:1] + rows[:1]), path)
+    with pytest.raises(InputError, match="id '7' was used in row 1 already"):
+        load_pairs(path)
+    parquet.write_table(pyarrow.Table.from_pylist(rows[:1]), path)
+    (pair,) = load_pairs(path)
+    assert (pair.id, pair.messages, pair.completion, pair.weight) == ("7", (USER,), "Bread!", 2.0)
+
+
 texts = st.text(min_size=1).filter(lambda text: text.strip())
 
 
-@given(st.lists(st.tuples(texts, texts), min_size=1, max_size=5))
+weights = st.one_of(st.just(1.0), st.floats(0, 1000, exclude_min=True))
+
+
+@given(st.lists(st.tuples(texts, texts, weights), min_size=1, max_size=5))
 def test_what_is_written_is_read(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str, float]]
 ) -> None:
     path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
     pairs = [
-        Pair(str(n), "train", ({"role": "user", "content": prompt},) * (n % 2), completion)
-        for n, (prompt, completion) in enumerate(rows)
+        Pair(str(n), "train", ({"role": "user", "content": prompt},) * (n % 2), completion, weight)
+        for n, (prompt, completion, weight) in enumerate(rows)
     ]
     write_pairs(path, pairs)
     assert load_pairs(path) == pairs

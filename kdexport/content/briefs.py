@@ -3,13 +3,14 @@
 import difflib
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from kdexport.content.channels import load_channels
 from kdexport.errors import InputError
-from kdexport.jsonl import read_jsonl
+from kdexport.jsonl import parse_json
+from kdexport.tables import read_rows
 
 Split = Literal["train", "validation", "test"]
 
@@ -39,23 +40,33 @@ class Brief(BaseModel):
 
 
 def load_briefs(path: Path) -> list[Brief]:
-    """Read a JSONL file of briefs; a brief without an id is named after its line.
+    """Read a file of briefs; a brief without an id is named after its line.
 
-    Raises InputError that names file, line and field.
+    The file is one that `read_rows` reads; a cell of ``facts`` holds a JSON list, or facts between
+    semicolons. Raises InputError that names file, line and field.
     """
     briefs: list[Brief] = []
-    lines: dict[str, int] = {}
-    for number, row in read_jsonl(path):
-        where = f"{path}:{number}"
+    places: dict[str, str] = {}
+    for row in read_rows(path):
+        cells = {"id": f"{row.unit}-{row.number}", **row.cells}
+        if isinstance(facts := cells.get("facts"), str):
+            cells["facts"] = _facts(facts, row.where)
         try:
-            brief = Brief.model_validate({"id": f"line-{number}", **row})
+            brief = Brief.model_validate(cells)
         except ValidationError as error:
-            raise InputError(_first_problem(error), where=where) from None
-        if brief.id in lines:
-            raise InputError(f"id {brief.id!r} stands in line {lines[brief.id]} too", where=where)
-        lines[brief.id] = number
+            raise InputError(_first_problem(error), where=row.where) from None
+        if brief.id in places:
+            raise InputError(f"id {brief.id!r} stands in {places[brief.id]} too", where=row.where)
+        places[brief.id] = row.place
         briefs.append(brief)
     return briefs
+
+
+def _facts(cell: str, where: str) -> Any:
+    """The facts of one cell of a table."""
+    if cell.lstrip().startswith("["):
+        return parse_json(cell, where, "facts")
+    return [fact.strip() for fact in cell.split(";") if fact.strip()]
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -23,6 +23,7 @@ from kdexport.runtime.generate import generate_batch
 from kdexport.runtime.sample import make_sampler
 from kdexport.runtime.session import check_ids, open_session, session_options
 from kdexport.runtime.text import TextCodec
+from kdexport.tables import format_of
 
 Array = np.ndarray[Any, Any]
 TEXT_TOKENS = 256  # of each calibration text
@@ -126,7 +127,7 @@ def builtin_text() -> str:
 def calibration_texts(bundle: Bundle, codec: TextCodec, path: Path | None) -> list[Array]:
     """Token ids of the texts of a file, or of the built-in page; int64, each at most 256 long.
 
-    ``path``: plain text, or JSONL as `load_pairs` reads it, whose test split is left out. Too
+    ``path``: plain text, or pairs as `load_pairs` reads them, whose test split is left out. Too
     few of them are followed by the built-in page. Raises InputError for a file that is neither.
     """
     ids = codec.encode("\n\n".join(_texts(path, codec))) if path else []
@@ -168,7 +169,7 @@ def written_texts(
 
 
 def _texts(path: Path, codec: TextCodec) -> Iterator[str]:
-    if path.suffix == ".jsonl":
+    if format_of(path):
         for pair in load_pairs(path):
             if pair.split != "test":  # which is kept for measuring
                 asked = codec.render_chat(pair.messages) if pair.messages else ""

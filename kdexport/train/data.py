@@ -23,13 +23,15 @@ class Encoded:
 
     ``ids``: int64 [n]. ``first_target``: the index from which on tokens are targets (>= 1: the
     first token has nothing before it to be predicted from). ``first_completion``: the index of the
-    completion's first token; targets before it are the prompt's.
+    completion's first token; targets before it are the prompt's. ``weight``: what each of its
+    tokens counts in the loss.
     """
 
     example_id: str
     ids: np.ndarray
     first_target: int
     first_completion: int
+    weight: float = 1.0
 
     @property
     def n_targets(self) -> int:
@@ -90,6 +92,13 @@ class Batch:
         positions = torch.arange(1, self.ids.shape[1])
         return (positions >= starts[:, None])[self.targets]
 
+    @property
+    def weights(self) -> torch.Tensor:
+        """What each target counts in the loss, float [N]: its example's weight."""
+        counts = torch.tensor([example.n_targets for example in self.examples])
+        weights = torch.tensor([example.weight for example in self.examples])
+        return weights.repeat_interleave(counts)
+
 
 def encode_pairs(
     pairs: Sequence[Pair],
@@ -115,7 +124,8 @@ def encode_pairs(
         first = max(len(head), 1)
         if first < len(ids) <= max_length:
             first_target = 1 if prompts_too else first
-            encoded.append(Encoded(pair.id, np.asarray(ids, dtype=np.int64), first_target, first))
+            tokens = np.asarray(ids, dtype=np.int64)
+            encoded.append(Encoded(pair.id, tokens, first_target, first, pair.weight))
     return encoded, len(pairs) - len(encoded)
 
 

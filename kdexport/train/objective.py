@@ -67,17 +67,19 @@ def batch_loss(
 
     L_task counts completions only: nobody asks a student for prompts. The teacher's distribution
     over a prompt's tokens teaches language all the same, at hardly any cost: the student has read
-    the prompt anyway.
+    the prompt anyway. Each token counts as much as its example's weight says.
     """
     asked = None if targets is None else targets.to(student.device)
     labels = batch.labels.to(student.device)
     is_completion = batch.is_completion.to(student.device)
-    weight = torch.where(is_completion, 1.0, objective.prompt_weight)
+    of_example = batch.weights.to(student.device)
+    weight = of_example * torch.where(is_completion, 1.0, objective.prompt_weight)
+    task_share = of_example * is_completion
     kd_weight = objective.kd_weight.at(progress)
     task_weight = objective.task_weight.at(progress)
 
     def of_rows(logits: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        task = F.cross_entropy(logits, labels[rows], reduction="none") * is_completion[rows]
+        task = F.cross_entropy(logits, labels[rows], reduction="none") * task_share[rows]
         total = task_weight * task.sum()
         soft = torch.zeros((), device=logits.device)
         if asked is not None and kd_weight:

@@ -23,6 +23,31 @@ def test_a_brief_is_read_with_its_defaults(tmp_path: Path) -> None:
     assert (brief.campaign, brief.tone, brief.split) == ("none", "friendly", "train")
 
 
+def test_a_table_holds_facts_in_one_cell(tmp_path: Path) -> None:
+    path = tmp_path / "briefs.csv"
+    path.write_text(
+        "product,facts,channel,tone\n"
+        "Tern Kettle,one litre; holds its heat,sms,\n"
+        'Tern Cup,"[""red; blue""]",,warm\n'
+        "Tern Pan,,,\n"
+    )
+    kettle, cup, pan = load_briefs(path)
+    assert (kettle.facts, kettle.channel, kettle.tone) == (
+        ("one litre", "holds its heat"),
+        "sms",
+        "friendly",
+    )
+    assert (cup.facts, cup.channel, cup.tone) == (("red; blue",), "social_post", "warm")
+    assert (pan.facts, pan.id) == ((), "line-4")
+
+
+def test_facts_that_are_no_list_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "briefs.tsv"
+    path.write_text("product\tfacts\nTern Kettle\t[one litre\n")
+    with pytest.raises(InputError, match=r"briefs\.tsv:2: facts is not JSON"):
+        load_briefs(path)
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

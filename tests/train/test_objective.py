@@ -68,6 +68,20 @@ def test_the_loss_is_the_formula(student: Any, examples: list[Encoded], llama: P
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("prompt_weight", [0.0, 0.5])
+def test_an_example_s_weight_multiplies_its_tokens(
+    student: Any, examples: list[Encoded], llama: Path, prompt_weight: float
+) -> None:
+    targets = live_targets(load_model(llama), None, 1.0)
+    own = [dataclasses.replace(e, first_target=1) for e in examples[:3]]
+    alone = [loss_of(student, collate([e]), targets, prompt_weight=prompt_weight) for e in own]
+    weights = (0.25, 1.0, 3.0)
+    weighted = [dataclasses.replace(e, weight=w) for e, w in zip(own, weights, strict=True)]
+    found = loss_of(student, collate(weighted), targets, prompt_weight=prompt_weight)
+    expected = sum(w * loss for w, loss in zip(weights, alone, strict=True))
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
 def gradient(student: Any, loss: torch.Tensor) -> torch.Tensor:
     student.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
