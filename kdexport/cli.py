@@ -1,6 +1,5 @@
 """The command line: parse, one call, print. Everything heavy is imported inside the commands."""
 
-import math
 import signal
 import sys
 import traceback
@@ -11,6 +10,8 @@ from typing import Any
 import click
 
 from kdexport import __version__
+from kdexport.cli_options import EXISTING, FiniteRange, json_option, print_report
+from kdexport.cli_train import distill, finetune, run
 from kdexport.errors import InputError, refusal
 from kdexport.streams import (
     forget_stdout,
@@ -18,33 +19,7 @@ from kdexport.streams import (
     print_rich,
     read_stdin,
     settle_streams,
-    stdout_console,
 )
-
-EXISTING = click.Path(path_type=Path)
-RECIPE_HELP = "RECIPE is a YAML file; see recipes/quickstart.yaml for one with comments."
-set_option = click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override a value of the recipe, as in --set train.lr=3e-4. May be repeated.",
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a machine.")
-
-
-class FiniteRange(click.FloatRange):
-    """A range without nan and infinity, which compare as if they were in it."""
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """A float; a usage error for what is none, not finite or out of range."""
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value} is no finite number.", param, ctx)
-        return number
-
 
 NUMBERS = (  # of `generate`: names, type, default, help
     ("-n --max-new-tokens", click.IntRange(1), 96, "Tokens at most."),
@@ -98,53 +73,8 @@ def cli(context: click.Context, verbose: bool) -> None:
     context.obj = {"verbose": verbose}
 
 
-@cli.command(epilog=RECIPE_HELP)
-@click.argument("recipe", type=EXISTING)
-@set_option
-@click.option(
-    "--dry-run", is_flag=True, help="Print the stages, their sizes and times; do nothing."
-)
-@json_option
-def run(recipe: Path, overrides: Sequence[str], dry_run: bool, as_json: bool) -> None:
-    """Do everything: teacher, data, student, distillation, export, int8, bench and report.
-
-    A second call skips what is whole, and goes on where a killed one was.
-    """
-    from kdexport import pipeline
-
-    loaded = _recipe(recipe, overrides)
-    if dry_run:
-        from kdexport.plan import plan_recipe, render_plan
-
-        rows = plan_recipe(loaded)
-        print_json(rows) if as_json else print_rich(render_plan(rows))
-        return
-    opened = pipeline.open_run(loaded)
-    pipeline.run_stages(opened)
-    _show_report(opened.folder / "bench.json", as_json)
-    if not as_json:
-        click.echo(f"Report:  {opened.folder / 'report.html'}", err=True)
-        click.echo(f"Bundle:  {opened.quantized_bundle}", err=True)
-
-
-@cli.command(epilog=RECIPE_HELP)
-@click.argument("recipe", type=EXISTING)
-@set_option
-@json_option
-def distill(recipe: Path, overrides: Sequence[str], as_json: bool) -> None:
-    """Train the student:  L = L_task + λ·T²·KL(teacher ‖ student).
-
-    Ends with a Hugging Face folder in runs/NAME/student. Missing data is written by the teacher
-    first.
-    """
-    from kdexport import pipeline
-
-    opened = pipeline.open_run(_recipe(recipe, overrides))
-    pipeline.run_stages(opened, until="distill")
-    if as_json:
-        print_json({"student": str(opened.student), "reference": str(opened.reference)})
-    else:
-        click.echo(opened.student)
+for command in (run, distill, finetune):
+    cli.add_command(command)
 
 
 @cli.command()
@@ -222,7 +152,7 @@ def bench(
     report = bench_bundles(list(bundles), teacher, settings)
     if out:
         write_report(report, out)
-    _print_report(report, as_json)
+    print_report(report, as_json)
 
 
 @cli.command(context_settings={"show_default": True})
@@ -347,32 +277,6 @@ def _end(error: BaseException) -> None:
 def _fail(text: str, code: int) -> None:
     click.echo(f"kdexport: {' '.join(text.splitlines())}", err=True)
     raise SystemExit(code)
-
-
-def _recipe(path: Path, overrides: Sequence[str]) -> Any:
-    from kdexport.recipe import load_recipe
-
-    return load_recipe(path, overrides)
-
-
-def _show_report(path: Path, as_json: bool) -> None:
-    from kdexport.report import load_report
-
-    _print_report(load_report(path), as_json)
-
-
-def _print_report(report: Any, as_json: bool) -> None:
-    if as_json:
-        click.echo(report.model_dump_json(indent=2))
-        return
-    from kdexport.report import summary
-    from kdexport.report_table import render_samples, render_table
-
-    console = stdout_console()
-    console.print(render_table(report, console.width))
-    if report.samples:
-        console.print(render_samples(report))
-    click.echo(summary(report))
 
 
 def _physical_cores() -> int:

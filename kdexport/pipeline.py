@@ -25,12 +25,22 @@ CODE_VERSION = 1  # raised when a stage's output changes though its inputs do no
 
 @dataclass(frozen=True)
 class Run:
-    """A recipe, where its files go, and the teacher once it is at hand."""
+    """A recipe, where its files go, and the teacher once it is at hand.
+
+    ``base``: another run of the same teacher and data, which lends its teacher bundle, its cached
+    targets, its pairs to choose from, and its untrained student where the same one is wanted.
+    """
 
     recipe: Recipe
     folder: Path
     exported: Path
     teacher: ResolvedModel
+    base: "Run | None" = None
+
+    @property
+    def lender(self) -> "Run":
+        """The run whose teacher bundle and targets these are."""
+        return self.base or self
 
     @property
     def pairs(self) -> Path:
@@ -40,7 +50,8 @@ class Run:
     @property
     def student_init(self) -> Path:
         """The student before training."""
-        return self.folder / "student-init"
+        lends = self.lender.recipe.student == self.recipe.student
+        return (self.lender if lends else self).folder / "student-init"
 
     @property
     def student(self) -> Path:
@@ -60,7 +71,12 @@ class Run:
     @property
     def teacher_bundle(self) -> Path:
         """The teacher's own int8 bundle."""
-        return self.exported / f"{self.recipe.name}-teacher-int8"
+        return self.lender.exported / f"{self.lender.recipe.name}-teacher-int8"
+
+    @property
+    def targets(self) -> Path:
+        """What the teacher said of the texts' tokens."""
+        return self.lender.folder / "targets"
 
     @property
     def student_bundle(self) -> Path:
@@ -80,6 +96,7 @@ class Stage:
     """One step of a run: what it depends on, what it writes, how it is done.
 
     ``check`` refuses, before any stage begins, what the work would refuse only after hours.
+    ``goes_on_from`` is what the work leaves behind until it has ended.
     """
 
     name: str
@@ -89,6 +106,7 @@ class Stage:
     depends: Callable[[Run], object]
     after: tuple[str, ...] = field(default=())
     check: Callable[[Run], None] = field(default=lambda run: None)
+    goes_on_from: Callable[[Run], Path] = field(default=lambda run: run.checkpoints)
 
 
 def open_run(recipe: Recipe, *, fetch: bool = True) -> Run:
@@ -103,14 +121,19 @@ def open_run(recipe: Recipe, *, fetch: bool = True) -> Run:
     return Run(recipe, folder, Path(recipe.output.exported), teacher)
 
 
-def run_stages(run: Run, *, until: str | None = None) -> None:
-    """Do every stage whose output is not whole yet, up to and with ``until``."""
-    plan(run, until=until)  # refuses what cannot be done before there are folders
+def run_stages(
+    run: Run, *, until: str | None = None, stages: Sequence[Stage] | None = None
+) -> None:
+    """Do every stage whose output is not whole yet, up to and with ``until``.
+
+    ``stages``: of `kdexport run`, unless others are named.
+    """
+    plan(run, until=until, stages=stages)  # refuses what cannot be done before there are folders
     make_folder(run.folder)
     make_folder(run.exported)
     with only_one(run.folder):
         journal = Journal(run.folder / "journal.json")
-        judged = _judge(run, journal, until)
+        judged = _judge(run, journal, until, stages)
         check_disk(run, [stage.name for stage, _, done in judged if not done])
         _run_stages(run, journal, judged)
 
@@ -126,7 +149,7 @@ def _run_stages(run: Run, journal: Journal, judged: Sequence[tuple[Stage, str, b
         stage.work(run)
         seconds = time.monotonic() - started
         journal.record(stage.name, its_print, stage.outputs(run), seconds)
-        shutil.rmtree(run.checkpoints, ignore_errors=True)  # of the stage that has just ended
+        shutil.rmtree(stage.goes_on_from(run), ignore_errors=True)
         say(f"{head}: {seconds:.0f} s")
 
 
@@ -151,12 +174,14 @@ def only_one(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def plan(run: Run, *, until: str | None = None) -> list[tuple[Stage, bool]]:
+def plan(
+    run: Run, *, until: str | None = None, stages: Sequence[Stage] | None = None
+) -> list[tuple[Stage, bool]]:
     """The stages of a run and whether each is done already.
 
     Raises InputError where one that is to do is going to be refused.
     """
-    judged = _judge(run, Journal(run.folder / "journal.json"), until)
+    judged = _judge(run, Journal(run.folder / "journal.json"), until, stages)
     for stage in (stage for stage, _, done in judged if not done):
         for output in stage.outputs(run):
             if output.parent == run.exported:
@@ -165,13 +190,18 @@ def plan(run: Run, *, until: str | None = None) -> list[tuple[Stage, bool]]:
     return [(stage, done) for stage, _, done in judged]
 
 
-def _judge(run: Run, journal: Journal, until: str | None) -> list[tuple[Stage, str, bool]]:
+def _judge(
+    run: Run, journal: Journal, until: str | None, stages: Sequence[Stage] | None
+) -> list[tuple[Stage, str, bool]]:
     """The stages up to ``until`` with their fingerprints, and whether each is done already."""
     from kdexport.stages import STAGES
 
     prints: dict[str, str] = {}
+    if run.base is not None:
+        for stage in STAGES:
+            prints[stage.name] = stage_fingerprint(stage, run.base, prints)
     rows: list[tuple[Stage, str, bool]] = []
-    for stage in _up_to(STAGES, until):
+    for stage in _up_to(stages or STAGES, until):
         prints[stage.name] = stage_fingerprint(stage, run, prints)
         done = journal.is_done(stage.name, prints[stage.name], stage.outputs(run))
         rows.append((stage, prints[stage.name], done))

@@ -173,7 +173,8 @@ def room_needed(run: Run, stages: Collection[str]) -> tuple[int, int]:
     sizes = sizes_of(run)
     student = FP32_BYTES * sizes.n_student
     training = 3 * student + 2 * CHECKPOINT_BYTES * sizes.n_student + _target_bytes(run, sizes)
-    in_run = {"student": float(student), "distill": training}
+    teacher_too = (3 * FP32_BYTES + 2 * CHECKPOINT_BYTES) * sizes.n_teacher
+    in_run = {"student": float(student), "distill": training, "finetune": float(teacher_too)}
     teacher = FP32_BYTES * sizes.n_teacher if "teacher" in stages else 0
     in_exported = {"teacher": INT8_BYTES * sizes.n_teacher, "export": float(student)}
     if run.quantized_bundle != run.student_bundle:
@@ -186,6 +187,8 @@ def room_needed(run: Run, stages: Collection[str]) -> tuple[int, int]:
 def _target_bytes(run: Run, sizes: Sizes) -> float:
     """What is kept of the teacher's targets: ids and half-precision numbers for each token."""
     train = run.recipe.train
+    if train.texts_alone:
+        return 0.0
     n_tokens = sizes.n_tokens if train.prompt_weight else sizes.copy_tokens
     config = read_config(run.teacher.path / "config.json")
     hidden = config.get("hidden_size") or config.get("n_embd") or 0
@@ -214,7 +217,8 @@ def _seconds(stage: str, run: Run, sizes: Sizes, speed: float) -> float:
         written = sizes.prompt_tokens / INT8_READS + sizes.copy_tokens
         return 0.0 if run.recipe.data.pairs else a_token * written
     if stage == "distill":
-        return _distilling_seconds(run, sizes, speed, asking=a_token * sizes.n_tokens)
+        asking = 0.0 if run.recipe.train.texts_alone else a_token * sizes.n_tokens
+        return _distilling_seconds(run, sizes, speed, asking=asking)
     return FIXED_SECONDS[stage] * max(0.2, FP32_BYTES * sizes.n_teacher / 538e6)
 
 

@@ -30,7 +30,7 @@ from kdexport.sections import (
     TeacherSection,
     sections_of,
 )
-from kdexport.train_section import TrainSection
+from kdexport.train_section import FinetuneSection, TrainSection
 
 PLAIN_WORDS = {
     "tuple_type": "should be a list",
@@ -66,6 +66,7 @@ class Recipe(Section):
     data: DataSection
     student: StudentSection = StudentSection()
     train: TrainSection
+    finetune: FinetuneSection = FinetuneSection()
     export: ExportSection = ExportSection()
     bench: BenchSection = BenchSection()
     output: OutputSection = OutputSection()

@@ -33,9 +33,12 @@ TEACHER_BATCH = 16
 
 @dataclass(frozen=True)
 class Asked:
-    """Targets for training and for held-out pairs, and how long the teacher took beforehand."""
+    """Targets for training and for held-out pairs, and how long the teacher took beforehand.
 
-    train: TargetFn
+    ``train`` is None where λ is 0.
+    """
+
+    train: TargetFn | None
     held_out: TargetFn
     seconds: float
 
@@ -54,16 +57,23 @@ class Service:
         """A fingerprint of all that targets depend on but the texts and how they are asked."""
         return fingerprint(self.run.teacher.fingerprint, self.kept_ids)
 
-    def targets(self, data: Splits) -> Asked:
-        """For training at the recipe's temperature; for held-out pairs at 1."""
+    def targets(self, data: Splits, asked_of: Sequence[Encoded]) -> Asked:
+        """For training at the recipe's temperature; for held-out pairs at 1.
+
+        ``asked_of``: the texts of which a cache is made; those of training are among them.
+        """
         wish = self.run.recipe.train
         if wish.targets == "live":
             live = live_targets(self.teacher, self.kept_ids, wish.temperature)
-            return Asked(live, live_targets(self.teacher, self.kept_ids, 1.0), 0.0)
-        fill = {"cached": self._top_k, "hidden": self._hidden}[wish.targets]
-        folder, train = fill(data.train, wish.temperature)
+            held_out = live_targets(self.teacher, self.kept_ids, 1.0)
+            return Asked(None if wish.texts_alone else live, held_out, 0.0)
         other, held_out = self._top_k(data.validation, 1.0, HELD_OUT_DRAWN)
-        return Asked(train, held_out, seconds_asked(folder) + seconds_asked(other))
+        if wish.texts_alone:
+            return Asked(None, held_out, seconds_asked(other))
+        fill = {"cached": self._top_k, "hidden": self._hidden}[wish.targets]
+        folder, train = fill(asked_of, wish.temperature)
+        share = len(data.train) / len(asked_of)
+        return Asked(train, held_out, share * seconds_asked(folder) + seconds_asked(other))
 
     def _top_k(
         self, examples: Sequence[Encoded], temperature: float, n_drawn: int = 0
@@ -84,7 +94,7 @@ class Service:
         self, examples: Sequence[Encoded], ask: Callable[[Batch], Columns], how: Sequence[Any]
     ) -> Path:
         name = fingerprint(self.key, fingerprint_examples(examples), how)[:16]
-        folder = self.run.folder / "targets" / name
+        folder = self.run.targets / name
         with tracked("    teacher's targets", "texts") as progress:
             fill_cache(folder, examples, ask, batch_size=TEACHER_BATCH, progress=progress)
         return folder
@@ -92,7 +102,7 @@ class Service:
 
 def check_hidden(wish: TrainSection, teacher: Any, student: Any) -> None:
     """Hidden states can be compared where both have them, and of one width."""
-    if not wish.hidden_weight:
+    if not wish.hidden_weight or wish.texts_alone:
         return
     widths = [model.config.hidden_size for model in (teacher, student)]
     if widths[0] != widths[1] or not (head_is_plain(teacher) and head_is_plain(student)):

@@ -75,7 +75,7 @@ def encode_splits(run: Run, tokenizer: Any, student: Any) -> Splits:
             render,
             tokenizer.eos_token_id,
             min(recipe.train.max_length, student.config.max_position_embeddings),
-            prompts_too=split == "train" and recipe.train.prompt_weight > 0,
+            prompts_too=split == "train" and recipe.train.learns_prompts,
         )
         if too_long:
             say(f"    {too_long} {split} pairs left out: over {recipe.train.max_length} tokens")

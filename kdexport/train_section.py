@@ -124,6 +124,16 @@ class TrainSection(Section):
     )
     n_threads: Count | None = None
 
+    @property
+    def texts_alone(self) -> bool:
+        """Whether λ is 0 throughout: no teacher is asked of the training texts."""
+        return self.kd_weight.start == self.kd_weight.end == 0
+
+    @property
+    def learns_prompts(self) -> bool:
+        """Whether prompts' tokens count."""
+        return self.prompt_weight > 0 and not self.texts_alone
+
     @model_validator(mode="after")
     def _an_end(self) -> "TrainSection":
         if not (self.epochs or self.max_steps or self.max_minutes):
@@ -134,3 +144,24 @@ class TrainSection(Section):
         if whole and self.targets == "cached":
             raise ValueError(f"{whole[0]} needs targets: hidden, or live")
         return self
+
+
+class FinetuneSection(Section):
+    """`kdexport finetune`: how the teacher is trained on the texts; the rest is `train`'s."""
+
+    lr: Positive = 2e-5
+    batch_size: Count = 8
+    accumulate: Count = Field(1, description="Batches added up before a step")
+    epochs: Positive | None = Field(None, description="1 where no other end is given")
+    max_steps: Count | None = None
+    max_minutes: Positive | None = None
+    freeze_embeddings: bool = Field(False, description="Keep the token embeddings as they are")
+    evaluate_steps: Count = 50
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_epoch(cls, content: Any) -> Any:
+        ends = ("epochs", "max_steps", "max_minutes")
+        if not isinstance(content, dict) or any(content.get(end) is not None for end in ends):
+            return content
+        return {**content, "epochs": 1.0}

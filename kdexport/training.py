@@ -4,6 +4,8 @@ Stands between the recipe and the loop in `train.trainer`, which knows no recipe
 """
 
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from kdexport.pipeline import Run
 from kdexport.recipe import Recipe
 from kdexport.service import TEACHER_BATCH, Asked, Service, check_hidden
 from kdexport.splits import Splits, encode_splits
+from kdexport.train.data import Encoded
 from kdexport.train.feed import Epochs
 from kdexport.train.model import (
     load_facts,
@@ -44,8 +47,8 @@ def train_student(run: Run) -> None:
     if wish.n_threads:
         torch.set_num_threads(wish.n_threads)
     torch.manual_seed(run.recipe.seed)
-    device = _device(wish.device)
-    precision = _precision(wish.precision, device)
+    device = device_of(wish.device)
+    precision = precision_of(wish.precision, device)
     # The texts are short: plain attention is faster on a CPU than the tiled kind.
     attention = "eager" if device == "cpu" else "sdpa"
     teacher = load_model(run.teacher.path, attention=attention).to(device)
@@ -57,7 +60,7 @@ def train_student(run: Run) -> None:
     data = encode_splits(run, tokenizer, student)
     check_hidden(wish, teacher, student)
     service = Service(run, teacher, kept_ids, precision)
-    asked = service.targets(data)
+    asked = service.targets(data, _asked_of(run, data, tokenizer, student))
     key = fingerprint(
         service.key,
         fingerprint_examples(data.train),
@@ -91,6 +94,13 @@ def train_student(run: Run) -> None:
         shutil.copytree(run.checkpoints / "best", finished, dirs_exist_ok=True)
         swap_folder(finished, run.student)
     reference.replace(run.reference)
+
+
+def _asked_of(run: Run, data: Splits, tokenizer: Any, student: Any) -> Sequence[Encoded]:
+    """The texts of which a cache is made: all that the runs around this one learn from."""
+    if run.base is None or run.recipe.train.texts_alone:
+        return data.train
+    return encode_splits(replace(run, folder=run.base.folder), tokenizer, student).train
 
 
 def _train(
@@ -177,10 +187,11 @@ def _schedule(line: Line) -> Schedule:
 
 def check_device(wish: TrainSection) -> None:
     """Refuse a device that is not there."""
-    _device(wish.device)
+    device_of(wish.device)
 
 
-def _device(wish: str) -> str:
+def device_of(wish: str) -> str:
+    """The device to train on: the one wished for, or for "auto" the better one that is there."""
     if wish == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if wish == "cuda" and not torch.cuda.is_available():
@@ -188,7 +199,7 @@ def _device(wish: str) -> str:
     return wish
 
 
-def _precision(wish: str, device: str) -> str:
+def precision_of(wish: str, device: str) -> str:
     """bfloat16 halves the time of products, on devices that compute it; elsewhere it costs some."""
     if wish != "auto":
         return wish

@@ -17,7 +17,17 @@ from kdexport.export.quantize import quantize_bundle
 from tests.models import make_llama
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("run", "distill", "export", "bench", "generate", "inspect", "verify", "doctor")
+COMMANDS = (
+    "run",
+    "distill",
+    "finetune",
+    "export",
+    "bench",
+    "generate",
+    "inspect",
+    "verify",
+    "doctor",
+)
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

@@ -1,0 +1,63 @@
+"""Options that several commands have, and how they show a report."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdexport.streams import stdout_console
+
+EXISTING = click.Path(path_type=Path)
+RECIPE_HELP = "RECIPE is a YAML file; see recipes/quickstart.yaml for one with comments."
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a value of the recipe, as in --set train.lr=3e-4. May be repeated.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a machine.")
+
+
+class FiniteRange(click.FloatRange):
+    """A range without nan and infinity, which compare as if they were in it."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """A float; a usage error for what is none, not finite or out of range."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
+
+
+def recipe_of(path: Path, overrides: Sequence[str]) -> Any:
+    """The recipe of a file, with the overrides of --set."""
+    from kdexport.recipe import load_recipe
+
+    return load_recipe(path, overrides)
+
+
+def show_report(path: Path, as_json: bool) -> None:
+    """Print a bench that was written."""
+    from kdexport.report import load_report
+
+    print_report(load_report(path), as_json)
+
+
+def print_report(report: Any, as_json: bool) -> None:
+    """Print a bench for a machine or for a person."""
+    if as_json:
+        click.echo(report.model_dump_json(indent=2))
+        return
+    from kdexport.report import summary
+    from kdexport.report_table import render_samples, render_table
+
+    console = stdout_console()
+    console.print(render_table(report, console.width))
+    if report.samples:
+        console.print(render_samples(report))
+    click.echo(summary(report))

@@ -1,0 +1,96 @@
+"""The commands that take a recipe. Everything heavy is imported inside them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from kdexport.cli_options import (
+    EXISTING,
+    RECIPE_HELP,
+    json_option,
+    recipe_of,
+    set_option,
+    show_report,
+)
+from kdexport.streams import print_json, print_rich
+
+
+@click.command(epilog=RECIPE_HELP)
+@click.argument("recipe", type=EXISTING)
+@set_option
+@click.option(
+    "--dry-run", is_flag=True, help="Print the stages, their sizes and times; do nothing."
+)
+@json_option
+def run(recipe: Path, overrides: Sequence[str], dry_run: bool, as_json: bool) -> None:
+    """Do everything: teacher, data, student, distillation, export, int8, bench and report.
+
+    A second call skips what is whole, and goes on where a killed one was.
+    """
+    from kdexport import pipeline
+
+    loaded = recipe_of(recipe, overrides)
+    if dry_run:
+        from kdexport.plan import plan_recipe, render_plan
+
+        rows = plan_recipe(loaded)
+        print_json(rows) if as_json else print_rich(render_plan(rows))
+        return
+    opened = pipeline.open_run(loaded)
+    pipeline.run_stages(opened)
+    show_report(opened.folder / "bench.json", as_json)
+    if not as_json:
+        click.echo(f"Report:  {opened.folder / 'report.html'}", err=True)
+        click.echo(f"Bundle:  {opened.quantized_bundle}", err=True)
+
+
+@click.command(epilog=RECIPE_HELP)
+@click.argument("recipe", type=EXISTING)
+@set_option
+@click.option(
+    "--control",
+    is_flag=True,
+    help="Train the same student on the texts alone, in runs/NAME-control.",
+)
+@json_option
+def distill(recipe: Path, overrides: Sequence[str], control: bool, as_json: bool) -> None:
+    """Train the student:  L = L_task + λ·T²·KL(teacher ‖ student).
+
+    Ends with a Hugging Face folder in runs/NAME/student. Missing data is written by the teacher
+    first.
+    """
+    from kdexport import pipeline
+
+    loaded = recipe_of(recipe, overrides)
+    if control:
+        from kdexport.variants import distill_control
+
+        opened = distill_control(loaded)
+    else:
+        opened = pipeline.open_run(loaded)
+        pipeline.run_stages(opened, until="distill")
+    if as_json:
+        print_json({"student": str(opened.student), "reference": str(opened.reference)})
+    else:
+        click.echo(opened.student)
+
+
+@click.command(epilog=RECIPE_HELP)
+@click.argument("recipe", type=EXISTING)
+@set_option
+@json_option
+def finetune(recipe: Path, overrides: Sequence[str], as_json: bool) -> None:
+    """Train the teacher itself on the recipe's texts: the same loop with λ = 0.
+
+    Ends with a Hugging Face folder in runs/NAME/teacher, the one that was best on the validation
+    texts. To distil from it, name that folder as the teacher of a recipe.
+    """
+    from kdexport.finetune import finetune_teacher
+
+    found = finetune_teacher(recipe_of(recipe, overrides))
+    if as_json:
+        rows = {"teacher": str(found.folder), "perplexity_before": found.before}
+        print_json({**rows, "perplexity": found.after})
+    else:
+        click.echo(found.folder)

@@ -1,0 +1,154 @@
+"""`kdexport finetune`: the teacher itself is trained on a recipe's texts, the same loop with λ = 0.
+
+A teacher that knows the domain is worth more to a student than a larger one that does not; what is
+written is a Hugging Face folder for the `teacher` of the next recipe.
+"""
+
+import json
+import math
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdexport.console import say, tracked
+from kdexport.errors import KdexportError
+from kdexport.journal import fingerprint
+from kdexport.pipeline import Run, Stage, open_run, run_stages
+from kdexport.preflight import check_training
+from kdexport.recipe import Recipe
+from kdexport.splits import Splits, encode_splits
+from kdexport.stages import STAGES
+from kdexport.train.evaluate import evaluate
+from kdexport.train.feed import Epochs
+from kdexport.train.model import load_model, load_tokenizer, save_model, swap_folder, written
+from kdexport.train.teacher import fingerprint_examples
+from kdexport.train.trainer import Hooks, Material, distill
+from kdexport.train_section import ONE, Line, TrainSection
+from kdexport.training import device_of, precision_of, train_settings
+from kdexport.watching import Watcher
+
+FACTS = "kdexport.json"
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A teacher's folder, and its perplexity on the validation texts before and after."""
+
+    folder: Path
+    before: float
+    after: float
+
+
+def finetune_teacher(recipe: Recipe) -> Finetuned:
+    """Train a recipe's teacher on its texts; written are runs/NAME/teacher and teacher_log.jsonl.
+
+    Raises KdexportError where it is no better on the validation texts for it.
+    """
+    run = open_run(recipe)
+    run_stages(run, stages=STAGES_TO_TEACHER)
+    facts = json.loads((adapted(run) / FACTS).read_text("utf-8"))
+    return Finetuned(adapted(run), facts["perplexity_before"], facts["perplexity"])
+
+
+def adapted(run: Run) -> Path:
+    """Where a run's adapted teacher goes."""
+    return run.folder / "teacher"
+
+
+def _checkpoints(run: Run) -> Path:
+    return run.folder / "teacher-checkpoints"
+
+
+def _log(run: Run) -> Path:
+    return run.folder / "teacher_log.jsonl"
+
+
+def wish_of(recipe: Recipe) -> TrainSection:
+    """How the teacher is trained: as the student is, but for λ and what `finetune` says."""
+    never = Line(start=0, end=0)
+    own = {"kd_weight": never, "task_weight": ONE, "quantize_aware": 0.0}
+    return recipe.train.model_copy(update={**own, **recipe.finetune.model_dump()})
+
+
+def train_teacher(run: Run) -> None:
+    """Train the teacher; keep the one that is best on the validation texts."""
+    wish = wish_of(run.recipe)
+    run = replace(run, recipe=run.recipe.model_copy(update={"train": wish}))
+    if wish.n_threads:
+        torch.set_num_threads(wish.n_threads)
+    torch.manual_seed(run.recipe.seed)
+    device = device_of(wish.device)
+    attention = "eager" if device == "cpu" else "sdpa"
+    teacher = load_model(run.teacher.path, attention=attention).to(device)
+    data = encode_splits(run, load_tokenizer(run.teacher.path), teacher)
+    found = evaluate(teacher, data.validation, None, wish.batch_size)
+    assert found is not None  # nobody interrupts it
+    before, after = found.perplexity, _train(run, teacher, data)
+    told = f"perplexity on {len(data.validation)} validation texts: {before:.3f} -> {after:.3f}"
+    if not after < before:
+        raise KdexportError(
+            f"the teacher is no better for its training ({told})",
+            where="finetune",
+            remedy="lower finetune.lr, or give it more texts",
+        )
+    say(f"    {told}")
+    finished = _checkpoints(run) / "teacher"
+    with written(adapted(run)):
+        shutil.copytree(_checkpoints(run) / "best", finished, dirs_exist_ok=True)
+        facts = {"teacher": run.teacher.source, "perplexity_before": before, "perplexity": after}
+        (finished / FACTS).write_text(json.dumps(facts, indent=1), "utf-8")
+        swap_folder(finished, adapted(run))
+
+
+def _train(run: Run, teacher: Any, data: Splits) -> float:
+    """The lowest perplexity of a trained teacher, which is kept."""
+    wish = run.recipe.train
+    precision = precision_of(wish.precision, device_of(wish.device))
+    settings = train_settings(wish, len(data.train), precision, 0.0)
+    checkpoint = _checkpoints(run) / "last"
+    key = fingerprint(
+        run.teacher.fingerprint,
+        fingerprint_examples(data.train),
+        wish.model_dump(),
+        run.recipe.seed,
+    )
+
+    def keep_best(model: Any) -> None:
+        save_model(model, _checkpoints(run) / "best", tokenizer_from=run.teacher.path)
+
+    if wish.freeze_embeddings:
+        teacher.get_input_embeddings().requires_grad_(False)
+    with tracked("    teacher learns", "%", 100) as progress:
+        watcher = Watcher(progress, _log(run), fresh=not checkpoint.exists())
+        ended = distill(
+            teacher,
+            Material(
+                Epochs(data.train, settings.batch_size, run.recipe.seed),
+                None,
+                data.validation,
+                None,
+            ),
+            settings,
+            Hooks(keep_best=keep_best, report=watcher.step, evaluated=watcher.evaluated),
+            checkpoint=checkpoint,
+            fingerprint=key,
+        )
+    return math.exp(ended.best_score)
+
+
+STAGES_TO_TEACHER = (
+    *STAGES[:2],
+    Stage(
+        "finetune",
+        "Teacher learns the texts",
+        train_teacher,
+        lambda run: [adapted(run), _log(run)],
+        lambda run: [run.recipe.seed, wish_of(run.recipe).model_dump(mode="json")],
+        after=("pairs",),
+        check=check_training,
+        goes_on_from=_checkpoints,
+    ),
+)
