@@ -45,7 +45,7 @@ def load_asked_briefs(run: Run) -> list[Brief]:
 
 def sizes_of(run: Run) -> Any:
     """The student's sizes that the recipe asks for, a `StudentSpec`."""
-    from kdexport.train.student import StudentSpec
+    from kdexport.train.sizes import StudentSpec
 
     return StudentSpec(**run.recipe.student.model_dump(exclude={"init", "vocab_size"}))
 

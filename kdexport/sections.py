@@ -113,14 +113,13 @@ class StudentSection(Section):
     vocab_size: int | None = Field(None, ge=260, description="Tokens kept; None keeps all")
     intermediate_size: Count | None = Field(None, description="Feed-forward width")
     hidden_size: Count | None = Field(None, description="Only for scratch")
-    n_heads: Count | None = Field(None, description="Only for scratch")
-    n_kv_heads: Count | None = Field(None, description="Only for scratch")
+    n_heads: Count | None = Field(None, description="Of attention; pruning keeps whole groups")
+    n_kv_heads: Count | None = Field(None, description="Key-value heads; each keeps its heads")
 
     @model_validator(mode="after")
     def _sizes(self) -> "StudentSection":
-        for name in ("hidden_size", "n_heads", "n_kv_heads"):
-            if self.init == "prune" and getattr(self, name) is not None:
-                raise ValueError(f"{name} cannot be chosen for a pruned student")
+        if self.init == "prune" and self.hidden_size is not None:
+            raise ValueError("hidden_size cannot be chosen for a pruned student")
         return self
 
 

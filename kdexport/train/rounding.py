@@ -15,6 +15,7 @@ import torch
 
 from kdexport.errors import InputError
 from kdexport.machine import machine_facts
+from kdexport.train.anatomy import named_products
 
 LARGEST_SCALE = torch.finfo(torch.float16).max
 CHUNK = 1 << 18  # numbers that are rounded at once on a CPU: they fit into its cache
@@ -98,7 +99,7 @@ class Rounding:
         self.grids = grids
         head = student.get_output_embeddings()
         tables = [student.get_input_embeddings(), head]
-        self._body = [(m, axis) for m, axis in _products(student) if m not in tables]
+        self._body = [(m, axis) for _, m, axis in named_products(student) if m not in tables]
         found = [(module.weight, grids.head, 1) for module in tables if module is not None]
         found += [(module.weight, grids.body, axis) for module, axis in self._body]
         self._matrices = {id(weight): Matrix(weight, grid, axis) for weight, grid, axis in found}
@@ -136,15 +137,6 @@ class Rounding:
         if hidden is not None:
             output.last_hidden_state = straight(hidden, self.grids.head.block(hidden.shape[-1]))
         return output
-
-
-def _products(student: Any) -> Iterator[tuple[Any, int]]:
-    """Linear layers and the axis of their weight's inputs."""
-    from transformers.pytorch_utils import Conv1D
-
-    for module in student.modules():
-        if isinstance(module, (torch.nn.Linear, Conv1D)):
-            yield module, int(isinstance(module, torch.nn.Linear))
 
 
 class _Seen:

@@ -7,7 +7,8 @@ import torch
 
 from kdexport.train.data import Encoded
 from kdexport.train.model import load_model
-from kdexport.train.student import StudentSpec, prune
+from kdexport.train.sizes import StudentSpec
+from kdexport.train.student import prune
 from tests.models import make_gpt2, make_llama
 
 
