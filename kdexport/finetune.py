@@ -21,10 +21,10 @@ from kdexport.preflight import check_training
 from kdexport.recipe import Recipe
 from kdexport.splits import Splits, encode_splits
 from kdexport.stages import STAGES
+from kdexport.train.cache import fingerprint_examples
 from kdexport.train.evaluate import evaluate
 from kdexport.train.feed import Epochs
 from kdexport.train.model import load_model, load_tokenizer, save_model, swap_folder, written
-from kdexport.train.teacher import fingerprint_examples
 from kdexport.train.trainer import Hooks, Material, distill
 from kdexport.train_section import ONE, Line, TrainSection
 from kdexport.training import device_of, precision_of, train_settings

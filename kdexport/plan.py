@@ -192,7 +192,9 @@ def _target_bytes(run: Run, sizes: Sizes) -> float:
     n_tokens = sizes.n_tokens if train.prompt_weight else sizes.copy_tokens
     config = read_config(run.teacher.path / "config.json")
     hidden = config.get("hidden_size") or config.get("n_embd") or 0
-    a_token = {"cached": 6 * train.top_k + 2, "hidden": 2 * hidden, "live": 0}
+    vocabulary = run.recipe.student.vocab_size or config.get("vocab_size") or 0
+    one = 4 if vocabulary <= 2**16 else 6
+    a_token = {"cached": one * train.top_k + 2, "hidden": 2 * hidden, "live": 0}
     return float(n_tokens * a_token[train.targets])
 
 

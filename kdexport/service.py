@@ -1,6 +1,6 @@
 """The teacher of a run as a service of targets: as the recipe wants to ask it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,25 +10,17 @@ from kdexport.errors import InputError
 from kdexport.journal import fingerprint
 from kdexport.pipeline import Run
 from kdexport.splits import Splits
-from kdexport.train.data import Batch, Encoded
+from kdexport.train.cache import TargetCache, fill_cache, fingerprint_examples, seconds_asked
+from kdexport.train.columns import Form, hidden_form, top_k_form
+from kdexport.train.data import Encoded
 from kdexport.train.model import head_is_plain
-from kdexport.train.teacher import (
-    Columns,
-    TargetFn,
-    cached_targets,
-    fill_cache,
-    fingerprint_examples,
-    hidden_columns,
-    live_targets,
-    seconds_asked,
-    targets_of_hidden,
-    top_k_columns,
-    top_k_targets,
-)
+from kdexport.train.teacher import TargetFn, live_targets
 from kdexport.train_section import TrainSection
 
+HELD_OUT_TOP_K = 64
 HELD_OUT_DRAWN = 64
 TEACHER_BATCH = 16
+FORMAT = 2  # of a cache's files; part of its key
 
 
 @dataclass(frozen=True)
@@ -41,6 +33,22 @@ class Asked:
     train: TargetFn | None
     held_out: TargetFn
     seconds: float
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Targets in a form to be kept; ``how`` they are asked is part of their cache's key."""
+
+    form: Form
+    how: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A cache and the targets in it."""
+
+    folder: Path
+    targets: TargetFn
 
 
 @dataclass(frozen=True)
@@ -58,46 +66,61 @@ class Service:
         return fingerprint(self.run.teacher.fingerprint, self.kept_ids)
 
     def targets(self, data: Splits, asked_of: Sequence[Encoded]) -> Asked:
-        """For training at the recipe's temperature; for held-out pairs at 1.
+        """For training at the recipe's temperature and precision; for held-out pairs at 1, exact.
 
-        ``asked_of``: the texts of which a cache is made; those of training are among them.
+        ``asked_of``: the texts of which a cache is made; those of training are among them. Held-out
+        pairs are judged by the same numbers however training is asked.
         """
         wish = self.run.recipe.train
         if wish.targets == "live":
-            live = live_targets(self.teacher, self.kept_ids, wish.temperature)
+            live = live_targets(self.teacher, self.kept_ids, wish.temperature, self.precision)
             held_out = live_targets(self.teacher, self.kept_ids, 1.0)
             return Asked(None if wish.texts_alone else live, held_out, 0.0)
-        other, held_out = self._top_k(data.validation, 1.0, HELD_OUT_DRAWN)
+        other = self._filled(data.validation, self._held_out())
         if wish.texts_alone:
-            return Asked(None, held_out, seconds_asked(other))
-        fill = {"cached": self._top_k, "hidden": self._hidden}[wish.targets]
-        folder, train = fill(asked_of, wish.temperature)
+            return Asked(None, other.targets, seconds_asked(other.folder))
+        train = self._filled(asked_of, FORMS[wish.targets](self))
         share = len(data.train) / len(asked_of)
-        return Asked(train, held_out, share * seconds_asked(folder) + seconds_asked(other))
+        seconds = share * seconds_asked(train.folder) + seconds_asked(other.folder)
+        return Asked(train.targets, other.targets, seconds)
 
-    def _top_k(
-        self, examples: Sequence[Encoded], temperature: float, n_drawn: int = 0
-    ) -> tuple[Path, TargetFn]:
-        size = len(self.kept_ids or range(self.teacher.config.vocab_size))
-        top_k = min(self.run.recipe.train.top_k, size - 1)
-        whole = live_targets(self.teacher, self.kept_ids, temperature)
-        ask = top_k_columns(top_k_targets(whole, top_k, n_drawn))
-        folder = self._fill(examples, ask, ["top-k", temperature, top_k, n_drawn])
-        return folder, cached_targets(folder, n_drawn)
+    def top_k(self) -> Wanted:
+        """The likeliest tokens, and the tail's mass."""
+        wish = self.run.recipe.train
+        whole = live_targets(self.teacher, self.kept_ids, wish.temperature, self.precision)
+        top_k = min(wish.top_k, self._vocab_size - 1)
+        form = top_k_form(whole, self._vocab_size, top_k)
+        return Wanted(form, ["top-k", wish.temperature, self.precision, top_k])
 
-    def _hidden(self, examples: Sequence[Encoded], temperature: float) -> tuple[Path, TargetFn]:
-        columns = hidden_columns(self.teacher, self.kept_ids, self.precision)
-        folder = self._fill(examples, columns, ["hidden", self.precision])
-        return folder, targets_of_hidden(folder, self.teacher, self.kept_ids, temperature)
+    def hidden(self) -> Wanted:
+        """The last hidden states, of which the head makes whole distributions."""
+        temperature = self.run.recipe.train.temperature
+        form = hidden_form(self.teacher, self.kept_ids, temperature, self.precision)
+        return Wanted(form, ["hidden", self.precision])
 
-    def _fill(
-        self, examples: Sequence[Encoded], ask: Callable[[Batch], Columns], how: Sequence[Any]
-    ) -> Path:
-        name = fingerprint(self.key, fingerprint_examples(examples), how)[:16]
+    def _held_out(self) -> Wanted:
+        top_k = min(HELD_OUT_TOP_K, self._vocab_size - 1)
+        whole = live_targets(self.teacher, self.kept_ids, 1.0)
+        form = top_k_form(whole, self._vocab_size, top_k, HELD_OUT_DRAWN)
+        return Wanted(form, ["held out", top_k, HELD_OUT_DRAWN])
+
+    @property
+    def _vocab_size(self) -> int:
+        return len(self.kept_ids or range(self.teacher.config.vocab_size))
+
+    def _filled(self, examples: Sequence[Encoded], wanted: Wanted) -> Filled:
+        name = fingerprint(self.key, fingerprint_examples(examples), FORMAT, wanted.how)[:16]
         folder = self.run.targets / name
         with tracked("    teacher's targets", "texts") as progress:
-            fill_cache(folder, examples, ask, batch_size=TEACHER_BATCH, progress=progress)
-        return folder
+            fill_cache(
+                folder,
+                examples,
+                wanted.form.ask,
+                batch_size=TEACHER_BATCH,
+                shard_seconds=self.run.recipe.train.checkpoint_seconds,
+                progress=progress,
+            )
+        return Filled(folder, wanted.form.targets(TargetCache(folder)))
 
 
 def check_hidden(wish: TrainSection, teacher: Any, student: Any) -> None:
@@ -112,3 +135,9 @@ def check_hidden(wish: TrainSection, teacher: Any, student: Any) -> None:
             where="train.hidden_weight",
             remedy="set it to 0",
         )
+
+
+FORMS: Mapping[str, Callable[[Service], Wanted]] = {
+    "cached": Service.top_k,
+    "hidden": Service.hidden,
+}

@@ -18,6 +18,7 @@ from kdexport.pipeline import Run
 from kdexport.recipe import Recipe
 from kdexport.service import TEACHER_BATCH, Asked, Service, check_hidden
 from kdexport.splits import Splits, encode_splits
+from kdexport.train.cache import fingerprint_examples
 from kdexport.train.data import Encoded
 from kdexport.train.feed import Epochs
 from kdexport.train.model import (
@@ -32,7 +33,7 @@ from kdexport.train.objective import Objective, Term
 from kdexport.train.reference import write_reference
 from kdexport.train.rounding import GRIDS, Rounding
 from kdexport.train.schedule import Budget, Schedule
-from kdexport.train.teacher import check_vocabularies, fingerprint_examples
+from kdexport.train.teacher import check_vocabularies
 from kdexport.train.trainer import Hooks, Material, TrainSettings, distill
 from kdexport.train_section import Line, TrainSection
 from kdexport.watching import Watcher

@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.training.task import BATCH_SIZE, load_examples, tell
 from kdexport.pipeline import Run, open_run
 from kdexport.recipe import load_recipe
-from kdexport.train.teacher import seconds_asked
+from kdexport.train.cache import seconds_asked
 from kdexport.training import train_student
 
 

@@ -148,6 +148,7 @@ def hidden_distance(hidden: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor
     Sun et al. 2019 (patient knowledge distillation, section 3.2) compare normalised states; a head
     reads a state's length as well as its direction, so here the student's length counts too.
     """
+    teacher = teacher.float()  # in half precision squares reach their end at 256
     difference = (hidden.float() - teacher).square().sum(-1)
     return difference / teacher.square().sum(-1).clamp(min=1e-12)
 
