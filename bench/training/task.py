@@ -25,9 +25,9 @@ class Example:
     first: int
 
 
-def load_examples(task: Path) -> list[Example]:
-    """The training texts, in the order in which every way of training sees them."""
-    lines = (task / "examples.jsonl").read_text("utf-8").splitlines()
+def load_examples(task: Path, name: str = "examples.jsonl") -> list[Example]:
+    """The training texts, in the order in which every way of training sees them; or others."""
+    lines = (task / name).read_text("utf-8").splitlines()
     return [Example(row["ids"], row["first"]) for row in map(json.loads, lines)]
 
 

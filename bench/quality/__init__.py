@@ -1,0 +1,1 @@
+"""What distilling gives for a budget of time: arms as processes, one measure, and its intervals."""
