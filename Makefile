@@ -87,8 +87,11 @@ peers: ## Install the engines of bench/peers.py, each apart (.peers: 3 GB, 10 mi
 	@touch $@
 
 # llama.cpp is compiled for this very CPU: no wheel, and none from pip's cache, which another machine
-# may have filled.
-.peers/llama/.installed: export CMAKE_ARGS := -DGGML_NATIVE=ON -DMTMD_BUILD=OFF -DLLAVA_BUILD=OFF
+# may have filled. Without AMX: there the pinned version ends with an illegal instruction, since the
+# compiler drops its tile configuration (llama.cpp's pull request 26954).
+NO_AMX := $(if $(filter x86_64,$(shell uname -m)),-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
+.peers/llama/.installed: export CMAKE_ARGS := -DGGML_NATIVE=ON -DMTMD_BUILD=OFF -DLLAVA_BUILD=OFF \
+  -DCMAKE_C_FLAGS="$(NO_AMX)" -DCMAKE_CXX_FLAGS="$(NO_AMX)"
 .peers/llama/.installed: export CMAKE_BUILD_PARALLEL_LEVEL := $(shell getconf _NPROCESSORS_ONLN)
 .peers/llama/.installed: export PIP_NO_CACHE_DIR := 1
 
