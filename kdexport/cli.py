@@ -10,7 +10,14 @@ from typing import Any
 import click
 
 from kdexport import __version__
-from kdexport.cli_options import EXISTING, FiniteRange, json_option, print_report
+from kdexport.cli_options import (
+    EXISTING,
+    FiniteRange,
+    json_option,
+    print_report,
+    recipe_of,
+    set_option,
+)
 from kdexport.cli_train import distill, finetune, run
 from kdexport.errors import InputError, refusal
 from kdexport.streams import (
@@ -222,17 +229,38 @@ def verify(bundle: Path, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("recipe", type=EXISTING, required=False)
+@set_option
 @click.option("--no-probes", is_flag=True, help="Only list what is there; compute nothing.")
 @json_option
-def doctor(no_probes: bool, as_json: bool) -> None:
+def doctor(recipe: Path | None, overrides: Sequence[str], no_probes: bool, as_json: bool) -> None:
     """Say what this machine has, which parts of kdexport can run on it, and which scheme suits it.
 
     For the scheme, ONNX Runtime's quantized products are checked and timed: some seconds, 0.5 GB.
+
+    With a RECIPE, prove on its own teacher, student and texts that distilling computes what it
+    says: losses, masks, batches, caches, vocabularies, files. Exit code 1 where a proof fails.
     """
     from kdexport.describe import describe_machine, machine_rows
 
+    if recipe is not None:
+        _prove(recipe, overrides, as_json)
+        return
+    if overrides:
+        raise InputError("is of a recipe, and none is given", where="--set")
+
     rows = machine_rows(probes=not no_probes)
     print_json(rows) if as_json else print_rich(describe_machine(rows))
+
+
+def _prove(recipe: Path, overrides: Sequence[str], as_json: bool) -> None:
+    from kdexport.describe import describe_proofs, proof_rows
+    from kdexport.doctor import examine
+
+    rows = proof_rows(examine(recipe_of(recipe, overrides)))
+    print_json(rows) if as_json else print_rich(describe_proofs(rows))
+    if not all(row["ok"] for row in rows):
+        raise SystemExit(1)
 
 
 def main() -> None:

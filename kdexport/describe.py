@@ -3,6 +3,8 @@
 import importlib.metadata
 import importlib.util
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +156,41 @@ def _describe_speeds(found: dict[str, Any]) -> Any:
     for speed in found["speeds"]:
         kernel, *numbers = speed.values()
         table.add_row(kernel, *map(str, numbers))
+    return table
+
+
+def proof_rows(proofs: Sequence[Any]) -> list[dict[str, Any]]:
+    """Proofs as JSON values; a measure that is no finite number is None."""
+    return [
+        {
+            "name": proof.name,
+            "ok": proof.ok,
+            "measured": proof.measured if math.isfinite(proof.measured) else None,
+            "tolerance": proof.tolerance,
+            "note": proof.note,
+        }
+        for proof in proofs
+    ]
+
+
+def describe_proofs(rows: Sequence[dict[str, Any]]) -> Any:
+    """Proofs as a rich table, those that fail first."""
+    from rich.table import Table
+    from rich.text import Text
+
+    failed = sum(not row["ok"] for row in rows)
+    title = f"{len(rows)} proofs, {failed or 'none'} failed"
+    table = Table(title=Text(title, style="bold"), title_justify="left")
+    table.add_column("proof", style="cyan", overflow="fold")
+    for name in ("measured", "allowed"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("of what", overflow="fold")
+    for row in sorted(rows, key=lambda row: row["ok"]):
+        measured = "not finite" if row["measured"] is None else f"{row['measured']:.2g}"
+        verdict = Text("ok", style="green") if row["ok"] else Text("failed", style="bold red")
+        allowed = f"{row['tolerance']:.2g}"
+        table.add_row(Text(row["name"]), measured, allowed, verdict, Text(row["note"]))
     return table
 
 

@@ -27,13 +27,15 @@ class Loss:
     """A divergence: terms [N, K] from log p and log q [N, K] and a parameter.
 
     ``parameter``: its default; None where there is none. ``whole``: only whole distributions will
-    do. ``standardised``: logits are brought to mean 0 and deviation 1 first.
+    do. ``standardised``: logits are brought to mean 0 and deviation 1 first. ``order``: where T is
+    high, the gradient falls off as T to this power, by which it is to be multiplied.
     """
 
     terms: Terms
     parameter: float | None = None
     whole: bool = False
     standardised: bool = False
+    order: int = 2
 
 
 def distance(
@@ -159,7 +161,7 @@ LOSSES: Mapping[str, Loss] = {
     "jsd": Loss(_jsd, parameter=0.5),
     "skew_kl": Loss(_skew_kl, parameter=0.1),
     "skew_reverse_kl": Loss(_skew_reverse_kl, parameter=0.1),
-    "total_variation": Loss(_total_variation),
+    "total_variation": Loss(_total_variation, order=1),
     "adaptive_kl": Loss(_adaptive_kl, whole=True),
     "standardised_kl": Loss(_forward_kl, whole=True, standardised=True),
 }

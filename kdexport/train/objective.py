@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from kdexport.train.data import Batch
-from kdexport.train.losses import distance, hidden_distance
+from kdexport.train.losses import LOSSES, distance, hidden_distance
 from kdexport.train.model import Reading, head_of, low_precision, read_batch
 from kdexport.train.schedule import ONE, Schedule
 from kdexport.train.targets import TargetRows, Targets, runs
@@ -101,13 +101,16 @@ def batch_loss(
 def soft_distance(
     logits: torch.Tensor, targets: Targets, objective: Objective, progress: float
 ) -> torch.Tensor:
-    """The weighted sum of an objective's divergences, float [N] from student logits [N, V]."""
+    """The weighted sum of an objective's divergences, float [N] from student logits [N, V].
+
+    It is to be multiplied by T²; a loss that wants less is divided by the rest here.
+    """
     total = torch.zeros(len(logits), device=logits.device)
     for term in objective.terms:
         share = term.weight.at(progress)
         if share:
             values = distance(term.loss, logits, targets, objective.temperature, term.parameter)
-            total = total + share * values
+            total = total + share * objective.temperature ** (LOSSES[term.loss].order - 2) * values
     return total
 
 

@@ -1,0 +1,120 @@
+"""`kdexport doctor RECIPE`: the proofs of `train.proofs` on a recipe's own teacher and texts.
+
+The student is made as the recipe says, in a folder that is gone afterwards; nothing of a run is
+touched.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from kdexport.arms import spread
+from kdexport.console import say, tracked
+from kdexport.content.channels import load_channels
+from kdexport.content.prompts import brief_messages
+from kdexport.errors import InputError
+from kdexport.pairs import SPLITS, Pair, by_split, load_pairs, write_pairs
+from kdexport.pipeline import Run, open_run
+from kdexport.preflight import check_student, check_training, load_asked_briefs, load_own_pairs
+from kdexport.recipe import Recipe
+from kdexport.service import check_hidden
+from kdexport.splits import renderer
+from kdexport.stages import make_student
+from kdexport.train.case import WAYS, Case, Proof
+from kdexport.train.data import encode_pairs
+from kdexport.train.model import load_facts, load_model, load_tokenizer
+from kdexport.train.proofs import prove
+from kdexport.training import device_of, objective_of
+
+N_TEXTS = 8
+
+
+def examine(recipe: Recipe) -> list[Proof]:
+    """Every proof of a recipe. Raises InputError for what `kdexport run` would refuse."""
+    run = open_run(recipe)
+    check_student(run)
+    check_training(run)
+    pairs = _texts(run)
+    handful = spread(by_split(pairs, "train"), N_TEXTS)
+    if not handful:
+        raise InputError("nothing in it is to train on", where="data")
+    with tempfile.TemporaryDirectory(prefix="kdexport-doctor-") as place:
+        folder = Path(place)
+        trial = replace(run, folder=folder, exported=folder / "exported")
+        write_pairs(trial.pairs, handful)
+        make_student(trial)
+        case = _case(trial, handful, pairs)
+        found: list[Proof] = []
+        with tracked("doctor", "proofs") as progress:
+            for proof in prove(case):
+                found.append(proof)
+                progress(len(found), note=proof.name)
+        return found
+
+
+def _texts(run: Run) -> list[Pair]:
+    """The run's pairs, or the user's, or what briefs say where their copy is not written yet."""
+    if run.pairs.is_file():
+        say(f"texts of {run.pairs}")
+        return load_pairs(run.pairs)
+    if run.recipe.data.briefs is None:
+        return load_own_pairs(run)
+    say("the teacher has written nothing yet: the briefs' own facts stand in for its copy")
+    channels = load_channels()
+    return [
+        Pair(
+            brief.id,
+            brief.split,
+            tuple(brief_messages(brief, channels[brief.channel])),
+            ", ".join((brief.product, *brief.facts)),
+        )
+        for brief in load_asked_briefs(run)
+    ]
+
+
+def _case(trial: Run, handful: Sequence[Pair], pairs: Sequence[Pair]) -> Case:
+    """What is examined: in float32, on the recipe's device, with plain attention."""
+    wish = trial.recipe.train
+    if wish.n_threads:
+        torch.set_num_threads(wish.n_threads)
+    device = device_of(wish.device)
+    teacher = load_model(trial.teacher.path, attention="eager").to(device)
+    student = load_model(trial.student_init, attention="eager").to(device)
+    theirs, own = load_tokenizer(trial.teacher.path), load_tokenizer(trial.student_init)
+    check_hidden(wish, teacher, student)
+    longest = min(wish.max_length, student.config.max_position_embeddings)
+    examples, _ = encode_pairs(
+        handful,
+        own.backend_tokenizer,
+        renderer(own),
+        own.eos_token_id,
+        longest,
+        prompts_too=wish.learns_prompts,
+    )
+    if len(examples) < 2:
+        raise InputError(
+            f"of {len(handful)} training pairs, {len(examples)} fit in {longest} tokens; two are "
+            "needed to compare batches",
+            where="train.max_length",
+        )
+    return Case(
+        teacher=teacher,
+        student=student,
+        kept_ids=load_facts(trial.student_init).get("kept_ids"),
+        examples=examples,
+        objective=objective_of(wish),
+        folder=trial.folder / "proofs",
+        top_k=wish.top_k,
+        teacher_tokens={i: token for token, i in theirs.get_vocab().items()},
+        student_tokens={i: token for token, i in own.get_vocab().items()},
+        tokenizer_from=trial.student_init,
+        splits={split: [_read(pair) for pair in by_split(pairs, split)] for split in SPLITS},
+        way=wish.targets if wish.targets in WAYS else "live",
+    )
+
+
+def _read(pair: Pair) -> str:
+    return "\n".join((*(message["content"] for message in pair.messages), pair.completion))

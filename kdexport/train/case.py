@@ -1,0 +1,87 @@
+"""What is examined, and the ways in which a teacher is asked; a row of what was found."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kdexport.train.cache import TargetCache, fill_cache
+from kdexport.train.columns import Form, hidden_form, top_k_form
+from kdexport.train.data import Encoded
+from kdexport.train.objective import Objective
+from kdexport.train.teacher import TargetFn, live_targets
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One row: what was measured and how much of it is allowed; ``note`` says what it is."""
+
+    name: str
+    measured: float
+    tolerance: float
+    note: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether it holds; what is not finite does not."""
+        return self.measured <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is examined, all in float32.
+
+    ``examples``: a handful, of different lengths, in the student's tokens. ``folder``: to write in.
+    ``teacher_tokens`` and ``student_tokens``: id -> token. ``tokenizer_from``: where the student's
+    tokenizer lies. ``splits``: the texts of each split, as they are read. ``way``: of `WAYS`, how
+    steps ask the teacher.
+    """
+
+    teacher: Any
+    student: Any
+    kept_ids: Sequence[int] | None
+    examples: Sequence[Encoded]
+    objective: Objective
+    folder: Path
+    top_k: int
+    teacher_tokens: Mapping[int, str]
+    student_tokens: Mapping[int, str]
+    tokenizer_from: Path
+    splits: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    way: str = "live"
+
+    @property
+    def n_kept(self) -> int:
+        """Of how many tokens a cache keeps the probability."""
+        return min(self.top_k, int(self.student.config.vocab_size) - 1)
+
+
+def live(case: Case) -> TargetFn:
+    """Whole distributions, asked at every call."""
+    return live_targets(case.teacher, case.kept_ids, case.objective.temperature)
+
+
+def cached(case: Case) -> TargetFn:
+    """The likeliest tokens and the mass of the rest, from a file."""
+    form = top_k_form(live(case), int(case.student.config.vocab_size), case.n_kept)
+    return _from_disk(case, "cached", form)
+
+
+def hidden(case: Case) -> TargetFn:
+    """Whole distributions of hidden states, from a file."""
+    temperature = case.objective.temperature
+    form = hidden_form(case.teacher, case.kept_ids, temperature, "float32")
+    return _from_disk(case, "hidden", form)
+
+
+def _from_disk(case: Case, name: str, form: Form) -> TargetFn:
+    folder = case.folder / name
+    fill_cache(folder, case.examples, form.ask, batch_size=2)
+    return form.targets(TargetCache(folder))
+
+
+WAYS: Mapping[str, Callable[[Case], TargetFn]] = {
+    "live": live,
+    "cached": cached,
+    "hidden": hidden,
+}

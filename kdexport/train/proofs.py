@@ -1,0 +1,340 @@
+"""Proofs that a distillation computes what it says, on a teacher, a student and texts of anyone's.
+
+Each is one trap that real projects fell into. They run on what training runs on, `batch_loss`,
+`Stepper` and the targets, and hold it against a few lines of float64 that share nothing with it.
+Knows no recipes and no files but a folder to write in.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch.nn import functional as F  # noqa: N812
+
+from kdexport.train import losses, objective
+from kdexport.train.case import WAYS, Case, Proof, cached, hidden, live
+from kdexport.train.data import Batch, Encoded, collate
+from kdexport.train.formulas import REFERENCES
+from kdexport.train.model import head_is_plain, save_model
+from kdexport.train.objective import Objective, Term
+from kdexport.train.step import Stepper
+from kdexport.train.targets import Targets, runs
+from kdexport.train.teacher import live_targets, top_k_targets
+
+MIDDLE = 0.5  # the progress at which schedules are looked at
+N_ROWS = 64  # tokens that losses are tried on
+FAR = 64.0  # a temperature at which every distribution is flat
+FLOAT32 = 1e-4  # of sums that are ordered otherwise
+HALF = 1e-2  # of what is kept in half precision
+
+
+def prove(case: Case) -> Iterator[Proof]:
+    """Every proof of `PROOFS`, one after another."""
+    case.student.eval()  # without dropout: what is compared is to be the same
+    for rows in PROOFS:
+        yield from rows(case)
+
+
+# Losses, at some tokens
+
+
+def losses_are_their_formulas(case: Case) -> Iterator[Proof]:
+    """Value and gradient of every loss, whole and with top k and tail, against float64."""
+    z_teacher, z_student = _logits(case)
+    order = z_teacher.topk(case.n_kept, dim=-1).indices
+    for name, loss in losses.LOSSES.items():
+        worst = _apart(case, name, z_teacher, z_student, None)
+        note = "value and gradient, whole"
+        if not loss.whole:
+            worst = max(worst, _apart(case, name, z_teacher, z_student, order))
+            note += f", and of {case.n_kept} tokens and the rest as one"
+        yield Proof(f"{name} is its formula", worst, 1e-3, note)
+
+
+def _apart(
+    case: Case, name: str, z_teacher: torch.Tensor, z_student: torch.Tensor, order: Any
+) -> float:
+    """The largest error of value and gradient, relative to the largest of each."""
+    temperature = case.objective.temperature
+    amount = losses.LOSSES[name].parameter or 0.0
+    rough = z_student.float().requires_grad_()
+    whole = torch.log_softmax(z_teacher / temperature, -1)
+    if order is None:
+        asked = Targets(whole.float())
+    else:
+        best = whole.gather(-1, order)
+        tail = torch.log1p(-best.exp().sum(-1))
+        asked = Targets(best.float(), order, tail.float())
+    found = losses.distance(name, rough, asked, temperature)
+    exact = z_student.clone().requires_grad_()
+    expected = REFERENCES[name](z_teacher, exact, temperature, amount, order)
+    pairs = [(found.detach(), expected.detach())]
+    gradients = [torch.autograd.grad(x.sum(), z)[0] for x, z in ((found, rough), (expected, exact))]
+    pairs.append((gradients[0], gradients[1]))
+    return max(
+        float((one.double() - other).abs().max() / other.abs().max().clamp(min=1e-12))
+        for one, other in pairs
+    )
+
+
+def gradients_keep_their_size(case: Case) -> Iterator[Proof]:
+    """T² (T for a loss of first order) times the gradient, where T doubles and all is flat."""
+    z_teacher, z_student = (z.float() for z in _logits(case))
+
+    def norm(name: str, temperature: float) -> float:
+        z = z_student.clone().requires_grad_()
+        soft = Targets(torch.log_softmax(z_teacher / temperature, -1))
+        wish = Objective(terms=(Term(name),), temperature=temperature)
+        apart = objective.soft_distance(z, soft, wish, MIDDLE).sum()
+        (gradient,) = torch.autograd.grad(temperature**2 * apart, z)
+        return float(gradient.norm())
+
+    for name in losses.LOSSES:
+        ratio = norm(name, 2 * FAR) / norm(name, FAR)
+        note = f"the gradient at T = {2 * FAR:.0f} beside that at {FAR:.0f}"
+        yield Proof(f"{name} keeps its gradient as T grows", abs(ratio - 1), 0.1, note)
+
+
+@torch.no_grad()
+def _logits(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both models' logits [N, V] of some target tokens, float64, each example read alone."""
+    both: list[list[torch.Tensor]] = [[], []]
+    for example in case.examples:
+        where = slice(example.first_target - 1, len(example.ids) - 1)
+        for found, z in zip(both, _read_alone(case, example), strict=True):
+            found.append(z[where])
+    z_teacher, z_student = (torch.cat(found) for found in both)
+    every = max(1, len(z_teacher) // N_ROWS)
+    return z_teacher[::every], z_student[::every]
+
+
+@torch.no_grad()
+def _read_alone(case: Case, example: Encoded) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [n, V] of teacher and student over one example: no batch, no padding, no chunks."""
+    ids = torch.from_numpy(example.ids)
+    theirs = ids if case.kept_ids is None else torch.as_tensor(case.kept_ids)[ids]
+    asked = case.teacher(theirs[None].to(case.teacher.device), use_cache=False).logits[0]
+    if case.kept_ids is not None:
+        asked = asked[:, torch.as_tensor(case.kept_ids)]
+    own = case.student(ids[None].to(case.student.device), use_cache=False).logits[0]
+    return asked.double().cpu(), own.double().cpu()
+
+
+# A step
+
+
+def one_mask_is_shifted(case: Case) -> Iterator[Proof]:
+    """Labels, student and teacher are read at one place: a loop over tokens gives the same sums."""
+    task = soft = 0.0
+    for example in case.examples:
+        z_teacher, z_student = _read_alone(case, example)
+        for t in range(example.first_target, len(example.ids)):
+            q = torch.log_softmax(z_student[t - 1], -1)
+            p = torch.log_softmax(z_teacher[t - 1], -1)
+            is_prompt = t < example.first_completion
+            share = case.objective.prompt_weight if is_prompt else 1.0
+            soft += example.weight * share * float((p.exp() * (p - q)).sum())
+            task -= 0.0 if is_prompt else example.weight * float(q[example.ids[t]])
+    plain = Objective(prompt_weight=case.objective.prompt_weight)
+    batch = collate(case.examples)
+    with torch.no_grad():
+        asked = live_targets(case.teacher, case.kept_ids, 1.0)(batch)
+        found = objective.batch_loss(case.student, batch, asked, plain, MIDDLE)
+    note = "a loop over single texts, nats"
+    yield Proof("texts are read at the shifted places", _relative(found.task, task), FLOAT32, note)
+    name = "teacher and student are read at the same places"
+    yield Proof(name, _relative(found.divergence, soft), FLOAT32, note)
+
+
+def steps_do_not_depend_on_batches(case: Case) -> Iterator[Proof]:
+    """The gradient of a step, whatever its examples are cut into."""
+    examples = list(case.examples)
+    batch = collate(examples)
+    whole = step_gradient(case, [batch])
+    wide = replace(batch, ids=F.pad(batch.ids, (0, 16)), targets=F.pad(batch.targets, (0, 16)))
+    halves = [collate(examples[::2]), collate(examples[1::2])]
+    ways = {
+        "padding changes no gradient": step_gradient(case, [wide]),
+        "batches of other texts change no gradient": step_gradient(case, halves[::-1]),
+        "accumulation changes no gradient": step_gradient(case, [collate([e]) for e in examples]),
+        "halved batches change no gradient": step_gradient(case, [batch], max_examples=1),
+    }
+    for name, gradient in ways.items():
+        note = f"{len(examples)} texts; relative"
+        yield Proof(name, _relative_norm(gradient, whole), FLOAT32, note)
+
+
+def chunks_are_the_plain_loss(case: Case) -> Iterator[Proof]:
+    """Head and loss in chunks give the gradient of the loss of all logits at once."""
+    batch = collate(case.examples)
+    plain = replace(case.objective, hidden_weight=0.0)
+    asked = WAYS[case.way](case)(batch)
+    chunked = objective.batch_loss(case.student, batch, asked, plain, MIDDLE).loss
+    found = _gradient(case.student, chunked)
+    logits = case.student(batch.ids.to(case.student.device), use_cache=False).logits
+    logits = logits[:, :-1][batch.targets.to(logits.device)].float()
+    share = batch.weights * torch.where(batch.is_completion, 1.0, plain.prompt_weight)
+    task = F.cross_entropy(logits, batch.labels.to(logits.device), reduction="none")
+    rows = asked.to(logits.device).rows(slice(None))
+    soft = objective.soft_distance(logits, rows, plain, MIDDLE)
+    of_task = (batch.weights * batch.is_completion).to(logits.device)
+    loss = plain.task_weight.at(MIDDLE) * (of_task * task).sum()
+    strength = plain.kd_weight.at(MIDDLE) * plain.temperature**2
+    loss = loss + strength * (share.to(logits.device) * soft).sum()
+    apart = _relative_norm(_gradient(case.student, loss), found)
+    n_chunks = len(runs(len(logits), logits.shape[-1]))
+    yield Proof("chunks give the plain gradient", apart, 1e-5, f"{n_chunks} chunks; relative")
+
+
+def _gradient(model: Any, loss: torch.Tensor) -> torch.Tensor:
+    own = [p for p in model.parameters() if p.requires_grad]
+    found: tuple[Any, ...] = torch.autograd.grad(loss, own, allow_unused=True)
+    return torch.cat([g.flatten().cpu() for g in found if g is not None])
+
+
+class _Watched(torch.optim.Optimizer):
+    """Takes no step, and keeps the gradient that it was given."""
+
+    def __init__(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        super().__init__(parameters, {"lr": 0.0})
+        self.gradient = torch.full((1,), torch.nan)
+
+    def step(self, closure: Any = None) -> Any:
+        """Keep the gradient."""
+        own = [p.grad for group in self.param_groups for p in group["params"]]
+        self.gradient = torch.cat([g.flatten().cpu() for g in own if g is not None])
+
+
+def step_gradient(case: Case, group: Sequence[Batch], **wishes: Any) -> torch.Tensor:
+    """The gradient by which a step over these batches would move the student, flat."""
+    own = [p for p in case.student.parameters() if p.requires_grad]
+    watched = _Watched(own)
+    wish = case.objective
+    stepper = Stepper(case.student, watched, wish, clip_norm=float("inf"), **wishes)
+    stepper.step(group, WAYS[case.way](case) if wish.kd_weight.at(MIDDLE) else None, 0.0, MIDDLE)
+    return watched.gradient
+
+
+# The teacher
+
+
+def teacher_is_at_rest(case: Case) -> Iterator[Proof]:
+    """It says the same twice, alone and among others; it is not trained and shares nothing."""
+    batch, ask = collate(case.examples), live(case)
+    case.student.train()
+    try:
+        asked = ask(batch).rows(slice(None))
+        busy = sum(module.training for module in case.teacher.modules())
+        step_gradient(case, [batch])
+    finally:
+        case.student.eval()
+    again = ask(batch).rows(slice(None))
+    apart = float((asked.logprobs - again.logprobs).abs().max())
+    yield Proof("the teacher says the same twice", apart, 1e-6, "largest difference, nats")
+    alone = [ask(collate([e])).rows(slice(None)).logprobs for e in case.examples]
+    apart = float((torch.cat(alone).exp() - again.logprobs.exp()).abs().max())
+    yield Proof("the teacher says the same of a text alone", apart, 1e-4, "largest difference of p")
+    yield Proof("the teacher stays in evaluation mode", busy, 0, "modules in training mode")
+    moved = sum(p.grad is not None for p in case.teacher.parameters())
+    moved += asked.logprobs.requires_grad
+    yield Proof("the teacher gets no gradient", moved, 0, "parameters that got one")
+    own = {p.data_ptr() for p in case.student.parameters()}
+    shared = sum(p.data_ptr() in own for p in case.teacher.parameters())
+    yield Proof("teacher and student share no weights", shared, 0, "parameters in both")
+
+
+def caches_are_near_the_teacher(case: Case) -> Iterator[Proof]:
+    """What is kept on disk gives the divergence that the teacher gives when asked live."""
+    batch, ask = collate(case.examples), live(case)
+    whole = _divergence(case, batch, ask(batch))
+    found = _divergence(case, batch, cached(case)(batch))
+    same = _divergence(case, batch, top_k_targets(ask, case.n_kept)(batch))
+    less = 100 * (1 - same / max(whole, 1e-12))
+    note = f"relative; {case.n_kept} tokens and the rest as one see {less:.1f} % less than all"
+    yield Proof("cached targets are the live ones", _relative(found, same), HALF, note)
+    if head_is_plain(case.teacher):
+        apart = _relative(_divergence(case, batch, hidden(case)(batch)), whole)
+        yield Proof("cached hidden states are the live ones", apart, HALF, "relative")
+
+
+@torch.no_grad()
+def _divergence(case: Case, batch: Batch, asked: Any) -> float:
+    """Forward KL of a batch, nats."""
+    wish = Objective(temperature=case.objective.temperature, prompt_weight=1.0)
+    return objective.batch_loss(case.student, batch, asked, wish, MIDDLE).divergence
+
+
+# Tokens, files, texts
+
+
+def tokens_are_the_same(case: Case) -> Iterator[Proof]:
+    """Each of the student's tokens is the teacher's, and logits are as wide on both sides."""
+    theirs = range(len(case.student_tokens)) if case.kept_ids is None else case.kept_ids
+    asked = {i: case.teacher_tokens.get(their) for i, their in enumerate(theirs)}
+    other = sum(asked.get(i) != token for i, token in case.student_tokens.items())
+    note = f"of {len(case.student_tokens)} tokens"
+    yield Proof("the tokens are the teacher's, one by one", other, 0, note)
+    z_teacher, z_student = _read_alone(case, case.examples[0])
+    apart = abs(z_teacher.shape[-1] - z_student.shape[-1])
+    yield Proof("logits are as wide on both sides", apart, 0, "columns more or fewer")
+
+
+def every_example_has_targets(case: Case) -> Iterator[Proof]:
+    """A text without a token to learn would divide by nothing."""
+    without = sum(e.n_completion <= 0 or e.first_target < 1 for e in case.examples)
+    yield Proof("every text has a token to learn", without, 0, f"of {len(case.examples)} texts")
+
+
+def tied_weights_are_written_once(case: Case) -> Iterator[Proof]:
+    """The file of weights has the bytes of the weights, each counted once."""
+    folder = case.folder / "written"
+    save_model(case.student, folder, tokenizer_from=case.tokenizer_from)
+    on_disk = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                tensor = tensors.get_tensor(name)
+                on_disk += tensor.numel() * tensor.element_size()
+    unique = {
+        t.data_ptr(): t.numel() * t.element_size() for t in case.student.state_dict().values()
+    }
+    apart = abs(on_disk - sum(unique.values()))
+    yield Proof("weights are written once", apart, 0, f"bytes off {sum(unique.values()):,}")
+
+
+def splits_are_disjoint(case: Case) -> Iterator[Proof]:
+    """No text that quality is measured on was trained on."""
+    trained = {_plain(text) for text in case.splits.get("train", ())}
+    for split in ("validation", "test"):
+        texts = case.splits.get(split, ())
+        both = sum(_plain(text) in trained for text in texts)
+        yield Proof(f"{split} texts are not trained on", both, 0, f"of {len(texts)} texts")
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _relative(found: float, expected: float) -> float:
+    return abs(found - expected) / max(abs(expected), 1e-12)
+
+
+def _relative_norm(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm().clamp(min=1e-30))
+
+
+PROOFS: Sequence[Callable[[Case], Iterator[Proof]]] = (
+    losses_are_their_formulas,
+    gradients_keep_their_size,
+    one_mask_is_shifted,
+    steps_do_not_depend_on_batches,
+    chunks_are_the_plain_loss,
+    teacher_is_at_rest,
+    caches_are_near_the_teacher,
+    tokens_are_the_same,
+    every_example_has_targets,
+    tied_weights_are_written_once,
+    splits_are_disjoint,
+)
