@@ -194,7 +194,12 @@ def _target_bytes(run: Run, sizes: Sizes) -> float:
     hidden = config.get("hidden_size") or config.get("n_embd") or 0
     vocabulary = run.recipe.student.vocab_size or config.get("vocab_size") or 0
     one = 4 if vocabulary <= 2**16 else 6
-    a_token = {"cached": one * train.top_k + 2, "hidden": 2 * hidden, "live": 0}
+    a_token = {
+        "cached": one * train.top_k + 2,
+        "sampled": one * train.n_sampled + 2,
+        "hidden": 2 * hidden,
+        "live": 0,
+    }
     return float(n_tokens * a_token[train.targets])
 
 

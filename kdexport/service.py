@@ -5,21 +5,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdexport.console import tracked
+from kdexport.console import say, tracked
 from kdexport.errors import InputError
 from kdexport.journal import fingerprint
 from kdexport.pipeline import Run
 from kdexport.splits import Splits
 from kdexport.train.cache import TargetCache, fill_cache, fingerprint_examples, seconds_asked
-from kdexport.train.columns import Form, hidden_form, top_k_form
+from kdexport.train.columns import Form, hidden_form, sampled_form, top_k_form
 from kdexport.train.data import Encoded
+from kdexport.train.fidelity import compare_targets
 from kdexport.train.model import head_is_plain
+from kdexport.train.objective import Objective
 from kdexport.train.teacher import TargetFn, live_targets
 from kdexport.train_section import TrainSection
 
 HELD_OUT_TOP_K = 64
 HELD_OUT_DRAWN = 64
 TEACHER_BATCH = 16
+N_COMPARED = 8  # texts on which kept targets are compared with live ones
 FORMAT = 2  # of a cache's files; part of its key
 
 
@@ -84,6 +87,20 @@ class Service:
         seconds = share * seconds_asked(train.folder) + seconds_asked(other.folder)
         return Asked(train.targets, other.targets, seconds)
 
+    def tell_fidelity(
+        self, student: Any, examples: Sequence[Encoded], kept: TargetFn, objective: Objective
+    ) -> None:
+        """Say what kept targets differ in from live ones, on some texts that have not been seen."""
+        wish = self.run.recipe.train
+        live = live_targets(self.teacher, self.kept_ids, wish.temperature, self.precision)
+        found = compare_targets(
+            student, examples[:N_COMPARED], kept, live, objective, batch_size=N_COMPARED
+        )
+        say(
+            f"    kept targets against live ones: loss {100 * found.bias:+.1f} %, "
+            f"cosine of the gradients {found.cosine:.4f}"
+        )
+
     def top_k(self) -> Wanted:
         """The likeliest tokens, and the tail's mass."""
         wish = self.run.recipe.train
@@ -91,6 +108,14 @@ class Service:
         top_k = min(wish.top_k, self._vocab_size - 1)
         form = top_k_form(whole, self._vocab_size, top_k)
         return Wanted(form, ["top-k", wish.temperature, self.precision, top_k])
+
+    def sampled(self) -> Wanted:
+        """Tokens drawn so that they stand for all."""
+        wish = self.run.recipe.train
+        whole = live_targets(self.teacher, self.kept_ids, wish.temperature, self.precision)
+        n_sampled = min(wish.n_sampled, self._vocab_size)
+        form = sampled_form(whole, self._vocab_size, n_sampled)
+        return Wanted(form, ["sampled", wish.temperature, self.precision, n_sampled])
 
     def hidden(self) -> Wanted:
         """The last hidden states, of which the head makes whole distributions."""
@@ -139,5 +164,6 @@ def check_hidden(wish: TrainSection, teacher: Any, student: Any) -> None:
 
 FORMS: Mapping[str, Callable[[Service], Wanted]] = {
     "cached": Service.top_k,
+    "sampled": Service.sampled,
     "hidden": Service.hidden,
 }

@@ -18,6 +18,7 @@ LossName = Literal[
     "standardised_kl",
 ]
 WHOLE = ("adaptive_kl", "standardised_kl")  # losses that need the teacher's whole distribution
+PARTS = ("cached", "sampled")  # targets that hold a part of it
 
 
 def _below_one(value: float) -> float:
@@ -91,12 +92,13 @@ class TrainSection(Section):
     hidden_weight: float = Field(
         0.0, ge=0, description="Weight of the last hidden states' distance beside the divergence"
     )
-    targets: Literal["cached", "hidden", "live"] = Field(
+    targets: Literal["cached", "sampled", "hidden", "live"] = Field(
         "cached",
-        description="Ask the teacher once and keep its top k tokens or its last hidden states, or "
-        "ask at every step",
+        description="Ask the teacher once and keep its top k tokens, a few that are drawn, or its "
+        "last hidden states; or ask at every step",
     )
     top_k: Count = Field(64, description="Cached probabilities a token; the tail's mass is kept")
+    n_sampled: Count = Field(12, description="Tokens drawn of each distribution, for sampled")
     lr: Positive = 5e-4
     batch_size: Count = 8
     accumulate: Count = Field(1, description="Batches added up before a step")
@@ -138,10 +140,10 @@ class TrainSection(Section):
     def _an_end(self) -> "TrainSection":
         if not (self.epochs or self.max_steps or self.max_minutes):
             raise ValueError("say when to stop: epochs, max_steps or max_minutes")
-        if self.hidden_weight and self.targets == "cached":
+        if self.hidden_weight and self.targets in PARTS:
             raise ValueError("hidden_weight needs targets: hidden, or live")
         whole = [term.name for term in self.loss if term.name in WHOLE]
-        if whole and self.targets == "cached":
+        if whole and self.targets in PARTS:
             raise ValueError(f"{whole[0]} needs targets: hidden, or live")
         return self
 

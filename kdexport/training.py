@@ -35,7 +35,7 @@ from kdexport.train.rounding import GRIDS, Rounding
 from kdexport.train.schedule import Budget, Schedule
 from kdexport.train.teacher import check_vocabularies
 from kdexport.train.trainer import Hooks, Material, TrainSettings, distill
-from kdexport.train_section import Line, TrainSection
+from kdexport.train_section import PARTS, Line, TrainSection
 from kdexport.watching import Watcher
 
 REFERENCE_TOP_K = 96
@@ -62,6 +62,8 @@ def train_student(run: Run) -> None:
     check_hidden(wish, teacher, student)
     service = Service(run, teacher, kept_ids, precision)
     asked = service.targets(data, _asked_of(run, data, tokenizer, student))
+    if asked.train and wish.targets in PARTS and not (run.checkpoints / "last").exists():
+        service.tell_fidelity(student, data.train, asked.train, objective_of(wish))
     key = fingerprint(
         service.key,
         fingerprint_examples(data.train),

@@ -14,6 +14,7 @@ from kdexport.errors import InputError
 from kdexport.train.cache import Columns, TargetCache
 from kdexport.train.data import Batch
 from kdexport.train.model import head_is_plain, head_of, low_precision, read_batch
+from kdexport.train.sampled import Drawn, sampled
 from kdexport.train.targets import HeadTargets, TargetRows, Targets
 from kdexport.train.teacher import TargetFn, as_ids, top_k_targets
 
@@ -63,6 +64,29 @@ def top_k_form(ask: TargetFn, vocab_size: int, top_k: int, n_drawn: int = 0) -> 
         return Targets(kept["logprobs"].float(), kept["ids"].long(), kept["tail"].float(), n_drawn)
 
     return Form(columns, read, (dtype.itemsize + HALF) * (top_k + n_drawn) + HALF)
+
+
+def sampled_form(ask: TargetFn, vocab_size: int, n_sampled: int) -> Form:
+    """``n_sampled`` tokens, drawn from what ``ask`` gives whole, and what a draw is worth.
+
+    Columns: ``ids`` and ``logprobs`` [N, n_sampled], ``worth`` [N].
+    """
+    few = sampled(ask, n_sampled)
+    dtype = id_type(vocab_size)
+
+    def columns(batch: Batch) -> Columns:
+        drawn = few(batch)
+        return {
+            "ids": drawn.ids.to(dtype),
+            "logprobs": drawn.logprobs.half(),
+            "worth": drawn.worth.half(),
+        }
+
+    def read(kept: Columns) -> Targets:
+        drawn = Drawn(kept["logprobs"].float(), kept["ids"].long(), kept["worth"].float())
+        return drawn.targets()
+
+    return Form(columns, read, (dtype.itemsize + HALF) * n_sampled + HALF)
 
 
 def hidden_form(

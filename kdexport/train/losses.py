@@ -50,7 +50,8 @@ def distance(
     Soft targets at a temperature after Hinton et al. 2015, section 2; the caller multiplies by T².
     With top-k targets alone the tail counts as one event, which makes the value a lower bound of
     the exact one. With draws from the tail the value is unbiased: the tail's mass times the mean
-    of term / p over the draws.
+    of term / p over the draws. So it is with tokens drawn from the whole vocabulary, each term
+    counting for as many as its token stands for.
     """
     loss = LOSSES[name]
     amount = loss.parameter if parameter is None else parameter
@@ -64,6 +65,8 @@ def distance(
     n_top = targets.ids.shape[-1] - targets.n_drawn
     student = student.gather(1, targets.ids)
     teacher = targets.logprobs
+    if targets.stands_for is not None:
+        return (terms(teacher, student, amount or 0.0) * targets.stands_for).sum(-1)
     value = terms(teacher[:, :n_top], student[:, :n_top], amount or 0.0).sum(-1)
     if targets.tail is None:
         return value

@@ -4,15 +4,16 @@ Targets are asked for in rows, a chunk at a time, so that a whole distribution n
 all tokens at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch.nn import functional as F  # noqa: N812
 
 CHUNK_ELEMENTS = 2**21  # logits of a chunk: 8 MB in float32, small beside any model
 LEAST_ROWS = 32
+TENSORS = ("logprobs", "ids", "tail", "hidden", "stands_for")  # of Targets, a row a token
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Targets:
     likely tokens, or None when nothing is outside. The last ``n_drawn`` columns are no top tokens
     but draws from that tail, with replacement. All at the temperature they were asked for.
     ``hidden``: float [N, H], what the teacher's head made them of, where it is known.
+    ``stands_for``: float [N, k], of tokens that were drawn from the whole vocabulary: how many each
+    counts for in a sum over all of it, one over the probability that it was drawn.
     """
 
     logprobs: torch.Tensor
@@ -31,26 +34,20 @@ class Targets:
     tail: torch.Tensor | None = None
     n_drawn: int = 0
     hidden: torch.Tensor | None = None
+    stands_for: torch.Tensor | None = None
 
     def rows(self, rows: slice) -> "Targets":
         """The targets of some of the tokens."""
-        return Targets(
-            self.logprobs[rows],
-            None if self.ids is None else self.ids[rows],
-            None if self.tail is None else self.tail[rows],
-            self.n_drawn,
-            None if self.hidden is None else self.hidden[rows],
-        )
+        return self._each(lambda values: values[rows])
 
     def to(self, device: torch.device) -> "Targets":
         """The same on another device."""
-        return Targets(
-            self.logprobs.to(device),
-            None if self.ids is None else self.ids.to(device),
-            None if self.tail is None else self.tail.to(device),
-            self.n_drawn,
-            None if self.hidden is None else self.hidden.to(device),
-        )
+        return self._each(lambda values: values.to(device))
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Targets":
+        tensors = {name: getattr(self, name) for name in TENSORS}
+        changed: dict[str, Any] = {k: change(v) for k, v in tensors.items() if v is not None}
+        return replace(self, **changed)
 
     def top1(self) -> torch.Tensor:
         """The teacher's most likely token, int64 [N]."""
@@ -113,14 +110,11 @@ def log_remainder(logprobs: torch.Tensor) -> torch.Tensor:
 
 def joined(parts: Sequence[Targets]) -> Targets:
     """Rows that were made apart as one; all of one kind."""
-
-    def of(name: str) -> torch.Tensor | None:
-        found = [getattr(part, name) for part in parts]
-        return None if found[0] is None else torch.cat(found)
-
-    logprobs = of("logprobs")
-    assert logprobs is not None
-    return Targets(logprobs, of("ids"), of("tail"), parts[0].n_drawn, of("hidden"))
+    held = [name for name in TENSORS if getattr(parts[0], name) is not None]
+    joint: dict[str, Any] = {
+        name: torch.cat([getattr(part, name) for part in parts]) for name in held
+    }
+    return replace(parts[0], **joint)
 
 
 def runs(n_rows: int, vocab_size: int = 2**15) -> list[slice]:

@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 
 from kdexport.train.cache import TargetCache, fill_cache
-from kdexport.train.columns import Form, hidden_form, id_type, top_k_form
+from kdexport.train.columns import Form, hidden_form, id_type, sampled_form, top_k_form
 from kdexport.train.data import Batch, Encoded, collate
 from kdexport.train.losses import distance
 from kdexport.train.model import load_model, read_batch
+from kdexport.train.sampled import sampled
 from kdexport.train.targets import TargetRows
 from kdexport.train.teacher import live_targets, top_k_targets
 
@@ -72,3 +73,24 @@ def test_a_vocabulary_over_16_bits_has_wider_ids() -> None:
     assert int(last.to(id_type(65536)).long()) == 65535
     form = top_k_form(lambda batch: None, 70_000, 64)  # type: ignore[arg-type, return-value]
     assert form.bytes_per_token == 64 * (4 + 2) + 2
+
+
+def test_drawn_tokens_are_kept_with_what_they_are_worth(
+    llama: Path, examples: list[Encoded], tmp_path: Path
+) -> None:
+    model = load_model(llama)
+    ask = live_targets(model, None, 1.0)
+    batch = collate(sorted(examples, key=lambda example: len(example.ids))[:16])  # asked as one
+    drawn = sampled(ask, 12)(batch).targets()
+    cached = kept(sampled_form(ask, 320, 12), examples, tmp_path, batch).rows(ALL)
+    assert drawn.ids is not None and cached.ids is not None
+    assert torch.equal(drawn.ids, cached.ids)
+    with torch.no_grad():
+        student = read_batch(model, batch).to_logits(model) * 0.7
+    # Half precision, as above.
+    torch.testing.assert_close(
+        distance("forward_kl", student, drawn, 1.0),
+        distance("forward_kl", student, cached, 1.0),
+        rtol=2e-2,
+        atol=6e-3,
+    )
