@@ -10,7 +10,13 @@ from kdexport.errors import InputError
 from kdexport.journal import fingerprint
 from kdexport.pipeline import Run
 from kdexport.splits import Splits
-from kdexport.train.cache import TargetCache, fill_cache, fingerprint_examples, seconds_asked
+from kdexport.train.cache import (
+    TargetCache,
+    fill_cache,
+    fingerprint_examples,
+    prune,
+    seconds_asked,
+)
 from kdexport.train.columns import Form, hidden_form, sampled_form, top_k_form
 from kdexport.train.data import Encoded
 from kdexport.train.fidelity import compare_targets
@@ -47,11 +53,22 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Filled:
-    """A cache and the targets in it."""
+class Place:
+    """A cache that is filled, or is to be: where, of what, and how it is kept."""
 
     folder: Path
-    targets: TargetFn
+    examples: Sequence[Encoded]
+    form: Form
+
+    @property
+    def n_tokens(self) -> int:
+        """Of how many tokens it holds targets."""
+        return sum(example.n_targets for example in self.examples)
+
+    @property
+    def n_bytes(self) -> int:
+        """Its size when it is full."""
+        return self.n_tokens * self.form.bytes_per_token
 
 
 @dataclass(frozen=True)
@@ -79,13 +96,16 @@ class Service:
             live = live_targets(self.teacher, self.kept_ids, wish.temperature, self.precision)
             held_out = live_targets(self.teacher, self.kept_ids, 1.0)
             return Asked(None if wish.texts_alone else live, held_out, 0.0)
-        other = self._filled(data.validation, self._held_out())
+        other = self._place(data.validation, self._held_out())
         if wish.texts_alone:
-            return Asked(None, other.targets, seconds_asked(other.folder))
-        train = self._filled(asked_of, FORMS[wish.targets](self))
+            self._make_room([other])
+            return Asked(None, self._filled(other), seconds_asked(other.folder))
+        train = self._place(asked_of, FORMS[wish.targets](self))
+        self._make_room([train, other])
+        held_out, targets = self._filled(other), self._filled(train)
         share = len(data.train) / len(asked_of)
         seconds = share * seconds_asked(train.folder) + seconds_asked(other.folder)
-        return Asked(train.targets, other.targets, seconds)
+        return Asked(targets, held_out, seconds)
 
     def tell_fidelity(
         self, student: Any, examples: Sequence[Encoded], kept: TargetFn, objective: Objective
@@ -133,19 +153,43 @@ class Service:
     def _vocab_size(self) -> int:
         return len(self.kept_ids or range(self.teacher.config.vocab_size))
 
-    def _filled(self, examples: Sequence[Encoded], wanted: Wanted) -> Filled:
+    def _place(self, examples: Sequence[Encoded], wanted: Wanted) -> Place:
         name = fingerprint(self.key, fingerprint_examples(examples), FORMAT, wanted.how)[:16]
-        folder = self.run.targets / name
+        return Place(self.run.targets / name, examples, wanted.form)
+
+    def _make_room(self, places: Sequence[Place]) -> None:
+        """Refuse caches that are too large before they are asked for; else remove older ones."""
+        cap = self.run.recipe.train.cache_gb * 1e9
+        needed = sum(place.n_bytes for place in places)
+        if needed > cap:
+            largest = max(places, key=lambda place: place.n_bytes)
+            raise InputError(
+                f"the teacher's targets for {largest.n_tokens} tokens would take "
+                f"{_gigabytes(needed)}, {largest.form.bytes_per_token} bytes each; "
+                f"the cap is {_gigabytes(cap)}",
+                where="train.cache_gb",
+                remedy="raise it, lower train.top_k, or set train.targets to sampled "
+                f"({_gigabytes(largest.n_tokens * self.sampled().form.bytes_per_token)})",
+            )
+        keep = [place.folder.name for place in places]
+        for name in prune(self.run.targets, keep, room=cap - needed):
+            say(f"    older targets removed, to stay within train.cache_gb: {name}")
+
+    def _filled(self, place: Place) -> TargetFn:
         with tracked("    teacher's targets", "texts") as progress:
             fill_cache(
-                folder,
-                examples,
-                wanted.form.ask,
+                place.folder,
+                place.examples,
+                place.form.ask,
                 batch_size=TEACHER_BATCH,
                 shard_seconds=self.run.recipe.train.checkpoint_seconds,
                 progress=progress,
             )
-        return Filled(folder, wanted.form.targets(TargetCache(folder)))
+        return place.form.targets(TargetCache(place.folder))
+
+
+def _gigabytes(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:.3g} GB"
 
 
 def check_hidden(wish: TrainSection, teacher: Any, student: Any) -> None:

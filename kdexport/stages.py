@@ -232,7 +232,7 @@ def _sections(*names: str) -> Any:
 def _training_asked(run: Run) -> object:
     """The section of training, and the scheme where training computes as its bundle will."""
     rounded = run.recipe.export.scheme if run.recipe.train.quantize_aware else None
-    return [_sections("train")(run), rounded]
+    return [run.recipe.seed, run.recipe.train.fingerprinted, rounded]
 
 
 def _data_asked(run: Run) -> object:

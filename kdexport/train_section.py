@@ -99,6 +99,9 @@ class TrainSection(Section):
     )
     top_k: Count = Field(64, description="Cached probabilities a token; the tail's mass is kept")
     n_sampled: Count = Field(12, description="Tokens drawn of each distribution, for sampled")
+    cache_gb: Positive = Field(
+        20.0, description="What kept targets may take of the disk, in 10^9 bytes"
+    )
     lr: Positive = 5e-4
     batch_size: Count = 8
     accumulate: Count = Field(1, description="Batches added up before a step")
@@ -135,6 +138,11 @@ class TrainSection(Section):
     def learns_prompts(self) -> bool:
         """Whether prompts' tokens count."""
         return self.prompt_weight > 0 and not self.texts_alone
+
+    @property
+    def fingerprinted(self) -> dict[str, Any]:
+        """What a student depends on, as JSON values: all but the room on the disk."""
+        return self.model_dump(mode="json", exclude={"cache_gb"})
 
     @model_validator(mode="after")
     def _an_end(self) -> "TrainSection":

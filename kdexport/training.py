@@ -69,7 +69,7 @@ def train_student(run: Run) -> None:
         fingerprint_examples(data.train),
         [example.weight for example in data.train],
         folder_fingerprint(run.student_init),
-        wish.model_dump(),
+        wish.fingerprinted,
         run.recipe.export.scheme if wish.quantize_aware else None,
         run.recipe.seed,
     )

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from kdexport.errors import InputError
 from kdexport.pipeline import Run
 from kdexport.recipe import load_recipe
 from kdexport.sources import ResolvedModel
+from kdexport.splits import Splits, encode_splits
 from kdexport.stages import make_pairs, make_student
+from kdexport.train.model import load_model, load_tokenizer
 from kdexport.training import train_student
 from tests.models import make_llama
 
@@ -72,3 +75,54 @@ def test_a_run_says_what_its_kept_targets_cost(
     said = capsys.readouterr().err
     assert "kept targets against live ones: loss" in said
     assert float(said.split("cosine of the gradients ")[1].split()[0]) > 0.9
+
+
+def kept(run: Run) -> set[str]:
+    return {folder.name for folder in run.targets.iterdir()}
+
+
+def test_too_large_a_cache_is_refused_before_the_teacher_is_asked(
+    open_run: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_run("train.cache_gb=1e-5", "train.top_k=100")
+    monkeypatch.setattr("kdexport.service.fill_cache", lambda *_, **__: pytest.fail("was asked"))
+    with pytest.raises(InputError) as caught:
+        train_student(run)
+    n = sum(e.n_targets for e in encoded(run).train)
+    whole = (n * 402 + held_out_bytes(run)) / 1e9
+    assert str(caught.value) == (
+        f"train.cache_gb: the teacher's targets for {n} tokens would take {whole:.3g} GB, "
+        "402 bytes each; the cap is 1e-05 GB; raise it, lower train.top_k, or set train.targets to "
+        f"sampled ({n * 50 / 1e9:.3g} GB)"
+    )
+    assert not run.targets.exists()
+
+
+def encoded(run: Run) -> Splits:
+    tokenizer = load_tokenizer(run.student_init)
+    return encode_splits(run, tokenizer, load_model(run.student_init))
+
+
+def held_out_bytes(run: Run) -> int:
+    """64 likeliest tokens, 64 draws, and the tail's mass, of the validation pairs."""
+    return sum(e.n_targets for e in encoded(run).validation) * (128 * 4 + 2)
+
+
+def test_older_caches_go_when_there_is_no_room(open_run: Open) -> None:
+    found = []
+    for top_k in (100, 90):
+        run = open_run(f"train.top_k={top_k}")
+        train_student(run)
+        found.append(kept(run))
+    (newer,) = found[1] - found[0]  # held-out pairs are asked in one way
+    left = sum(file.stat().st_size for file in (run.targets / newer).iterdir())
+    needed = sum(e.n_targets for e in encoded(run).train) * (80 * 4 + 2) + held_out_bytes(run)
+    run = open_run("train.top_k=80", f"train.cache_gb={(needed + left) / 1e9}")
+    train_student(run)
+    assert newer in kept(run) and len(kept(run) & found[0]) == 1 and len(kept(run)) == 3
+
+
+def test_room_on_the_disk_changes_no_student(open_run: Open) -> None:
+    one, other = open_run(), open_run("train.cache_gb=3")
+    assert one.recipe.train.fingerprinted == other.recipe.train.fingerprinted
+    assert open_run("train.lr=1").recipe.train.fingerprinted != one.recipe.train.fingerprinted

@@ -9,8 +9,9 @@ the ``seconds`` that it took.
 import hashlib
 import json
 import os
+import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -126,6 +127,28 @@ def _sync(path: Path) -> None:
 
 def _shards(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
+
+
+def prune(place: Path, keep: Collection[str], *, room: float) -> list[str]:
+    """Remove caches of ``place``, the longest unused first, until the others take ``room`` bytes.
+
+    Those named in ``keep`` stay, and count as used now; they are not part of the ``room``. Returns
+    the names of what is gone.
+    """
+    others: list[tuple[float, int, Path]] = []
+    for folder in place.iterdir() if place.is_dir() else ():
+        if folder.name in keep:
+            os.utime(folder)
+        elif folder.is_dir():
+            size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+            others.append((folder.stat().st_mtime, size, folder))
+    gone = []
+    for _, _, folder in sorted(others):
+        if sum(size for _, size, left in others if left.name not in gone) <= room:
+            break
+        shutil.rmtree(folder)
+        gone.append(folder.name)
+    return gone
 
 
 def _remove_damaged(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """What was asked is on disk once, whatever ends the asking, and stays there when it is read."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from kdexport.train.cache import (
     TargetCache,
     fill_cache,
     fingerprint_examples,
+    prune,
     seconds_asked,
 )
 from kdexport.train.data import Batch, Encoded, collate
@@ -187,3 +189,17 @@ def test_the_fingerprint_sees_ids_and_targets(examples: list[Encoded]) -> None:
             [Encoded(one.example_id, one.ids, *others)]
         )
     assert fingerprint_examples(examples) != fingerprint_examples(examples[::-1])
+
+
+def test_the_longest_unused_caches_go_and_those_in_use_stay(tmp_path: Path) -> None:
+    for age, name in enumerate(["new", "used", "middle", "old"]):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "00000.safetensors").write_bytes(b"x" * 100)
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    assert prune(tmp_path, ["used"], room=300) == []
+    assert (tmp_path / "used").stat().st_mtime > 1000  # from now on the youngest
+    assert prune(tmp_path, ["used"], room=299) == ["old"]
+    assert prune(tmp_path, ["used", "new"], room=0) == ["middle"]
+    assert prune(tmp_path, [], room=100) == ["new"]
+    assert [folder.name for folder in tmp_path.iterdir()] == ["used"]
+    assert prune(tmp_path / "none", [], room=0) == []
