@@ -8,6 +8,7 @@ import click
 from kdexport.cli_options import (
     EXISTING,
     RECIPE_HELP,
+    FiniteRange,
     json_option,
     recipe_of,
     set_option,
@@ -94,3 +95,48 @@ def finetune(recipe: Path, overrides: Sequence[str], as_json: bool) -> None:
         print_json({**rows, "perplexity": found.after})
     else:
         click.echo(found.folder)
+
+
+@click.command(epilog=RECIPE_HELP)
+@click.argument("recipe", type=EXISTING)
+@click.option(
+    "--search",
+    "searches",
+    multiple=True,
+    required=True,
+    metavar="KEY=RANGE",
+    help="LOW..HIGH or A,B,C, as in --search train.lr=1e-4..1e-3. May be repeated.",
+)
+@click.option("--minutes", type=FiniteRange(0, min_open=True), default=60.0, show_default=True)
+@click.option("--trials", type=click.IntRange(1), help="At most so many.")
+@click.option(
+    "--trial-minutes",
+    type=FiniteRange(0, min_open=True),
+    help="Of each trial [default: train.max_minutes].",
+)
+@set_option
+@json_option
+def sweep(
+    recipe: Path,
+    searches: Sequence[str],
+    minutes: float,
+    trials: int | None,
+    trial_minutes: float | None,
+    overrides: Sequence[str],
+    as_json: bool,
+) -> None:
+    """Search values of a recipe for the lowest KL to the teacher on the validation pairs.
+
+    Trials train on the same texts and targets. A second call goes on, also after a kill. The best
+    values are left as a recipe that runs as it is: runs/NAME/sweeps/…/best.yaml.
+    """
+    from kdexport.describe import describe_sweep
+    from kdexport.sweep import Wish, run_sweep
+
+    wish = Wish(recipe, overrides, searches, minutes, trials, trial_minutes)
+    found = run_sweep(wish)
+    if as_json:
+        print_json({"best": str(found.best), "trials": found.rows})
+    else:
+        print_rich(describe_sweep(found.rows))
+        click.echo(found.best)

@@ -194,6 +194,25 @@ def describe_proofs(rows: Sequence[dict[str, Any]]) -> Any:
     return table
 
 
+def describe_sweep(rows: Sequence[dict[str, Any]]) -> Any:
+    """The trials of a sweep as a rich table, in the order given."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"{len(rows)} trials", title_justify="left", title_style="bold")
+    table.add_column("trial", justify="right")
+    keys = list(rows[0]["params"]) if rows else []
+    for name in (*keys, "KL, nats", "minutes"):
+        table.add_column(name, justify="right", overflow="fold")
+    table.add_column("")
+    for row in rows:
+        values = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in row["params"].values()]
+        score = "" if row["score"] is None else f"{row['score']:.4f}"
+        cells = [str(row["number"]), *values, score, f"{row['seconds'] / 60:.1f}", row["state"]]
+        table.add_row(*map(Text, cells), style="bold" if row is rows[0] else "")
+    return table
+
+
 def _version(module: str) -> str | None:
     """The installed version of a library, found without importing it."""
     if importlib.util.find_spec(module) is None:

@@ -7,6 +7,7 @@ import re
 LIBRARIES = {
     "train": ("torch", "transformers", "safetensors", "optimum"),
     "export": ("torch", "transformers", "onnx", "onnx_ir", "mobius"),
+    "sweep": ("torch", "optuna"),
     "optimum": ("torch", "transformers", "onnx"),
     "parquet": ("pyarrow",),
 }

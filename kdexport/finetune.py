@@ -112,7 +112,7 @@ def _train(run: Run, teacher: Any, data: Splits) -> float:
     key = fingerprint(
         run.teacher.fingerprint,
         fingerprint_examples(data.train),
-        wish.model_dump(),
+        wish.fingerprinted,
         run.recipe.seed,
     )
 
@@ -146,7 +146,7 @@ STAGES_TO_TEACHER = (
         "Teacher learns the texts",
         train_teacher,
         lambda run: [adapted(run), _log(run)],
-        lambda run: [run.recipe.seed, wish_of(run.recipe).model_dump(mode="json")],
+        lambda run: [run.recipe.seed, wish_of(run.recipe).fingerprinted],
         after=("pairs",),
         check=check_training,
         goes_on_from=_checkpoints,

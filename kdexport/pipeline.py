@@ -196,16 +196,23 @@ def _judge(
     """The stages up to ``until`` with their fingerprints, and whether each is done already."""
     from kdexport.stages import STAGES
 
-    prints: dict[str, str] = {}
-    if run.base is not None:
-        for stage in STAGES:
-            prints[stage.name] = stage_fingerprint(stage, run.base, prints)
+    prints = {} if run.base is None else stage_prints(run.base)
     rows: list[tuple[Stage, str, bool]] = []
     for stage in _up_to(stages or STAGES, until):
         prints[stage.name] = stage_fingerprint(stage, run, prints)
         done = journal.is_done(stage.name, prints[stage.name], stage.outputs(run))
         rows.append((stage, prints[stage.name], done))
     return rows
+
+
+def stage_prints(run: Run) -> dict[str, str]:
+    """The fingerprint of each stage of `kdexport run`."""
+    from kdexport.stages import STAGES
+
+    prints: dict[str, str] = {}
+    for stage in STAGES:
+        prints[stage.name] = stage_fingerprint(stage, run, prints)
+    return prints
 
 
 def stage_fingerprint(stage: Stage, run: Run, prints: dict[str, str]) -> str:

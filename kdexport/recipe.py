@@ -147,13 +147,19 @@ def _apply(content: dict[str, Any], override: str) -> str:
 
 def _takes_text(key: str) -> bool:
     """Whether a dotted key is of a field that holds a text or a path."""
+    return bool({str, Path, TeacherSection} & field_kinds(key))
+
+
+def field_kinds(key: str) -> set[Any]:
+    """The types that a dotted key's field may have; none for a key that is not known."""
     model: type[BaseModel] | None = Recipe
     *above, last = key.split(".")
     for part in above:
         model = sections_of(model).get(part) if model else None
     fields = model.model_fields.items() if model else ()
     kinds = [field.annotation for name, field in fields if last == (field.alias or name)]
-    return any({str, Path, TeacherSection} & {kind, *get_args(kind)} for kind in kinds)
+    found = {one for kind in kinds for one in (kind, *get_args(kind))}
+    return {getattr(one, "__origin__", one) for one in found}
 
 
 def _check_keys(

@@ -4,8 +4,8 @@ Stands between the recipe and the loop in `train.trainer`, which knows no recipe
 """
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from kdexport.service import TEACHER_BATCH, Asked, Service, check_hidden
 from kdexport.splits import Splits, encode_splits
 from kdexport.train.cache import fingerprint_examples
 from kdexport.train.data import Encoded
+from kdexport.train.evaluate import Evaluation
 from kdexport.train.feed import Epochs
 from kdexport.train.model import (
     load_facts,
@@ -34,16 +35,79 @@ from kdexport.train.reference import write_reference
 from kdexport.train.rounding import GRIDS, Rounding
 from kdexport.train.schedule import Budget, Schedule
 from kdexport.train.teacher import check_vocabularies
-from kdexport.train.trainer import Hooks, Material, TrainSettings, distill
+from kdexport.train.trainer import Hooks, Interrupted, Material, Position, TrainSettings, distill
 from kdexport.train_section import PARTS, Line, TrainSection
-from kdexport.watching import Watcher
+from kdexport.watching import Watcher, read_log
 
 REFERENCE_TOP_K = 96
 REFERENCE_DRAWN = 32
+TRAIN_LOG = "train_log.jsonl"
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A run that can begin to train. ``key``: of its checkpoints."""
+
+    teacher: Any
+    student: Any
+    kept_ids: Sequence[int] | None
+    data: Splits
+    asked: Asked
+    precision: str
+    key: str
 
 
 def train_student(run: Run) -> None:
     """Distil; keep the student that is best on the validation pairs; write the reference."""
+    ready = _prepared(run)
+
+    def keep_best(model: Any) -> None:
+        save_model(model, run.checkpoints / "best", tokenizer_from=run.student_init)
+
+    _train(run, ready, ready.asked.seconds, keep_best=keep_best)
+    data, reference = ready.data, run.checkpoints / run.reference.name
+    write_reference(
+        reference,
+        ready.teacher,
+        data.test or data.validation,
+        ready.kept_ids,
+        vocab_size=ready.student.config.vocab_size,
+        top_k=REFERENCE_TOP_K,
+        n_drawn=REFERENCE_DRAWN,
+        batch_size=TEACHER_BATCH,
+        meta={
+            "teacher": run.teacher.source,
+            "fingerprint": run.teacher.fingerprint,
+            "split": data.measured_on,
+        },
+    )
+    # A copy: killed before the stage is recorded, the next run finds the best one where it was.
+    finished = run.checkpoints / "student"
+    with written(run.student):
+        shutil.copytree(run.checkpoints / "best", finished, dirs_exist_ok=True)
+        swap_folder(finished, run.student)
+    reference.replace(run.reference)
+
+
+def train_trial(
+    run: Run, evaluated: Callable[[Sequence[float]], None], is_over: Callable[[], bool]
+) -> float | None:
+    """Distil for the lowest KL on the validation pairs alone; None where ``is_over`` ended it.
+
+    ``evaluated`` is told the KL of each evaluation so far, those before an interruption too. The
+    teacher's time is not taken off the clock: all trials read one cache.
+    """
+
+    def note(at: Position, found: Evaluation) -> None:
+        evaluated([row["evaluation"]["kl"] for row in read_log(run.folder / TRAIN_LOG)])
+
+    try:
+        return _train(run, _prepared(run), 0.0, evaluated=note, interrupted=is_over).best_score
+    except Interrupted:
+        return None
+
+
+def _prepared(run: Run) -> Ready:
     wish = run.recipe.train
     if wish.n_threads:
         torch.set_num_threads(wish.n_threads)
@@ -73,30 +137,7 @@ def train_student(run: Run) -> None:
         run.recipe.export.scheme if wish.quantize_aware else None,
         run.recipe.seed,
     )
-    settings = train_settings(wish, len(data.train), precision, asked.seconds)
-    _train(run, student, data, asked, settings, key)
-    reference = run.checkpoints / run.reference.name
-    write_reference(
-        reference,
-        teacher,
-        data.test or data.validation,
-        kept_ids,
-        vocab_size=student.config.vocab_size,
-        top_k=REFERENCE_TOP_K,
-        n_drawn=REFERENCE_DRAWN,
-        batch_size=TEACHER_BATCH,
-        meta={
-            "teacher": run.teacher.source,
-            "fingerprint": run.teacher.fingerprint,
-            "split": data.measured_on,
-        },
-    )
-    # A copy: killed before the stage is recorded, the next run finds the best one where it was.
-    finished = run.checkpoints / "student"
-    with written(run.student):
-        shutil.copytree(run.checkpoints / "best", finished, dirs_exist_ok=True)
-        swap_folder(finished, run.student)
-    reference.replace(run.reference)
+    return Ready(teacher, student, kept_ids, data, asked, precision, key)
 
 
 def _asked_of(run: Run, data: Splits, tokenizer: Any, student: Any) -> Sequence[Encoded]:
@@ -107,31 +148,41 @@ def _asked_of(run: Run, data: Splits, tokenizer: Any, student: Any) -> Sequence[
 
 
 def _train(
-    run: Run, student: Any, data: Splits, asked: Asked, settings: TrainSettings, key: str
-) -> None:
-    if run.recipe.train.freeze_embeddings:
-        student.get_input_embeddings().requires_grad_(False)
+    run: Run,
+    ready: Ready,
+    seconds_spent: float,
+    *,
+    keep_best: Callable[[Any], None] = lambda student: None,
+    evaluated: Callable[[Position, Evaluation], None] = lambda at, found: None,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Position:
+    wish, data = run.recipe.train, ready.data
+    settings = train_settings(wish, len(data.train), ready.precision, seconds_spent)
+    if wish.freeze_embeddings:
+        ready.student.get_input_embeddings().requires_grad_(False)
     checkpoint = run.checkpoints / "last"
     feed = Epochs(data.train, settings.batch_size, run.recipe.seed)
-
-    def keep_best(model: Any) -> None:
-        save_model(model, run.checkpoints / "best", tokenizer_from=run.student_init)
-
     with tracked("    distilling", "%", 100) as progress:
-        watcher = Watcher(progress, run.folder / "train_log.jsonl", fresh=not checkpoint.exists())
+        watcher = Watcher(progress, run.folder / TRAIN_LOG, fresh=not checkpoint.exists())
+
+        def note(at: Position, found: Evaluation) -> None:
+            watcher.evaluated(at, found)
+            evaluated(at, found)
+
         hooks = Hooks(
             keep_best=keep_best,
             report=watcher.step,
-            evaluated=watcher.evaluated,
-            **rounding_of(run.recipe, student),
+            evaluated=note,
+            interrupted=interrupted,
+            **rounding_of(run.recipe, ready.student),
         )
-        distill(
-            student,
-            Material(feed, asked.train, data.validation, asked.held_out),
+        return distill(
+            ready.student,
+            Material(feed, ready.asked.train, data.validation, ready.asked.held_out),
             settings,
             hooks,
             checkpoint=checkpoint,
-            fingerprint=key,
+            fingerprint=ready.key,
         )
 
 

@@ -19,10 +19,11 @@ from kdexport.train_section import ONE, Line
 ROWS = {stage.name: stage for stage in STAGES}
 
 
-def variant_stages(pair_ids: Collection[str] | None = None) -> Sequence[Stage]:
+def variant_stages(run: Run, pair_ids: Collection[str] | None = None) -> Sequence[Stage]:
     """The stages of a variant, after those of its base up to the untrained student.
 
-    ``pair_ids``: of the pairs that it learns from and is measured on; None: all.
+    One that wants another student than its base has makes its own. ``pair_ids``: of the pairs that
+    it learns from and is measured on; None: all.
     """
     chosen = None if pair_ids is None else sorted(pair_ids)
     select = Stage(
@@ -33,8 +34,10 @@ def variant_stages(pair_ids: Collection[str] | None = None) -> Sequence[Stage]:
         lambda run: [chosen, run.base and file_sha256(run.base.pairs)],
         after=("pairs",),
     )
+    own = run.student_init.parent == run.folder
+    student = [replace(ROWS["student"], after=("select",))] if own else []
     distill = replace(ROWS["distill"], after=("student", "select"))
-    return (select, distill, ROWS["export"], ROWS["quantize"])
+    return (select, *student, distill, ROWS["export"], ROWS["quantize"])
 
 
 def _take_pairs(run: Run, chosen: Collection[str] | None) -> None:
@@ -55,7 +58,7 @@ def distill_control(recipe: Recipe) -> Run:
     base = open_run(recipe)
     run_stages(base, until="student")
     control = control_of(base)
-    run_stages(control, until="distill", stages=variant_stages())
+    run_stages(control, until="distill", stages=variant_stages(control))
     return control
 
 

@@ -3,10 +3,16 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from kdexport.console import Tracker
 from kdexport.train.evaluate import Evaluation
 from kdexport.train.trainer import Event, Position
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The rows of a training log: steps that were evaluated."""
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 class Watcher:

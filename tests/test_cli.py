@@ -21,6 +21,7 @@ COMMANDS = (
     "run",
     "distill",
     "finetune",
+    "sweep",
     "export",
     "bench",
     "generate",
