@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -10,10 +11,12 @@ from kdexport.cli_options import (
     RECIPE_HELP,
     FiniteRange,
     json_option,
+    print_report,
     recipe_of,
     set_option,
     show_report,
 )
+from kdexport.errors import InputError
 from kdexport.streams import print_json, print_rich
 
 
@@ -23,8 +26,15 @@ from kdexport.streams import print_json, print_rich
 @click.option(
     "--dry-run", is_flag=True, help="Print the stages, their sizes and times; do nothing."
 )
+@click.option(
+    "--matrix",
+    metavar="COLUMN=A,B,C",
+    help="A student for each value of a column of the data, from one teacher.",
+)
 @json_option
-def run(recipe: Path, overrides: Sequence[str], dry_run: bool, as_json: bool) -> None:
+def run(
+    recipe: Path, overrides: Sequence[str], dry_run: bool, matrix: str | None, as_json: bool
+) -> None:
     """Do everything: teacher, data, student, distillation, export, int8, bench and report.
 
     A second call skips what is whole, and goes on where a killed one was.
@@ -32,6 +42,11 @@ def run(recipe: Path, overrides: Sequence[str], dry_run: bool, as_json: bool) ->
     from kdexport import pipeline
 
     loaded = recipe_of(recipe, overrides)
+    if matrix is not None:
+        if dry_run:
+            raise InputError("is not of --matrix", where="--dry-run")
+        _run_matrix(loaded, matrix, as_json)
+        return
     if dry_run:
         from kdexport.plan import plan_recipe, render_plan
 
@@ -44,6 +59,18 @@ def run(recipe: Path, overrides: Sequence[str], dry_run: bool, as_json: bool) ->
     if not as_json:
         click.echo(f"Report:  {opened.folder / 'report.html'}", err=True)
         click.echo(f"Bundle:  {opened.quantized_bundle}", err=True)
+
+
+def _run_matrix(recipe: Any, wish: str, as_json: bool) -> None:
+    from kdexport.describe import describe_matrix
+    from kdexport.matrix import run_matrix
+
+    found = run_matrix(recipe, wish)
+    if as_json:
+        print_json({"students": found.rows, "bench": found.report.model_dump(mode="json")})
+        return
+    print_rich(describe_matrix(found.rows))
+    print_report(found.report, as_json)
 
 
 @click.command(epilog=RECIPE_HELP)

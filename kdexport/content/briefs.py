@@ -28,6 +28,7 @@ class Brief(BaseModel):
     campaign: str = "none"
     tone: str = "friendly"
     language: Literal["en"] = "en"
+    segment: str | tuple[str, ...] = ()  # whose student learns from it; the teacher is not told
     split: Split = "train"
 
     @field_validator("channel")
