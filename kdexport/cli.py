@@ -18,7 +18,7 @@ from kdexport.cli_options import (
     recipe_of,
     set_option,
 )
-from kdexport.cli_train import distill, finetune, run, sweep
+from kdexport.cli_train import distill, finetune, import_targets, run, sweep
 from kdexport.errors import InputError, refusal
 from kdexport.streams import (
     forget_stdout,
@@ -80,7 +80,7 @@ def cli(context: click.Context, verbose: bool) -> None:
     context.obj = {"verbose": verbose}
 
 
-for command in (run, distill, finetune, sweep):
+for command in (run, distill, finetune, sweep, import_targets):
     cli.add_command(command)
 
 

@@ -167,3 +167,33 @@ def sweep(
     else:
         print_rich(describe_sweep(found.rows))
         click.echo(found.best)
+
+
+@click.command("import-targets", epilog=RECIPE_HELP)
+@click.argument("recipe", type=EXISTING)
+@click.argument("files", type=EXISTING, nargs=-1)
+@click.option("--texts", type=EXISTING, help="Write the texts' token ids to this file, and end.")
+@set_option
+@json_option
+def import_targets(
+    recipe: Path, files: Sequence[Path], texts: Path | None, overrides: Sequence[str], as_json: bool
+) -> None:
+    """Take targets that another program computed, such as vLLM on a GPU.
+
+    \b
+    kdexport import-targets RECIPE --texts texts.jsonl     what the teacher is to be asked
+    kdexport import-targets RECIPE targets.jsonl           what it said; one file or several
+
+    A recipe with targets: imported trains on them. FILES are JSONL, as docs/recipes.md tells.
+    """
+    from kdexport import importing
+
+    if (texts is None) == (not files):
+        raise InputError("give either files of targets or --texts", where="import-targets")
+    loaded = recipe_of(recipe, overrides)
+    if texts is not None:
+        n_texts = importing.write_texts(loaded, texts)
+        print_json({"texts": str(texts), "n": n_texts}) if as_json else click.echo(texts)
+        return
+    folder = importing.import_targets(loaded, files)
+    print_json({"targets": str(folder)}) if as_json else click.echo(folder)

@@ -79,6 +79,11 @@ class Run:
         return self.lender.folder / "targets"
 
     @property
+    def imported(self) -> Path:
+        """What another program said of them."""
+        return self.lender.folder / "imported-targets"
+
+    @property
     def student_bundle(self) -> Path:
         """The student's fp32 bundle."""
         return self.exported / self.recipe.name

@@ -199,6 +199,7 @@ def _target_bytes(run: Run, sizes: Sizes) -> float:
         "sampled": one * train.n_sampled + 2,
         "hidden": 2 * hidden,
         "live": 0,
+        "imported": 0,
     }
     return float(n_tokens * a_token[train.targets])
 

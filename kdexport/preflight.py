@@ -101,10 +101,12 @@ def check_student(run: Run) -> None:
 
 
 def check_training(run: Run) -> None:
-    """Refuse a device that is not there."""
+    """Refuse a device that is not there, and targets that were not imported."""
     from kdexport import training
+    from kdexport.importing import check_imported
 
     training.check_device(run.recipe.train)
+    check_imported(run)
 
 
 def check_bench(run: Run) -> None:

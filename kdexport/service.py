@@ -7,6 +7,7 @@ from typing import Any
 
 from kdexport.console import say, tracked
 from kdexport.errors import InputError
+from kdexport.importing import imported_targets
 from kdexport.journal import fingerprint
 from kdexport.pipeline import Run
 from kdexport.splits import Splits
@@ -28,6 +29,7 @@ from kdexport.train_section import TrainSection
 HELD_OUT_TOP_K = 64
 HELD_OUT_DRAWN = 64
 TEACHER_BATCH = 16
+COMPARED = ("cached", "sampled")  # ways to keep targets that say what they cost
 N_COMPARED = 8  # texts on which kept targets are compared with live ones
 FORMAT = 2  # of a cache's files; part of its key
 
@@ -100,6 +102,10 @@ class Service:
         if wish.texts_alone:
             self._make_room([other])
             return Asked(None, self._filled(other), seconds_asked(other.folder))
+        if wish.targets == "imported":
+            self._make_room([other])
+            targets = imported_targets(self.run, self.key, asked_of)
+            return Asked(targets, self._filled(other), seconds_asked(other.folder))
         train = self._place(asked_of, FORMS[wish.targets](self))
         self._make_room([train, other])
         held_out, targets = self._filled(other), self._filled(train)

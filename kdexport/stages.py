@@ -15,6 +15,7 @@ from kdexport.console import say, tracked
 from kdexport.content.channels import load_channels
 from kdexport.content.prompts import load_openings
 from kdexport.errors import InputError, require_extras
+from kdexport.importing import imported_fingerprint
 from kdexport.journal import fingerprint
 from kdexport.pairs import Pair, by_split, load_pairs, within_limits, write_pairs
 from kdexport.pipeline import Run, Stage, data_fingerprint
@@ -232,7 +233,9 @@ def _sections(*names: str) -> Any:
 def _training_asked(run: Run) -> object:
     """The section of training, and the scheme where training computes as its bundle will."""
     rounded = run.recipe.export.scheme if run.recipe.train.quantize_aware else None
-    return [run.recipe.seed, run.recipe.train.fingerprinted, rounded]
+    asked = [run.recipe.seed, run.recipe.train.fingerprinted, rounded]
+    imported = imported_fingerprint(run)
+    return [*asked, imported] if imported else asked
 
 
 def _data_asked(run: Run) -> object:

@@ -18,7 +18,7 @@ LossName = Literal[
     "standardised_kl",
 ]
 WHOLE = ("adaptive_kl", "standardised_kl")  # losses that need the teacher's whole distribution
-PARTS = ("cached", "sampled")  # targets that hold a part of it
+PARTS = ("cached", "sampled", "imported")  # targets that hold a part of it
 
 
 def _below_one(value: float) -> float:
@@ -92,10 +92,10 @@ class TrainSection(Section):
     hidden_weight: float = Field(
         0.0, ge=0, description="Weight of the last hidden states' distance beside the divergence"
     )
-    targets: Literal["cached", "sampled", "hidden", "live"] = Field(
+    targets: Literal["cached", "sampled", "hidden", "live", "imported"] = Field(
         "cached",
         description="Ask the teacher once and keep its top k tokens, a few that are drawn, or its "
-        "last hidden states; or ask at every step",
+        "last hidden states; or ask at every step; or take what was computed elsewhere",
     )
     top_k: Count = Field(64, description="Cached probabilities a token; the tail's mass is kept")
     n_sampled: Count = Field(12, description="Tokens drawn of each distribution, for sampled")
@@ -150,6 +150,8 @@ class TrainSection(Section):
             raise ValueError("say when to stop: epochs, max_steps or max_minutes")
         if self.hidden_weight and self.targets in PARTS:
             raise ValueError("hidden_weight needs targets: hidden, or live")
+        if self.targets == "imported" and self.temperature != 1:
+            raise ValueError("imported targets are of temperature 1")
         whole = [term.name for term in self.loss if term.name in WHOLE]
         if whole and self.targets in PARTS:
             raise ValueError(f"{whole[0]} needs targets: hidden, or live")

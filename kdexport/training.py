@@ -12,11 +12,12 @@ import torch
 
 from kdexport.console import tracked
 from kdexport.errors import InputError
+from kdexport.importing import imported_fingerprint
 from kdexport.journal import fingerprint, folder_fingerprint
 from kdexport.machine import machine_facts
 from kdexport.pipeline import Run
 from kdexport.recipe import Recipe
-from kdexport.service import TEACHER_BATCH, Asked, Service, check_hidden
+from kdexport.service import COMPARED, TEACHER_BATCH, Asked, Service, check_hidden
 from kdexport.splits import Splits, encode_splits
 from kdexport.train.cache import fingerprint_examples
 from kdexport.train.data import Encoded
@@ -36,7 +37,7 @@ from kdexport.train.rounding import GRIDS, Rounding
 from kdexport.train.schedule import Budget, Schedule
 from kdexport.train.teacher import check_vocabularies
 from kdexport.train.trainer import Hooks, Interrupted, Material, Position, TrainSettings, distill
-from kdexport.train_section import PARTS, Line, TrainSection
+from kdexport.train_section import Line, TrainSection
 from kdexport.watching import Watcher, read_log
 
 REFERENCE_TOP_K = 96
@@ -126,7 +127,7 @@ def _prepared(run: Run) -> Ready:
     check_hidden(wish, teacher, student)
     service = Service(run, teacher, kept_ids, precision)
     asked = service.targets(data, _asked_of(run, data, tokenizer, student))
-    if asked.train and wish.targets in PARTS and not (run.checkpoints / "last").exists():
+    if asked.train and wish.targets in COMPARED and not (run.checkpoints / "last").exists():
         service.tell_fidelity(student, data.train, asked.train, objective_of(wish))
     key = fingerprint(
         service.key,
@@ -134,6 +135,7 @@ def _prepared(run: Run) -> Ready:
         [example.weight for example in data.train],
         folder_fingerprint(run.student_init),
         wish.fingerprinted,
+        imported_fingerprint(run),
         run.recipe.export.scheme if wish.quantize_aware else None,
         run.recipe.seed,
     )

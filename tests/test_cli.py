@@ -22,6 +22,7 @@ COMMANDS = (
     "distill",
     "finetune",
     "sweep",
+    "import-targets",
     "export",
     "bench",
     "generate",

@@ -4,15 +4,20 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from click.testing import CliRunner
 
+from kdexport.cli import cli
 from kdexport.errors import InputError
+from kdexport.importing import check_imported, import_targets, write_texts
 from kdexport.pipeline import Run
 from kdexport.recipe import load_recipe
 from kdexport.sources import ResolvedModel
 from kdexport.splits import Splits, encode_splits
-from kdexport.stages import make_pairs, make_student
+from kdexport.stages import STAGES, make_pairs, make_student
 from kdexport.train.model import load_model, load_tokenizer
 from kdexport.training import train_student
 from tests.models import make_llama
@@ -126,3 +131,75 @@ def test_room_on_the_disk_changes_no_student(open_run: Open) -> None:
     one, other = open_run(), open_run("train.cache_gb=3")
     assert one.recipe.train.fingerprinted == other.recipe.train.fingerprinted
     assert open_run("train.lr=1").recipe.train.fingerprinted != one.recipe.train.fingerprinted
+
+
+def answered(asked: Path, model: Any, *, cut: int = 0) -> Path:
+    """What another program would write of ``texts.jsonl``; ``cut``: so many of the least likely."""
+    out = asked.with_name("targets.jsonl")
+    with out.open("w") as file, torch.no_grad():
+        for line in asked.read_text("utf-8").splitlines():
+            row = json.loads(line)
+            logits = model(torch.tensor([row["ids"]])).logits[0, row["first"] - 1 : -1]
+            best = torch.log_softmax(logits, -1).topk(logits.shape[-1] - cut)
+            row["top_ids"] = best.indices.tolist()
+            row["top_logprobs"] = best.values.tolist()
+            file.write(json.dumps(row) + "\n")
+    return out
+
+
+def test_imported_targets_train_as_our_own_do(
+    open_run: Open, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same losses, step by step; half precision may round the tail's mass apart."""
+    own = open_run("train.evaluate_steps=1", name="own")
+    train_student(own)
+
+    run = open_run("train.evaluate_steps=1", "train.targets=imported", name="imported")
+    monkeypatch.setattr("kdexport.importing.open_run", lambda recipe: run)
+    monkeypatch.setattr("kdexport.importing.run_stages", lambda run, until: None)
+    with pytest.raises(InputError, match="there are no imported targets"):
+        check_imported(run)
+    assert write_texts(run.recipe, tmp_path / "texts.jsonl") == 16
+    file = answered(tmp_path / "texts.jsonl", load_model(base / "teacher"), cut=1)
+    before = stage_prints(run)
+    import_targets(run.recipe, [file])
+    check_imported(run)
+    assert stage_prints(run) != before
+    train_student(run)
+    assert losses(run) == pytest.approx(losses(own), rel=1e-3)
+    assert len(kept(run)) == 1  # of held-out pairs; the teacher was asked for no others
+
+
+def stage_prints(run: Run) -> object:
+    return next(stage for stage in STAGES if stage.name == "distill").depends(run)
+
+
+def test_what_is_imported_is_for_these_texts(
+    open_run: Open, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_run("train.targets=imported")
+    monkeypatch.setattr("kdexport.importing.open_run", lambda recipe: run)
+    monkeypatch.setattr("kdexport.importing.run_stages", lambda run, until: None)
+    write_texts(run.recipe, tmp_path / "texts.jsonl")
+    file = answered(tmp_path / "texts.jsonl", load_model(base / "teacher"))
+    import_targets(run.recipe, [file])
+    whole = file.read_text("utf-8").splitlines(keepends=True)
+    file.write_text("".join(whole[1:]))
+    with pytest.raises(InputError, match="1 of 16 texts are in no file"):
+        import_targets(run.recipe, [file])
+    assert (run.imported / "imported.json").is_file()  # what was there before
+    with pytest.raises(InputError, match="there is no such file"):
+        import_targets(run.recipe, [tmp_path / "none.jsonl"])
+    small = run.recipe.train.model_copy(update={"cache_gb": 1e-6})
+    with pytest.raises(InputError, match="the cap is 1e-06 GB; raise it, or lower"):
+        import_targets(run.recipe.model_copy(update={"train": small}), [file])
+    shorter = open_run("train.targets=imported", "data.max_train=15")
+    with pytest.raises(InputError, match="of other texts, or of another tokenizer"):
+        train_student(shorter)
+
+
+def test_either_files_or_texts_are_named() -> None:
+    for arguments in ([], ["targets.jsonl", "--texts", "texts.jsonl"]):
+        found = CliRunner().invoke(cli, ["import-targets", "recipe.yaml", *arguments])
+        assert isinstance(found.exception, InputError)
+        assert "give either files of targets or --texts" in str(found.exception)

@@ -6,6 +6,7 @@ and targets; not where columns are kept.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,10 +61,18 @@ def top_k_form(ask: TargetFn, vocab_size: int, top_k: int, n_drawn: int = 0) -> 
             "tail": targets.tail.half(),
         }
 
-    def read(kept: Columns) -> Targets:
-        return Targets(kept["logprobs"].float(), kept["ids"].long(), kept["tail"].float(), n_drawn)
+    n_bytes = top_k_bytes(vocab_size, top_k + n_drawn)
+    return Form(columns, partial(read_top_k, n_drawn=n_drawn), n_bytes)
 
-    return Form(columns, read, (dtype.itemsize + HALF) * (top_k + n_drawn) + HALF)
+
+def top_k_bytes(vocab_size: int, n: int) -> int:
+    """Bytes of ``n`` tokens, their log-probabilities and one number more."""
+    return (id_type(vocab_size).itemsize + HALF) * n + HALF
+
+
+def read_top_k(kept: Columns, n_drawn: int = 0) -> Targets:
+    """The targets of the columns of `top_k_form`."""
+    return Targets(kept["logprobs"].float(), kept["ids"].long(), kept["tail"].float(), n_drawn)
 
 
 def sampled_form(ask: TargetFn, vocab_size: int, n_sampled: int) -> Form:
@@ -86,7 +95,7 @@ def sampled_form(ask: TargetFn, vocab_size: int, n_sampled: int) -> Form:
         drawn = Drawn(kept["logprobs"].float(), kept["ids"].long(), kept["worth"].float())
         return drawn.targets()
 
-    return Form(columns, read, (dtype.itemsize + HALF) * n_sampled + HALF)
+    return Form(columns, read, top_k_bytes(vocab_size, n_sampled))
 
 
 def hidden_form(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
-from kdexport.train.targets import Targets, log_remainder
+from kdexport.train.targets import NO_TOKEN, Targets, log_remainder
 
 HEAD_MASS = 0.5  # of the adaptive mix: the share of the teacher's mass that counts as its head
 
@@ -65,6 +65,7 @@ def distance(
     n_top = targets.ids.shape[-1] - targets.n_drawn
     student = student.gather(1, targets.ids)
     teacher = targets.logprobs
+    student = student.masked_fill(teacher <= NO_TOKEN, NO_TOKEN)  # nothing, on either side
     if targets.stands_for is not None:
         return (terms(teacher, student, amount or 0.0) * targets.stands_for).sum(-1)
     value = terms(teacher[:, :n_top], student[:, :n_top], amount or 0.0).sum(-1)

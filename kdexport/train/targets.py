@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 
 CHUNK_ELEMENTS = 2**21  # logits of a chunk: 8 MB in float32, small beside any model
 LEAST_ROWS = 32
+NO_TOKEN = -65504.0  # the log-probability of an empty column, the least in half precision
 TENSORS = ("logprobs", "ids", "tail", "hidden", "stands_for")  # of Targets, a row a token
 
 
@@ -23,7 +24,8 @@ class Targets:
     ``logprobs``: float [N, k]. ``ids``: int64 [N, k], the tokens these belong to, or None when
     k is the whole vocabulary in order. ``tail``: float [N], log of the mass outside of the most
     likely tokens, or None when nothing is outside. The last ``n_drawn`` columns are no top tokens
-    but draws from that tail, with replacement. All at the temperature they were asked for.
+    but draws from that tail, with replacement. Columns of log-probability `NO_TOKEN` are empty.
+    All at the temperature they were asked for.
     ``hidden``: float [N, H], what the teacher's head made them of, where it is known.
     ``stands_for``: float [N, k], of tokens that were drawn from the whole vocabulary: how many each
     counts for in a sum over all of it, one over the probability that it was drawn.
