@@ -66,7 +66,7 @@ def as_json(
                 "nats": [float(f"{value:.4g}") for value in one.kl.nats],
                 "n_parameters": one.n_parameters,
                 "did": dict(one.did),
-                "command": [str(word).replace(str(ROOT), ".") for word in one.command],
+                "command": [_short(word) for word in one.command],
             }
             for seed, one in by_seed.items()
         }
@@ -88,6 +88,11 @@ def as_json(
     }
 
 
+def _short(word: str) -> str:
+    """Without what is this machine's own."""
+    return word.replace(str(ROOT), ".").replace(str(Path.home()), "~")
+
+
 def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe", type=Path, default=QUICKSTART)
@@ -100,7 +105,8 @@ def main(words: list[str]) -> None:
     parser.add_argument("--work", type=Path, default=cache_folder() / "distill-bench")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args(words)
-    arms = ablations(given.recipe) if given.ablations else arms_of(given.recipe)
+    recipe, work = given.recipe.absolute(), given.work.absolute()
+    arms = ablations(recipe) if given.ablations else arms_of(recipe)
     unknown = set(given.arms or ()) - set(arms)
     if unknown:
         raise SystemExit(f"no arm is called {', '.join(unknown)}; there are {', '.join(arms)}")
@@ -112,9 +118,9 @@ def main(words: list[str]) -> None:
         raise SystemExit("TRL is not installed here: run make peers, or name other --arms")
     arms = {name: arm.also(given.overrides) for name, arm in arms.items()}
     budget = Budget(given.minutes, given.threads)
-    task = prepare(given.work, load_recipe(given.recipe, given.overrides))
     try:
-        found = measure(arms, task, given.work / "results", budget, given.seeds)
+        task = prepare(work, load_recipe(recipe, given.overrides))
+        found = measure(arms, task, work / "results", budget, given.seeds)
     except KdexportError as error:
         raise SystemExit(str(error)) from None
     print("\n".join([*rows(found, base), "", *verdicts(found, base)]).rstrip())

@@ -49,8 +49,8 @@ def go_on(run: Run, share: float | None, steps: int, lr: float, folder: Path) ->
     shutil.rmtree(folder, ignore_errors=True)
     further.exported.mkdir(parents=True)
     shutil.copyfile(run.pairs, further.pairs)
-    if (run.folder / "targets").is_dir():
-        (folder / "targets").symlink_to((run.folder / "targets").absolute())
+    if run.targets.is_dir():
+        further.targets.symlink_to(run.targets.absolute())
     if share is None:
         shutil.copytree(run.student, further.student)
         shutil.copyfile(run.reference, further.reference)

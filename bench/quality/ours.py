@@ -38,7 +38,7 @@ def main() -> None:
         cpu_before = time.process_time()
         train_student(run)
         last = json.loads((run.folder / "train_log.jsonl").read_text("utf-8").splitlines()[-1])
-        asked = sum(seconds_asked(place) for place in (run.folder / "targets").glob("*"))
+        asked = sum(seconds_asked(place) for place in run.targets.glob("*"))
     run.student.rename(out / "student")
     shutil.rmtree(run.folder)
     tell(last["step"], asked + last["elapsed_s"], cpu_before, asked_s=asked)

@@ -35,7 +35,7 @@ def main() -> None:
         run = run_of(task, overrides, Path(folder))
         train_student(run)
         first, last = map(json.loads, (run.folder / "train_log.jsonl").open())
-        asked = sum(seconds_asked(place) for place in (run.folder / "targets").glob("*"))
+        asked = sum(seconds_asked(place) for place in run.targets.glob("*"))
     n_tokens = first["tokens"]
     seconds = [asked + first["elapsed_s"], last["elapsed_s"] - first["elapsed_s"]]
     tell(n_tokens, seconds, asked_s=asked, last_loss=last["loss"])

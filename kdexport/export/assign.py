@@ -18,6 +18,7 @@ from kdexport.export.rounding import Grid, Rounded, round_matrix
 
 Array = np.ndarray[Any, Any]
 HEAD = "logits"
+OFF_GRID = 1e-4  # of the largest weight; half a step of 8 bits is 40 times as much
 Plan = Mapping[str, str]
 """What a product makes -> the name of its kernel."""
 
@@ -44,6 +45,20 @@ def check_plan(draft: Draft, plan: Plan) -> None:
         kernel, name = plan.get(node.output[0], FLOAT32), node.input[1]
         if kernel != FLOAT32:
             check_weights(draft.weights[name], name, KERNELS[kernel].grid)
+
+
+def is_rounded(draft: Draft, plan: Plan) -> bool:
+    """Whether the plan's kernels hold every weight as it is: training with rounded weights does it.
+
+    To a share of a step: scales are found again from the weights.
+    """
+    for node in draft.products():
+        weights = draft.weights[node.input[1]]
+        grid = KERNELS[plan[node.output[0]]].grid
+        found = round_matrix(weights, grid).matrix()
+        if not np.allclose(found, weights, atol=OFF_GRID * float(np.abs(weights).max()), rtol=0):
+            return False
+    return True
 
 
 def _round(

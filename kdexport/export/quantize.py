@@ -22,7 +22,7 @@ from kdexport.bundle import (
 )
 from kdexport.console import tracked
 from kdexport.errors import InputError
-from kdexport.export.assign import HEAD, assign, check_plan
+from kdexport.export.assign import HEAD, assign, check_plan, is_rounded
 from kdexport.export.calibrate import Observed, calibration_texts, observe, written_texts
 from kdexport.export.cpu import cpu_facts
 from kdexport.export.draft import Array, Draft, load_draft, save_drafts
@@ -125,7 +125,9 @@ def _quantize(bundle: Bundle, draft: Draft, scheme: Scheme, wishes: Wishes) -> S
     with tracked("    observing", "texts") as progress:
         seen = texts[: len(texts) - len(held_out)]
         observed: Mapping[str, Observed] = observe(bundle, draft, seen, progress)
-    if KERNELS[body].bits == 8:  # in 4 bits the weights' rounding outweighs the activations'
+    # In 4 bits the weights' rounding outweighs the activations', and what was trained with rounded
+    # weights computes as it was trained to only where it stays on its grid.
+    if KERNELS[body].bits == 8 and not is_rounded(draft, plan):
         observed = smooth(draft, observed, KERNELS[body].grid)
     compensated = scheme.compensated or wishes.calibrate is not None
     ledger: Sequence[Entry] = ()

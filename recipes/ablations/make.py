@@ -16,6 +16,7 @@ FOLDER = Path(__file__).parent
 BASE = FOLDER.parent / "quickstart.yaml"
 OF_THE_TEACHER = "the teacher's"
 TOP_64 = {"train.targets": "cached", "train.top_k": 64, "train.hidden_weight": 0}
+DRAWN_12 = {"train.targets": "sampled", "train.n_sampled": 12, "train.hidden_weight": 0}
 ROWS: Mapping[str, Mapping[str, Any]] = {
     "loss-reverse-kl": {"train.loss": "reverse_kl"},
     "loss-jsd": {"train.loss": "jsd"},
@@ -34,7 +35,9 @@ ROWS: Mapping[str, Mapping[str, Any]] = {
     "vocabulary-whole": {"student.vocab_size": None},
     "cache-live": {"train.targets": "live"},
     "cache-top-64": TOP_64,
+    "cache-drawn-12": DRAWN_12,
 }
+"""Caches of few tokens have no hidden states: their like is ``loss-without-hidden``."""
 
 
 def changed(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
