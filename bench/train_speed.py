@@ -86,6 +86,7 @@ def prepare(task: Path, pairs: Path, n_texts: int) -> None:
             "epochs": N_EPOCHS,
             "evaluate_steps": 10**6,
             "checkpoint_seconds": 10**6,
+            "n_samples": 0,
         },
         "output": {"runs": str(task / "made"), "exported": str(task / "exported")},
     }

@@ -20,6 +20,7 @@ from kdexport.console import Tracker, tracked
 from kdexport.content.prompts import split_opening
 from kdexport.errors import InputError, KdexportError
 from kdexport.machine import machine_facts, physical_cores
+from kdexport.metrics import read_curve
 from kdexport.pairs import Pair, by_split, load_pairs
 from kdexport.pipeline import Run
 from kdexport.report import (
@@ -223,7 +224,7 @@ def bench_run(run: Run) -> BenchReport:
         settings=settings,
         arms=arms,
         samples=gather_samples(arms, {p.id: _request(p) for p in samples}),
-        training=training_points(run.folder / "train_log.jsonl"),
+        training=training_points(run.metrics),
         recipe=run.recipe.model_dump(mode="json", by_alias=True),
         stages={name: entry["seconds"] for name, entry in journal["stages"].items()},
     )
@@ -280,23 +281,18 @@ def _bundle_arm(name: str, path: Path, settings: BenchSettings) -> ArmSpec:
 
 
 def training_points(log: Path) -> list[TrainPoint]:
-    """The evaluated steps of a training log."""
-    if not log.exists():
-        return []
-    points = []
-    for line in log.read_text("utf-8").splitlines():
-        row = json.loads(line)
-        points.append(
-            TrainPoint(
-                step=row["step"],
-                tokens=row["tokens"],
-                elapsed_s=row["elapsed_s"],
-                loss=row["loss"],
-                lr=row["lr"],
-                **row["evaluation"],
-            )
+    """A training log as the points of a report."""
+    return [
+        TrainPoint(
+            step=point.step,
+            tokens=point.row["tokens"],
+            elapsed_s=point.row["elapsed_s"],
+            loss=point.row["loss"],
+            lr=point.row["lr"],
+            **(point.evaluation or {}),
         )
-    return points
+        for point in read_curve(log)
+    ]
 
 
 def _now() -> str:

@@ -122,13 +122,21 @@ def bubble_chart(bubbles: Sequence[Bubble], *, title: str, x_label: str, y_label
 
 
 def line_chart(
-    points: Sequence[tuple[float, float]], *, title: str, x_label: str, y_label: str
+    points: Sequence[tuple[float, float]],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    behind: Sequence[tuple[float, float]] = (),
 ) -> str:
-    """One line through (x, y) points, y from zero, its last value written at its end."""
+    """One line through (x, y) points, y from zero, its last value written at its end.
+
+    ``behind``: a fainter line of the same quantity, as it was before it was smoothed.
+    """
     svg = _svg(PLOT_HEIGHT, title)
     right, bottom = WIDTH - MARGIN_RIGHT - 30, PLOT_HEIGHT - MARGIN_BOTTOM
-    widest = max(x for x, _ in points) or 1.0
-    top = max(y for _, y in points) * 1.1 or 1.0
+    widest = max(x for x, _ in (*points, *behind)) or 1.0
+    top = max(y for _, y in (*points, *behind)) * 1.1 or 1.0
 
     def place_x(x: float) -> float:
         return MARGIN_LEFT + x / widest * (right - MARGIN_LEFT)
@@ -141,8 +149,10 @@ def line_chart(
         _text(svg, place_x(tick), bottom + 16, _number(tick), css="tick", anchor="middle")
     _text(svg, right, bottom + 34, x_label, css="axis-label", anchor="end")
     _text(svg, 0, 10, y_label, css="axis-label")
-    path = " ".join(f"{_round(place_x(x))},{_round(place_y(y))}" for x, y in points)
-    _add(svg, "polyline", points=path, css="curve")
+    for line, css in ((behind, "curve faint"), (points, "curve")):
+        path = " ".join(f"{_round(place_x(x))},{_round(place_y(y))}" for x, y in line)
+        if path:
+            _add(svg, "polyline", points=path, css=css)
     end_x, end_y = points[-1]
     _add(svg, "circle", cx=place_x(end_x), cy=place_y(end_y), r=3.5, css="hero")
     _text(svg, place_x(end_x) + 7, place_y(end_y) + 4, _number(end_y), css="value")

@@ -20,6 +20,7 @@ from kdexport.cli_options import (
 )
 from kdexport.cli_train import distill, finetune, import_targets, run, sweep
 from kdexport.errors import InputError, refusal
+from kdexport.interrupts import SIGNALS, end_at_the_next, how_it_ended
 from kdexport.streams import (
     forget_stdout,
     print_json,
@@ -269,10 +270,11 @@ def main() -> None:
 
     def interrupted(number: int, _frame: Any) -> None:
         interrupts.append(number)
+        end_at_the_next()
         raise KeyboardInterrupt
 
     settle_streams()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, interrupted)
     try:
         cli(standalone_mode=False, prog_name="kdexport")
@@ -284,7 +286,7 @@ def main() -> None:
     except (Exception, KeyboardInterrupt) as error:
         # An interrupt may come out as another error: a library's import that fails half-way.
         if interrupts or isinstance(error, click.Abort):
-            _fail("interrupted; run the same command again to go on", 130)
+            _fail(*how_it_ended(error, interrupts))
         _end(error)
 
 

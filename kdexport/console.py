@@ -91,13 +91,8 @@ def tracked(title: str, unit: str, total: float | None = None) -> Iterator[Track
 
 
 def say(text: str) -> None:
-    """One plain line to the person who watches."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-
-        Console(stderr=True, highlight=False).print(text, markup=False)
-    else:
-        print(text, file=sys.stderr, flush=True)
+    """One plain line to the person who watches; bars and panels stay below it."""
+    print(text, file=sys.stderr, flush=True)  # rich has put its own stream in place of stderr
 
 
 def _clock(seconds: float) -> str:

@@ -9,6 +9,7 @@ LIBRARIES = {
     "export": ("torch", "transformers", "onnx", "onnx_ir", "mobius"),
     "sweep": ("torch", "optuna"),
     "optimum": ("torch", "transformers", "onnx"),
+    "tensorboard": ("tensorboard",),
     "parquet": ("pyarrow",),
 }
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from kdexport.console import say, tracked
+from kdexport.console import say
 from kdexport.errors import KdexportError
 from kdexport.journal import fingerprint
+from kdexport.learning import BEST, Places, learn
 from kdexport.pipeline import Run, Stage, open_run, run_stages
 from kdexport.preflight import check_training
 from kdexport.recipe import Recipe
@@ -24,11 +25,10 @@ from kdexport.stages import STAGES
 from kdexport.train.cache import fingerprint_examples
 from kdexport.train.evaluate import evaluate
 from kdexport.train.feed import Epochs
-from kdexport.train.model import load_model, load_tokenizer, save_model, swap_folder, written
-from kdexport.train.trainer import Hooks, Material, distill
+from kdexport.train.model import load_model, load_tokenizer, swap_folder, written
+from kdexport.train.trainer import Material
 from kdexport.train_section import ONE, Line, TrainSection
 from kdexport.training import device_of, precision_of, train_settings
-from kdexport.watching import Watcher
 
 FACTS = "kdexport.json"
 
@@ -43,7 +43,7 @@ class Finetuned:
 
 
 def finetune_teacher(recipe: Recipe) -> Finetuned:
-    """Train a recipe's teacher on its texts; written are runs/NAME/teacher and teacher_log.jsonl.
+    """Train a recipe's teacher on its texts; written is runs/NAME/teacher, beside it what was seen.
 
     Raises KdexportError where it is no better on the validation texts for it.
     """
@@ -63,7 +63,7 @@ def _checkpoints(run: Run) -> Path:
 
 
 def _log(run: Run) -> Path:
-    return run.folder / "teacher_log.jsonl"
+    return run.folder / "teacher-metrics.jsonl"
 
 
 def wish_of(recipe: Recipe) -> TrainSection:
@@ -97,7 +97,7 @@ def train_teacher(run: Run) -> None:
     say(f"    {told}")
     finished = _checkpoints(run) / "teacher"
     with written(adapted(run)):
-        shutil.copytree(_checkpoints(run) / "best", finished, dirs_exist_ok=True)
+        shutil.copytree(_checkpoints(run) / BEST, finished, dirs_exist_ok=True)
         facts = {"teacher": run.teacher.source, "perplexity_before": before, "perplexity": after}
         (finished / FACTS).write_text(json.dumps(facts, indent=1), "utf-8")
         swap_folder(finished, adapted(run))
@@ -108,7 +108,6 @@ def _train(run: Run, teacher: Any, data: Splits) -> float:
     wish = run.recipe.train
     precision = precision_of(wish.precision, device_of(wish.device))
     settings = train_settings(wish, len(data.train), precision, 0.0)
-    checkpoint = _checkpoints(run) / "last"
     key = fingerprint(
         run.teacher.fingerprint,
         fingerprint_examples(data.train),
@@ -116,26 +115,24 @@ def _train(run: Run, teacher: Any, data: Splits) -> float:
         run.recipe.seed,
     )
 
-    def keep_best(model: Any) -> None:
-        save_model(model, _checkpoints(run) / "best", tokenizer_from=run.teacher.path)
-
     if wish.freeze_embeddings:
         teacher.get_input_embeddings().requires_grad_(False)
-    with tracked("    teacher learns", "%", 100) as progress:
-        watcher = Watcher(progress, _log(run), fresh=not checkpoint.exists())
-        ended = distill(
-            teacher,
-            Material(
-                Epochs(data.train, settings.batch_size, run.recipe.seed),
-                None,
-                data.validation,
-                None,
-            ),
-            settings,
-            Hooks(keep_best=keep_best, report=watcher.step, evaluated=watcher.evaluated),
-            checkpoint=checkpoint,
-            fingerprint=key,
-        )
+    ended = learn(
+        teacher,
+        Material(
+            Epochs(data.train, settings.batch_size, run.recipe.seed), None, data.validation, None
+        ),
+        settings,
+        Places(
+            _checkpoints(run),
+            _log(run),
+            run.teacher.path,
+            run.folder / "teacher-tensorboard" if wish.tensorboard else None,
+        ),
+        title="    teacher learns",
+        fingerprint=key,
+        n_samples=wish.n_samples,
+    )
     return math.exp(ended.best_score)
 
 

@@ -64,6 +64,11 @@ class Run:
         return self.folder / "checkpoints"
 
     @property
+    def metrics(self) -> Path:
+        """What was logged of training."""
+        return self.folder / "metrics.jsonl"
+
+    @property
     def reference(self) -> Path:
         """The teacher's targets on the test pairs."""
         return self.folder / "reference.npz"

@@ -168,12 +168,12 @@ def room_needed(run: Run, stages: Collection[str]) -> tuple[int, int]:
 
     Models are counted as float32, whatever they are kept in elsewhere. The teacher's float32 graph
     is removed before the student comes. A student that is trained is written as the best one, twice
-    while it is swapped, as a checkpoint, twice too, and once more at the end.
+    while it is swapped, as two checkpoints and a third under way, and once more at the end.
     """
     sizes = sizes_of(run)
     student = FP32_BYTES * sizes.n_student
-    training = 3 * student + 2 * CHECKPOINT_BYTES * sizes.n_student + _target_bytes(run, sizes)
-    teacher_too = (3 * FP32_BYTES + 2 * CHECKPOINT_BYTES) * sizes.n_teacher
+    training = 3 * student + 3 * CHECKPOINT_BYTES * sizes.n_student + _target_bytes(run, sizes)
+    teacher_too = (3 * FP32_BYTES + 3 * CHECKPOINT_BYTES) * sizes.n_teacher
     in_run = {"student": float(student), "distill": training, "finetune": float(teacher_too)}
     teacher = FP32_BYTES * sizes.n_teacher if "teacher" in stages else 0
     in_exported = {"teacher": INT8_BYTES * sizes.n_teacher, "export": float(student)}

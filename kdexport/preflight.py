@@ -10,7 +10,7 @@ from typing import Any
 from kdexport.content.briefs import Brief, load_briefs
 from kdexport.content.channels import load_channels
 from kdexport.content.prompts import brief_messages
-from kdexport.errors import InputError
+from kdexport.errors import InputError, require_extras
 from kdexport.pairs import Pair, by_split, load_pairs, within_limits
 from kdexport.pipeline import Run
 from kdexport.sections import DataSection
@@ -101,10 +101,12 @@ def check_student(run: Run) -> None:
 
 
 def check_training(run: Run) -> None:
-    """Refuse a device that is not there, and targets that were not imported."""
+    """Refuse a device or a library that is not there, and targets that were not imported."""
     from kdexport import training
     from kdexport.importing import check_imported
 
+    if run.recipe.train.tensorboard:
+        require_extras("tensorboard")
     training.check_device(run.recipe.train)
     check_imported(run)
 

@@ -3,7 +3,7 @@
 Knows which number goes where; what it looks like is in `report.html.j2`, the drawing in `charts`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from kdexport.charts import (
     line_chart,
     spread_chart,
 )
-from kdexport.report import ArmResult, BenchReport, percentile, short, summary
+from kdexport.report import ArmResult, BenchReport, TrainPoint, percentile, short, summary
 from kdexport.report_table import COLUMNS, fixed, footnotes, table_rows
 
 TEMPLATE = "report.html.j2"
@@ -42,6 +42,17 @@ class Figure:
     heading: str
     svg: Markup
     reading: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A number of the training's log against steps. ``is_noisy``: shown smoothed, too."""
+
+    heading: str
+    y_label: str
+    of: Callable[[TrainPoint], float | None]
+    reading: Callable[[TrainPoint], str]
+    is_noisy: bool = False
 
 
 def render_html(report: BenchReport) -> str:
@@ -99,8 +110,8 @@ def cards(report: BenchReport) -> list[Card]:
 def figures(report: BenchReport) -> list[Figure]:
     """The charts that the report has numbers for."""
     arms = report.ordered_arms
-    drawn = [_speed(report, arms), _fidelity(report, arms), _gaps(report, arms), _training(report)]
-    return [figure for figure in drawn if figure is not None]
+    drawn = [_speed(report, arms), _fidelity(report, arms), _gaps(report, arms)]
+    return [figure for figure in (*drawn, *_training(report)) if figure is not None]
 
 
 def _style(report: BenchReport, arm: ArmResult) -> str:
@@ -170,19 +181,34 @@ def _gaps(report: BenchReport, arms: Sequence[ArmResult]) -> Figure | None:
     return Figure("Time between tokens", Markup(svg), reading)
 
 
-def _training(report: BenchReport) -> Figure | None:
-    points = [(p.elapsed_s / 60, p.kl) for p in report.training if p.kl is not None]
-    if len(points) < 2:
-        return None
-    svg = line_chart(
-        points,
-        title="KL to the teacher on validation pairs during distillation",
-        x_label="minutes of training",
-        y_label="KL on validation pairs, nats",
-    )
-    last = report.training[-1]
-    reading = f"{last.step:,} steps, {last.tokens:,} target tokens; the best student is kept."
-    return Figure("Distillation", Markup(svg), reading)
+def _training(report: BenchReport) -> list[Figure]:
+    """Training's curves: what it minimised, how near the student came, and the learning rate."""
+    found = []
+    for curve in CURVES:
+        points = [(float(p.step), y) for p in report.training if (y := curve.of(p)) is not None]
+        if len(points) < 2:
+            continue
+        svg = line_chart(
+            smoothed(points) if curve.is_noisy else points,
+            title=f"{curve.heading} against steps",
+            x_label="steps",
+            y_label=curve.y_label,
+            behind=points if curve.is_noisy else (),
+        )
+        found.append(Figure(curve.heading, Markup(svg), curve.reading(report.training[-1])))
+    return found
+
+
+def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Each y as the mean of those around it, a tenth of them all, fewer towards the ends."""
+    reach = len(points) // 20
+    ys = [y for _, y in points]
+    found = []
+    for at, (x, _) in enumerate(points):
+        near = min(reach, at, len(points) - 1 - at)
+        around = ys[at - near : at + near + 1]
+        found.append((x, sum(around) / len(around)))
+    return found
 
 
 def _samples(report: BenchReport) -> list[tuple[str, list[tuple[str, str, bool]]]]:
@@ -204,3 +230,29 @@ def _samples(report: BenchReport) -> list[tuple[str, list[tuple[str, str, bool]]
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+CURVES = (
+    Curve(
+        "Training loss",
+        "loss, nats per token",
+        lambda point: point.loss,
+        lambda last: "What is minimised, with its weights; the bold line is its running mean.",
+        is_noisy=True,
+    ),
+    Curve(
+        "Distillation",
+        "KL on validation pairs, nats",
+        lambda point: point.kl,
+        lambda last: (
+            f"{last.step:,} steps, {last.tokens:,} target tokens in {_duration(last.elapsed_s)}; "
+            "the best student is kept."
+        ),
+    ),
+    Curve(
+        "Learning rate",
+        "learning rate",
+        lambda point: point.lr,
+        lambda last: "Warm-up, then a cosine over what is left of the budget.",
+    ),
+)

@@ -286,7 +286,7 @@ STAGES: Sequence[Stage] = (
         "distill",
         "Distillation",
         train_student,
-        lambda run: [run.student, run.reference, run.folder / "train_log.jsonl"],
+        lambda run: [run.student, run.reference, run.metrics],
         _training_asked,
         after=("student",),
         check=check_training,

@@ -8,7 +8,7 @@ interruption is not written again.
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,16 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Draft:
-    """What the teacher wrote for one variant of a brief, as it came. ``key``: of its `Job`."""
+    """What the teacher wrote for one variant of a brief, as it came. ``key``: of its `Job`.
+
+    ``n_following``: how many drafts of its chunk stand after it in the file.
+    """
 
     id: str
     text: str
     finished: bool
     key: str
+    n_following: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,9 @@ def synthesize(
 ) -> tuple[list[Pair], Counter[str]]:
     """Have the teacher write; return the usable pairs in the order of the briefs, and drop counts.
 
-    ``drafts_path`` grows by a chunk at a time. A draft in it is used again where the teacher (by
-    its fingerprint), the prompt and the sampling are still what they were.
+    ``drafts_path`` grows by a chunk at a time; of one that is not whole nothing is used, so that
+    texts are always written in the same company, which their last bits depend on. A draft is used
+    again where the teacher (by its fingerprint), the prompt and the sampling are what they were.
     """
     jobs = [
         _job(brief, variant, sampling, teacher)
@@ -89,11 +94,12 @@ def synthesize(
     progress(n_done, len(jobs))
     with drafts_path.open("a", encoding="utf-8") as file:
         for begin in range(0, len(waiting), CHUNK):
-            for draft in _write_chunk(waiting[begin : begin + CHUNK], session, codec, sampling):
+            chunk = _write_chunk(waiting[begin : begin + CHUNK], session, codec, sampling)
+            for n_following, draft in zip(range(len(chunk))[::-1], chunk, strict=True):
                 drafts[draft.id] = draft
-                file.write(json.dumps(vars(draft), ensure_ascii=False) + "\n")
-                n_done += 1
+                file.write(_line(replace(draft, n_following=n_following)))
             file.flush()
+            n_done += len(chunk)
             progress(n_done, len(jobs))
     return _select(jobs, drafts)
 
@@ -161,18 +167,25 @@ def _select(jobs: Sequence[Job], drafts: dict[str, Draft]) -> tuple[list[Pair], 
 def _load_drafts(path: Path) -> dict[str, Draft]:
     """The last draft of each id, whatever it answers; the file is left with these alone.
 
-    A last line cut off by a kill, or what is no draft, is passed over.
+    A chunk cut off by a kill, or what is no draft, is passed over.
     """
     drafts: dict[str, Draft] = {}
+    chunk: list[Draft] = []
     lines = path.read_text("utf-8", errors="replace").split("\n") if path.exists() else []
     for line in lines:
         try:
             draft = Draft(**json.loads(line))
         except (ValueError, TypeError):
             continue
-        drafts[draft.id] = draft
-    rows = [json.dumps(vars(draft), ensure_ascii=False) + "\n" for draft in drafts.values()]
+        chunk.append(draft)
+        if not draft.n_following:
+            drafts |= {one.id: replace(one, n_following=0) for one in chunk}
+            chunk = []
     beside = path.with_suffix(".partial")
-    beside.write_text("".join(rows), "utf-8")
+    beside.write_text("".join(map(_line, drafts.values())), "utf-8")
     beside.replace(path)
     return drafts
+
+
+def _line(draft: Draft) -> str:
+    return json.dumps(vars(draft), ensure_ascii=False) + "\n"

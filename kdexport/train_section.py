@@ -77,6 +77,10 @@ Terms = Annotated[
 ]
 
 
+CHANGE_NOTHING = {"cache_gb", "checkpoint_seconds", "n_samples", "tensorboard"}
+"""Fields that say what is kept and seen, and make no other student."""
+
+
 class TrainSection(Section):
     """L = L_task + λ·T²·KL(teacher ‖ student), and how long."""
 
@@ -123,6 +127,10 @@ class TrainSection(Section):
     max_length: Count = Field(256, description="Longer examples are left out, and counted")
     checkpoint_seconds: Positive = 60.0
     evaluate_steps: Count = 100
+    n_samples: int = Field(
+        2, ge=0, description="Copies that are written greedily at every evaluation, to be read"
+    )
+    tensorboard: bool = Field(False, description="Write TensorBoard's event files, too")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Of products; auto: bfloat16 where the device computes it itself"
@@ -141,8 +149,8 @@ class TrainSection(Section):
 
     @property
     def fingerprinted(self) -> dict[str, Any]:
-        """What a student depends on, as JSON values: all but the room on the disk."""
-        return self.model_dump(mode="json", exclude={"cache_gb"})
+        """What a student depends on, as JSON values: all but what is kept and seen."""
+        return self.model_dump(mode="json", exclude=CHANGE_NOTHING)
 
     @model_validator(mode="after")
     def _an_end(self) -> "TrainSection":

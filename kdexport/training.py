@@ -10,16 +10,19 @@ from typing import Any
 
 import torch
 
-from kdexport.console import tracked
 from kdexport.errors import InputError
 from kdexport.importing import imported_fingerprint
+from kdexport.interrupts import Interrupted
 from kdexport.journal import fingerprint, folder_fingerprint
+from kdexport.learning import BEST, Places, learn
 from kdexport.machine import machine_facts
+from kdexport.metrics import read_curve
 from kdexport.pipeline import Run
 from kdexport.recipe import Recipe
 from kdexport.service import COMPARED, TEACHER_BATCH, Asked, Service, check_hidden
 from kdexport.splits import Splits, encode_splits
 from kdexport.train.cache import fingerprint_examples
+from kdexport.train.checkpoint import list_checkpoints
 from kdexport.train.data import Encoded
 from kdexport.train.evaluate import Evaluation
 from kdexport.train.feed import Epochs
@@ -27,7 +30,6 @@ from kdexport.train.model import (
     load_facts,
     load_model,
     load_tokenizer,
-    save_model,
     swap_folder,
     written,
 )
@@ -36,13 +38,11 @@ from kdexport.train.reference import write_reference
 from kdexport.train.rounding import GRIDS, Rounding
 from kdexport.train.schedule import Budget, Schedule
 from kdexport.train.teacher import check_vocabularies
-from kdexport.train.trainer import Hooks, Interrupted, Material, Position, TrainSettings, distill
+from kdexport.train.trainer import Material, Position, TrainSettings
 from kdexport.train_section import Line, TrainSection
-from kdexport.watching import Watcher, read_log
 
 REFERENCE_TOP_K = 96
 REFERENCE_DRAWN = 32
-TRAIN_LOG = "train_log.jsonl"
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,7 @@ class Ready:
 def train_student(run: Run) -> None:
     """Distil; keep the student that is best on the validation pairs; write the reference."""
     ready = _prepared(run)
-
-    def keep_best(model: Any) -> None:
-        save_model(model, run.checkpoints / "best", tokenizer_from=run.student_init)
-
-    _train(run, ready, ready.asked.seconds, keep_best=keep_best)
+    _train(run, ready, ready.asked.seconds, n_samples=run.recipe.train.n_samples)
     data, reference = ready.data, run.checkpoints / run.reference.name
     write_reference(
         reference,
@@ -85,7 +81,7 @@ def train_student(run: Run) -> None:
     # A copy: killed before the stage is recorded, the next run finds the best one where it was.
     finished = run.checkpoints / "student"
     with written(run.student):
-        shutil.copytree(run.checkpoints / "best", finished, dirs_exist_ok=True)
+        shutil.copytree(run.checkpoints / BEST, finished, dirs_exist_ok=True)
         swap_folder(finished, run.student)
     reference.replace(run.reference)
 
@@ -100,12 +96,16 @@ def train_trial(
     """
 
     def note(at: Position, found: Evaluation) -> None:
-        evaluated([row["evaluation"]["kl"] for row in read_log(run.folder / TRAIN_LOG)])
+        evaluated([p.evaluation["kl"] for p in read_curve(run.metrics) if p.evaluation])
 
+    prepared = _prepared(run)
     try:
-        return _train(run, _prepared(run), 0.0, evaluated=note, interrupted=is_over).best_score
-    except Interrupted:
+        ended = _train(run, prepared, 0.0, keeps_best=False, evaluated=note, interrupted=is_over)
+    except Interrupted as stopped:
+        if stopped.number is not None:  # not the clock, but a signal
+            raise
         return None
+    return ended.best_score
 
 
 def _prepared(run: Run) -> Ready:
@@ -127,7 +127,7 @@ def _prepared(run: Run) -> Ready:
     check_hidden(wish, teacher, student)
     service = Service(run, teacher, kept_ids, precision)
     asked = service.targets(data, _asked_of(run, data, tokenizer, student))
-    if asked.train and wish.targets in COMPARED and not (run.checkpoints / "last").exists():
+    if asked.train and wish.targets in COMPARED and not list_checkpoints(run.checkpoints):
         service.tell_fidelity(student, data.train, asked.train, objective_of(wish))
     key = fingerprint(
         service.key,
@@ -149,43 +149,24 @@ def _asked_of(run: Run, data: Splits, tokenizer: Any, student: Any) -> Sequence[
     return encode_splits(replace(run, folder=run.base.folder), tokenizer, student).train
 
 
-def _train(
-    run: Run,
-    ready: Ready,
-    seconds_spent: float,
-    *,
-    keep_best: Callable[[Any], None] = lambda student: None,
-    evaluated: Callable[[Position, Evaluation], None] = lambda at, found: None,
-    interrupted: Callable[[], bool] = lambda: False,
-) -> Position:
+def _train(run: Run, ready: Ready, seconds_spent: float, **around: Any) -> Position:
+    """Train a student; ``around`` is what `learn` is told besides."""
     wish, data = run.recipe.train, ready.data
     settings = train_settings(wish, len(data.train), ready.precision, seconds_spent)
     if wish.freeze_embeddings:
         ready.student.get_input_embeddings().requires_grad_(False)
-    checkpoint = run.checkpoints / "last"
     feed = Epochs(data.train, settings.batch_size, run.recipe.seed)
-    with tracked("    distilling", "%", 100) as progress:
-        watcher = Watcher(progress, run.folder / TRAIN_LOG, fresh=not checkpoint.exists())
-
-        def note(at: Position, found: Evaluation) -> None:
-            watcher.evaluated(at, found)
-            evaluated(at, found)
-
-        hooks = Hooks(
-            keep_best=keep_best,
-            report=watcher.step,
-            evaluated=note,
-            interrupted=interrupted,
-            **rounding_of(run.recipe, ready.student),
-        )
-        return distill(
-            ready.student,
-            Material(feed, ready.asked.train, data.validation, ready.asked.held_out),
-            settings,
-            hooks,
-            checkpoint=checkpoint,
-            fingerprint=ready.key,
-        )
+    board = run.folder / "tensorboard" if wish.tensorboard else None
+    return learn(
+        ready.student,
+        Material(feed, ready.asked.train, data.validation, ready.asked.held_out),
+        settings,
+        Places(run.checkpoints, run.metrics, run.student_init, board),
+        title="    distilling",
+        fingerprint=ready.key,
+        **rounding_of(run.recipe, ready.student),
+        **around,
+    )
 
 
 def train_settings(
@@ -217,7 +198,7 @@ def train_settings(
 
 
 def rounding_of(recipe: Recipe, student: Any) -> dict[str, Any]:
-    """The hooks of the share of training that computes as the quantized bundle will."""
+    """What `learn` is told of the share of training that computes as the quantized bundle will."""
     share = recipe.train.quantize_aware
     if not share:
         return {}

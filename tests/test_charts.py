@@ -87,3 +87,12 @@ def test_log_ticks_lie_within(low: float, factor: float) -> None:
 def test_boxes_overlap_when_they_share_a_point() -> None:
     assert Box(0, 0, 2, 2).overlaps(Box(1, 1, 3, 3))
     assert not Box(0, 0, 2, 2).overlaps(Box(2, 0, 3, 2))
+
+
+def test_what_was_smoothed_stands_behind_and_fits() -> None:
+    behind = [(0.0, 9.0), (1.0, 0.0), (2.0, 9.0)]
+    svg = line_chart([(0, 5), (2, 5)], title="t", x_label="x", y_label="y", behind=behind)
+    faint, bold = parts(svg, "polyline")
+    assert (faint.attrib["class"], bold.attrib["class"]) == ("curve faint", "curve")
+    ys = [float(point.split(",")[1]) for point in faint.attrib["points"].split()]
+    assert min(ys) > 0 and max(ys) < 250

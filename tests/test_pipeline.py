@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kdexport import pipeline
-from kdexport.errors import InputError
+from kdexport.errors import LIBRARIES, InputError, MissingExtraError
 from kdexport.journal import Journal
 from kdexport.pairs import load_pairs
 from kdexport.pipeline import Run, plan, run_stages, stage_fingerprint
@@ -116,6 +116,9 @@ def test_where_the_data_lies_changes_nothing(
         ("seed=1", "pairs"),
         ("student.n_layers=3", "student"),
         ("train.lr=0.1", "distill"),
+        ("train.n_samples=5", None),  # what is seen and kept makes no other student
+        ("train.tensorboard=true", None),
+        ("train.checkpoint_seconds=5", None),
         ("export.scheme=fp32", "quantize"),
         ("bench.n_runs=2", "bench"),
     ],
@@ -173,8 +176,8 @@ def test_the_end_of_training_sees_the_bundle_s_arithmetic(folder: Path, llama: P
         )
         for stage in STAGES[1:4]:
             stage.work(run)
-        log = [json.loads(line) for line in (run.folder / "train_log.jsonl").open()]
-        found.append([row["evaluation"]["kl"] for row in log])
+        log = [json.loads(line) for line in run.metrics.open()]
+        found.append([row["evaluation"]["kl"] for row in log if "evaluation" in row])
     exact, rounded = found
     assert rounded[0] == exact[0]  # before its last half
     assert all(one != other for one, other in zip(exact[1:], rounded[1:], strict=True))
@@ -223,7 +226,7 @@ def test_room_is_what_the_stages_write(folder: Path, llama: Path) -> None:
     assert (sizes.n_teacher, sizes.n_student) == (n, n)  # as many layers, the same vocabulary
     small = round(100e6)
     assert room_needed(run, ["teacher"]) == (4 * n + small, round(1.1 * n) + small)
-    assert room_needed(run, ["distill"]) == (3 * 4 * n + 2 * 12 * n + small, small)
+    assert room_needed(run, ["distill"]) == (3 * 4 * n + 3 * 12 * n + small, small)
     assert room_needed(run, ["export", "quantize"]) == (small, round(5.1 * n) + small)
 
 
@@ -284,6 +287,16 @@ def test_what_a_later_stage_refuses_is_told_before_the_first(
         assert caught.value.where == where
     assert not run.exported.exists()
     assert list(run.folder.iterdir()) == []
+
+
+def test_tensorboard_that_is_not_installed_is_told_before_the_first(
+    folder: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_run(folder, "bench.prompt_tokens=100", "train.tensorboard=true", model=llama)
+    monkeypatch.setitem(LIBRARIES, "tensorboard", ("tensorboard_that_is_not_there",))
+    with pytest.raises(MissingExtraError, match=r"pip install 'kdexport\[tensorboard\]'"):
+        run_stages(run)
+    assert not run.exported.exists()
 
 
 @pytest.mark.parametrize("name", ["mine-teacher-int8", "mine", "mine-int8"])

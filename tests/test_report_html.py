@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 import pytest
 
 from kdexport.report import BenchReport, Sample
-from kdexport.report_html import render_html
+from kdexport.report_html import render_html, smoothed
 from tests.report_fixture import example_report
 
 VOID = {"meta", "br", "link", "input", "img", "hr"}
@@ -54,10 +54,12 @@ def test_it_shows_arms_charts_samples_and_stages() -> None:
     parsed = Page(render_html(report))
     for arm in report.arms:
         assert arm.label in parsed.text
-    assert parsed.tags.count("svg") == 4
+    assert parsed.tags.count("svg") == 6
     for sample in report.samples:
         for copy in sample.copies.values():
             assert copy in parsed.text
+    for heading in ("Training loss", "Distillation", "Learning rate"):
+        assert heading in parsed.text
     for stage in report.stages:
         assert stage in parsed.text
     assert report.machine.cpu in parsed.text
@@ -92,3 +94,11 @@ def test_a_report_of_little_is_a_page_too(n_arms: int) -> None:
     )
     parsed = Page(render_html(few))
     assert re.search(r"No arm|decodes|smaller", parsed.text)
+
+
+def test_a_running_mean_keeps_ends_and_straight_lines() -> None:
+    line = [(float(x), 2.0 * x) for x in range(100)]  # whole numbers: means are exact
+    assert smoothed(line) == line
+    spike = [(float(x), float(x == 50)) for x in range(100)]
+    assert max(y for _, y in smoothed(spike)) == pytest.approx(1 / 11)
+    assert smoothed(spike[:3]) == spike[:3]

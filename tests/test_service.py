@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from kdexport.cli import cli
 from kdexport.errors import InputError
 from kdexport.importing import check_imported, import_targets, write_texts
+from kdexport.metrics import read_curve
 from kdexport.pipeline import Run
 from kdexport.recipe import load_recipe
 from kdexport.sources import ResolvedModel
@@ -68,8 +69,7 @@ def open_run(base: Path, tmp_path: Path) -> Open:
 
 
 def losses(run: Run) -> list[float]:
-    log = (run.folder / "train_log.jsonl").read_text("utf-8").splitlines()
-    return [json.loads(line)["loss"] for line in log]
+    return [point.row["loss"] for point in read_curve(run.metrics)]
 
 
 @pytest.mark.parametrize("targets", ["cached", "sampled"])

@@ -13,6 +13,7 @@ from kdexport.pipeline import open_run
 from kdexport.recipe import load_recipe
 from kdexport.search import Search, check_searches, parse_search
 from kdexport.sweep import Swept, Trial, Wish, is_behind, load_trials, next_params, run_sweep
+from kdexport.train.checkpoint import list_checkpoints
 from kdexport.train.trainer import Event
 from kdexport.watching import Watcher
 from tests.models import make_llama
@@ -96,9 +97,10 @@ def test_a_killed_sweep_chooses_what_it_would_have_chosen(
             steps.append(event.step)
             if len(steps) == 6 + 5:
                 raise KeyboardInterrupt
+            super().step(event)
 
-    monkeypatch.setattr("kdexport.training.Watcher", Killed)
-    asked = wish(folder, overrides=["train.checkpoint_seconds=0.000001"])
+    monkeypatch.setattr("kdexport.learning.Watcher", Killed)
+    asked = wish(folder, overrides=["train.checkpoint_seconds=0.000001", "train.max_length=254"])
     with pytest.raises(KeyboardInterrupt):
         run_sweep(asked)
     assert told(run_sweep(asked)) == told(whole)
@@ -119,12 +121,12 @@ def test_minutes_end_a_trial_which_goes_on_with_more(
             return float(next(cls.seconds))
 
     monkeypatch.setattr(module, "time", Clock)
-    asked = {"n_trials": 1, "overrides": ["train.checkpoint_seconds=50"]}
+    asked = {"n_trials": 1, "overrides": ["train.max_length=255"]}
     before = sweeps_of(folder)
     with pytest.raises(KdexportError, match=r"no trial has ended within 0\.1 minutes"):
         run_sweep(wish(folder, minutes=0.1, **asked))
     (new,) = sweeps_of(folder) - before
-    assert (new / "trial-000" / "checkpoints" / "last").is_dir()
+    assert list_checkpoints(new / "trial-000" / "checkpoints")
     assert told(run_sweep(wish(folder, minutes=60.0, **asked))) == told(whole)[:1]
 
 

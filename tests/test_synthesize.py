@@ -89,8 +89,26 @@ def test_an_interrupted_teacher_goes_on(teacher: Bundle, tmp_path: Path) -> None
     assert len(written.splitlines()) == 64
     path.write_text(written + '{"id": "b6', "utf-8")  # cut off by a kill
     resumed = write(teacher, path)
-    assert path.read_text("utf-8").startswith(written)
+    assert ids_of(path.read_text("utf-8"))[:64] == ids_of(written)
     assert resumed == write(teacher, tmp_path / "unbroken.jsonl")
+
+
+def test_of_a_chunk_that_is_cut_off_nothing_is_used(
+    teacher: Bundle, tmp_path: Path, asked: list[str]
+) -> None:
+    """Texts are written in the same company whatever was killed: their last bits depend on it."""
+    path = tmp_path / "drafts.jsonl"
+    whole = write(teacher, path)
+    lines = path.read_text("utf-8").splitlines(keepends=True)
+    unbroken = list(asked)
+    asked.clear()
+    path.write_text("".join(lines[:67]), "utf-8")
+    assert write(teacher, path) == whole
+    assert asked == unbroken[64:]
+
+
+def ids_of(lines: str) -> list[str]:
+    return [json.loads(line)["id"] for line in lines.splitlines()]
 
 
 @pytest.mark.parametrize(

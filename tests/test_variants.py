@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from kdexport.errors import KdexportError
 from kdexport.finetune import adapted, finetune_teacher, train_teacher
 from kdexport.journal import file_sha256
+from kdexport.metrics import read_curve
 from kdexport.pipeline import Run, open_run, run_stages
 from kdexport.recipe import Recipe, load_recipe
 from kdexport.stages import STAGES, make_pairs
@@ -50,10 +51,6 @@ def recipe(folder: Path, *overrides: str) -> Recipe:
     return load_recipe(folder / "recipe.yaml", overrides)
 
 
-def log_of(run: Path, name: str = "train_log.jsonl") -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / name).read_text().splitlines()]
-
-
 def test_a_control_differs_in_nothing_but_the_teacher(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -66,10 +63,11 @@ def test_a_control_differs_in_nothing_but_the_teacher(
     # Of the training texts the teacher was not asked: there is a cache of the validation pairs.
     assert len(list(base.targets.iterdir())) == 1
     run_stages(base, until="distill")
-    with_teacher, alone = log_of(base.folder), log_of(control.folder)
-    assert [row["step"] for row in alone] == [row["step"] for row in with_teacher] == [4, 8]
-    assert all(row["divergence"] == 0 for row in alone)
-    assert all(row["divergence"] > 0 for row in with_teacher)
+    with_teacher, alone = (read_curve(run.metrics) for run in (base, control))
+    for points in (with_teacher, alone):
+        assert [point.step for point in points if point.evaluation] == [4, 8]
+    assert all(point.row["divergence"] == 0 for point in alone)
+    assert all(point.row["divergence"] > 0 for point in with_teacher)
     one, other = np.load(base.reference), np.load(control.reference)
     assert all(np.array_equal(one[name], other[name]) for name in one.files)
     capsys.readouterr()
@@ -92,8 +90,9 @@ def test_a_teacher_learns_the_texts_and_teaches(folder: Path) -> None:
     found = finetune_teacher(recipe(folder))
     assert found.folder == folder / "runs" / "tiny" / "teacher"
     assert found.after < found.before
-    steps = log_of(found.folder.parent, "teacher_log.jsonl")
-    assert min(row["evaluation"]["perplexity"] for row in steps) == pytest.approx(found.after)
+    points = read_curve(found.folder.parent / "teacher-metrics.jsonl")
+    found_there = [point.evaluation["perplexity"] for point in points if point.evaluation]
+    assert min(found_there) == pytest.approx(found.after)
     before, after = (
         load_file(place / "model.safetensors") for place in (folder / "teacher", found.folder)
     )
@@ -117,7 +116,7 @@ def opened(folder: Path, *overrides: str) -> Run:
 def test_a_killed_finetuning_goes_on_where_it_was(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kdexport import finetune
+    from kdexport import learning
     from kdexport.watching import Watcher
 
     whole, killed = (
@@ -133,7 +132,7 @@ def test_a_killed_finetuning_goes_on_where_it_was(
             if len(steps) == 7:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(finetune, "Watcher", Killed)
+    monkeypatch.setattr(learning, "Watcher", Killed)
     with pytest.raises(KeyboardInterrupt):
         train_teacher(killed)
     train_teacher(killed)

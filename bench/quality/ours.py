@@ -11,6 +11,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from bench.quality.told import tell
+from kdexport.metrics import read_curve
 from kdexport.pipeline import Run, open_run
 from kdexport.recipe import load_recipe
 from kdexport.stages import make_student
@@ -20,7 +21,7 @@ from kdexport.training import train_student
 
 def run_of(task: Path, out: Path, recipe: Path, overrides: list[str]) -> Run:
     """A run that takes the task's pairs; its student too, unless the recipe wants another."""
-    wish = load_recipe(recipe, [*overrides, f"output.runs={out}"])
+    wish = load_recipe(recipe, ["train.n_samples=0", *overrides, f"output.runs={out}"])
     run = open_run(wish, fetch=False)
     run.folder.mkdir(parents=True)
     shutil.copyfile(task / "pairs.jsonl", run.pairs)
@@ -37,7 +38,7 @@ def main() -> None:
         run = run_of(task, out, Path(recipe), overrides)
         cpu_before = time.process_time()
         train_student(run)
-        last = json.loads((run.folder / "train_log.jsonl").read_text("utf-8").splitlines()[-1])
+        last = read_curve(run.metrics)[-1].row
         asked = sum(seconds_asked(place) for place in run.targets.glob("*"))
     run.student.rename(out / "student")
     shutil.rmtree(run.folder)

@@ -3,7 +3,6 @@
 python -m bench.training.ours TASK [KEY=VALUE ...]
 """
 
-import json
 import shutil
 import sys
 import tempfile
@@ -11,6 +10,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from bench.training.task import BATCH_SIZE, load_examples, tell
+from kdexport.metrics import read_curve
 from kdexport.pipeline import Run, open_run
 from kdexport.recipe import load_recipe
 from kdexport.train.cache import seconds_asked
@@ -34,7 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=task) as folder, redirect_stdout(sys.stderr):
         run = run_of(task, overrides, Path(folder))
         train_student(run)
-        first, last = map(json.loads, (run.folder / "train_log.jsonl").open())
+        first, last = (point.row for point in read_curve(run.metrics, 10**9) if point.evaluation)
         asked = sum(seconds_asked(place) for place in run.targets.glob("*"))
     n_tokens = first["tokens"]
     seconds = [asked + first["elapsed_s"], last["elapsed_s"] - first["elapsed_s"]]

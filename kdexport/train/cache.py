@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from kdexport.errors import InputError
 from kdexport.train.data import Batch, Encoded, ordered_batches
-from kdexport.train.model import written
+from kdexport.train.model import sync, written
 
 Columns = dict[str, torch.Tensor]
 Progress = Callable[[int, int], None]
@@ -108,21 +108,11 @@ def _write_shard(
     try:
         with written(shard):
             save_file(columns, beside, facts)
-            _sync(beside)
+            sync(beside)
             beside.replace(shard)
-            _sync(folder)
+            sync(folder)
     finally:
         beside.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # Windows opens no folders
-        return
-    handle = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _shards(folder: Path) -> list[Path]:

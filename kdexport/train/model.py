@@ -4,6 +4,7 @@ Knows no family by name: the parts are found through the methods that every mode
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,7 +112,7 @@ def save_model(
 
 @contextmanager
 def staged_folder(place: Path) -> Iterator[Path]:
-    """A folder beside ``place`` to write into, which takes its place at the end of the block.
+    """A folder beside ``place`` to write into, synced, which takes its place after the block.
 
     What does not come to its end is removed. Raises InputError where the disk takes no more.
     """
@@ -121,9 +122,23 @@ def staged_folder(place: Path) -> Iterator[Path]:
         with written(place):
             staging.mkdir(parents=True)
             yield staging
+            for part in (*staging.iterdir(), staging):
+                sync(part)
             swap_folder(staging, place)
+            sync(place.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Have the disk take what was written to a file, or which names a folder holds."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
+    handle = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -141,13 +156,25 @@ def written(place: Path) -> Iterator[None]:
 
 
 def swap_folder(new: Path, place: Path) -> None:
-    """Rename a whole folder into its place; the one that was there goes last."""
+    """Rename a whole folder into its place; the one that was there goes last.
+
+    A kill between the two renames leaves it as .NAME.old (`recover_folder`).
+    """
+    recover_folder(place)
     old = place.with_name(f".{place.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
     if place.exists():
         place.rename(old)
     new.rename(place)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(place: Path) -> None:
+    """Bring back what a kill within `swap_folder` left under its other name, and tidy up."""
+    old = place.with_name(f".{place.name}.old")
+    if place.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    elif old.exists():
+        old.rename(place)
 
 
 def _forget_old_ids(config_path: Path) -> None:

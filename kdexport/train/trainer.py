@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from kdexport.errors import KdexportError
-from kdexport.train.checkpoint import load_checkpoint, save_checkpoint
+from kdexport.interrupts import Interrupted
+from kdexport.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from kdexport.train.data import Batch, Encoded
 from kdexport.train.evaluate import Evaluation, evaluate
 from kdexport.train.feed import Feed
@@ -67,7 +68,10 @@ class Event:
 
 @dataclass
 class Position:
-    """Where a run is; all of it goes into the checkpoint."""
+    """Where a run is; all of it goes into the checkpoint.
+
+    ``max_examples``: of a batch at once, where memory has ended (`Stepper`).
+    """
 
     step: int = 0
     tokens: int = 0
@@ -77,6 +81,7 @@ class Position:
     skipped: int = 0
     skipped_in_a_row: int = 0
     is_rounded: bool = False
+    max_examples: int | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,8 @@ class Material:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop calls: for the best student yet, every step, every evaluation; to be stopped.
+    """What the loop calls: where it begins; for the best student yet, every step, every evaluation;
+    to be stopped.
 
     ``rounding``: the block in which a student computes with rounded weights, from a progress of
     ``round_from`` on; None: never. Students are then judged, and kept, as they are within it.
@@ -105,12 +111,9 @@ class Hooks:
     report: Callable[[Event], None] = lambda event: None
     evaluated: Callable[[Position, Evaluation], None] = lambda at, evaluation: None
     interrupted: Callable[[], bool] = lambda: False
+    begins: Callable[[Position], None] = lambda at: None
     rounding: Callable[[Any], AbstractContextManager[None]] = lambda student: nullcontext()
     round_from: float | None = None
-
-
-class Interrupted(KeyboardInterrupt):
-    """Training was asked to stop, and has saved where it is."""
 
 
 def distill(
@@ -119,30 +122,29 @@ def distill(
     settings: TrainSettings,
     hooks: Hooks,
     *,
-    checkpoint: Path,
+    checkpoints: Path,
     fingerprint: str,
     world: World = ALONE,
 ) -> Position:
-    """Train ``student`` in place until the budget is used, from the checkpoint where there is one.
+    """Train ``student`` in place until the budget is used, from the newest checkpoint if any.
 
-    Raises Interrupted where `Hooks.interrupted` says so, with all saved.
+    Raises Interrupted where `Hooks.interrupted` says so, also within an evaluation, with all saved;
+    the evaluation is made up for when it goes on.
     """
     optimizer = make_optimizer(student, settings)
     stepper = Stepper(
         student, optimizer, settings.objective, settings.clip_norm, settings.precision, world
     )
-    at = Position()
-    saved = load_checkpoint(checkpoint, student, optimizer, fingerprint)
-    if saved:
-        at = Position(**saved["position"])
-        material.feed.restore(saved["feed"])
+    at = _place(load_checkpoint(checkpoints, student, optimizer, fingerprint), material.feed)
+    stepper.max_examples = at.max_examples
+    hooks.begins(at)
     started = time.monotonic() - at.elapsed_s
     last_saved = time.monotonic()
 
     def save() -> None:
         state = {"fingerprint": fingerprint, "position": vars(at), "feed": material.feed.state()}
         if world.is_first:
-            save_checkpoint(checkpoint, student, optimizer, state)
+            save_checkpoint(checkpoints, at.step, student, optimizer, state)
 
     student.train()
     while True:
@@ -155,7 +157,7 @@ def distill(
                     _note(at, found, student, hooks)
         if hooks.interrupted():
             save()
-            raise Interrupted
+            raise Interrupted(f"at step {at.step}")
         if progress >= 1.0 or time.monotonic() - last_saved > settings.checkpoint_seconds:
             save()
             last_saved = time.monotonic()
@@ -166,11 +168,20 @@ def distill(
         done = stepper.step(group, material.targets, lr, progress)
         at.step += 1
         at.tokens += done.n_targets
+        at.max_examples = stepper.max_examples
         at.elapsed_s = time.monotonic() - started
-        _count_skips(at, done, group, checkpoint)
+        _count_skips(at, done, group, checkpoints)
         hooks.report(_event(at, done, settings.budget, lr))
     student.eval()
     return at
+
+
+def _place(saved: dict[str, Any] | None, feed: Feed) -> Position:
+    """Where a run goes on, its feed included; at the beginning without a checkpoint."""
+    if saved is None:
+        return Position()
+    feed.restore(saved["feed"])
+    return Position(**saved["position"])
 
 
 def _rounding(
@@ -216,19 +227,20 @@ def _note(at: Position, found: Evaluation, student: Any, hooks: Hooks) -> None:
     hooks.evaluated(at, found)
 
 
-def _count_skips(at: Position, done: Done, group: Sequence[Batch], checkpoint: Path) -> None:
+def _count_skips(at: Position, done: Done, group: Sequence[Batch], checkpoints: Path) -> None:
     """Count steps without finite numbers; end a run that has three in a row."""
     at.skipped_in_a_row = at.skipped_in_a_row + 1 if done.skipped else 0
     at.skipped += done.skipped
     if at.skipped_in_a_row < SKIPS_IN_A_ROW:
         return
+    saved = "".join(f"; the last good checkpoint is {c}" for c in list_checkpoints(checkpoints)[:1])
     names = [example.example_id for batch in group for example in batch.examples]
     shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
     raise KdexportError(
         f"training has diverged: loss or gradient of {SKIPS_IN_A_ROW} steps in a row were not "
         f"finite, the last at step {at.step} on {shown}",
         where="distill",
-        remedy=f"lower train.lr or train.lambda; the last good checkpoint is {checkpoint}",
+        remedy=f"lower train.lr or train.lambda{saved}",
     )
 
 

@@ -92,7 +92,7 @@ def save_a_model(model: Path, place: Path) -> None:
 
 def save_a_checkpoint(model: Path, place: Path) -> None:
     loaded = load_model(model)
-    save_checkpoint(place, loaded, torch.optim.AdamW(loaded.parameters()), {})
+    save_checkpoint(place, 1, loaded, torch.optim.AdamW(loaded.parameters()), {})
 
 
 @pytest.mark.parametrize("write", [fill_a_cache, save_a_model, save_a_checkpoint])

@@ -1,4 +1,3 @@
-import contextlib
 import copy
 from pathlib import Path
 from typing import Any
@@ -7,6 +6,7 @@ import pytest
 import torch
 
 from kdexport.errors import KdexportError
+from kdexport.train.checkpoint import list_checkpoints
 from kdexport.train.data import Encoded, collate
 from kdexport.train.evaluate import Evaluation, evaluate
 from kdexport.train.feed import Epochs
@@ -59,16 +59,23 @@ def train(
         options.get("evaluations", []).append(at.step)
 
     loop = settings(**options.get("changes", {}))
-    hooks = Hooks(options.get("keep_best", lambda _: None), report, evaluated)
-    with contextlib.suppress(KeyboardInterrupt):
+    hooks = Hooks(
+        options.get("keep_best", lambda _: None),
+        report,
+        evaluated,
+        interrupted=lambda: bool(events) and events[-1].step == options.get("ask_at"),
+    )
+    try:
         distill(
             student,
             Material(Epochs(examples[:20], loop.batch_size, 0), targets, examples[20:], targets),
             loop,
             hooks,
-            checkpoint=folder / "last",
+            checkpoints=folder,
             fingerprint="f",
         )
+    except KeyboardInterrupt as error:
+        options.get("stopped", []).append(error)
     return events
 
 
@@ -124,36 +131,32 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(
         assert torch.equal(one, other)
 
 
-def test_a_checkpoint_of_something_else_is_passed_over(
-    student: Any, examples: list[Encoded], llama: Path, tmp_path: Path
+@pytest.mark.parametrize("stop_at", [6, 8])
+def test_what_is_asked_to_stop_saves_at_once(
+    student: Any, examples: list[Encoded], llama: Path, tmp_path: Path, stop_at: int
 ) -> None:
-    from kdexport.train.checkpoint import load_checkpoint
-
-    train(student, examples, llama, tmp_path, changes={"budget": Budget(max_steps=2)})
-    optimizer = make_optimizer(student, settings())
-    assert load_checkpoint(tmp_path / "last", student, optimizer, "another") is None
-    assert load_checkpoint(tmp_path / "last", student, optimizer, "f") is not None
-
-
-def test_a_damaged_checkpoint_is_one_line(
-    student: Any, examples: list[Encoded], llama: Path, tmp_path: Path
-) -> None:
-    from kdexport.errors import InputError
-    from kdexport.train.checkpoint import load_checkpoint
-
-    train(student, examples, llama, tmp_path, changes={"budget": Budget(max_steps=2)})
-    weights = tmp_path / "last" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-10])
-    with pytest.raises(InputError, match="damaged"):
-        load_checkpoint(tmp_path / "last", student, make_optimizer(student, settings()), "f")
+    """At step 8 within its evaluation, which is made up for; the end is an unbroken run's."""
+    whole, again = copy.deepcopy(student), copy.deepcopy(student)
+    evaluations: list[int] = []
+    train(whole, examples, llama, tmp_path / "a")
+    options = {"evaluations": evaluations, "stopped": []}
+    train(student, examples, llama, tmp_path / "b", ask_at=stop_at, **options)
+    assert [str(error) for error in options["stopped"]] == [f"at step {stop_at}"]
+    assert [place.name for place in list_checkpoints(tmp_path / "b")] == [f"step-{stop_at:06d}"]
+    assert evaluations == [4]
+    train(again, examples, llama, tmp_path / "b", evaluations=evaluations)
+    assert evaluations == [4, 8, 12]
+    for one, other in zip(whole.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_run_that_diverges_ends_in_one_line(
     student: Any, examples: list[Encoded], llama: Path, tmp_path: Path
 ) -> None:
     kept: list[Any] = []
-    with pytest.raises(KdexportError, match=r"diverged.*lower train\.lr"):
-        train(student, examples, llama, tmp_path, keep_best=kept.append, changes={"lr": 1e30})
+    always = {"lr": 1e30, "checkpoint_seconds": 0.0}
+    with pytest.raises(KdexportError, match=r"diverged.*lower train\.lr.*checkpoint is .*step-0"):
+        train(student, examples, llama, tmp_path, keep_best=kept.append, changes=always)
     assert not kept
 
 
