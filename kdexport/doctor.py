@@ -112,7 +112,8 @@ def _case(trial: Run, handful: Sequence[Pair], pairs: Sequence[Pair]) -> Case:
         student_tokens={i: token for token, i in own.get_vocab().items()},
         tokenizer_from=trial.student_init,
         splits={split: [_read(pair) for pair in by_split(pairs, split)] for split in SPLITS},
-        way=wish.targets if wish.targets in WAYS else "live",
+        way=wish.targets if wish.targets in WAYS else "cached",  # as imported ones are
+        n_sampled=wish.n_sampled,
     )
 
 

@@ -18,7 +18,6 @@ from kdexport.errors import KdexportError
 from kdexport.journal import fingerprint
 from kdexport.learning import BEST, Places, learn
 from kdexport.pipeline import Run, Stage, open_run, run_stages
-from kdexport.preflight import check_training
 from kdexport.recipe import Recipe
 from kdexport.splits import Splits, encode_splits
 from kdexport.stages import STAGES
@@ -28,7 +27,7 @@ from kdexport.train.feed import Epochs
 from kdexport.train.model import load_model, load_tokenizer, swap_folder, written
 from kdexport.train.trainer import Material
 from kdexport.train_section import ONE, Line, TrainSection
-from kdexport.training import device_of, precision_of, train_settings
+from kdexport.training import check_device, device_of, precision_of, train_settings
 
 FACTS = "kdexport.json"
 
@@ -145,7 +144,7 @@ STAGES_TO_TEACHER = (
         lambda run: [adapted(run), _log(run)],
         lambda run: [run.recipe.seed, wish_of(run.recipe).fingerprinted],
         after=("pairs",),
-        check=check_training,
+        check=lambda run: check_device(run.recipe.train),
         goes_on_from=_checkpoints,
     ),
 )

@@ -13,6 +13,8 @@ from kdexport.errors import InputError
 from kdexport.recipe import Recipe, field_kinds, load_recipe
 
 SEARCHED = ("train", "student")  # sections; data and teacher are every trial's
+UNLIKE = ("student.vocab_size", "train.max_length", "train.quantize_aware")
+"""Fields that change what is judged: other tokens, other texts, other arithmetic."""
 WIDE = 10.0  # of a range whose ends are that far apart, logarithms are drawn from
 
 
@@ -62,6 +64,10 @@ def parse_search(text: str) -> Search:
             "cannot be searched: all trials share teacher and data",
             where=where,
             remedy="search a field of " + " or ".join(SEARCHED),
+        )
+    if key in UNLIKE:
+        raise InputError(
+            "cannot be searched: the KL of its values is not of the same thing", where=where
         )
     if ".." not in values:
         return Search(key, tuple(value.strip() for value in values.split(",")))

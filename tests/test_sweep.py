@@ -171,6 +171,7 @@ def test_searches_are_read(text: str, expected: Search) -> None:
         ("train.lr", "is not KEY=LOW..HIGH"),
         ("data.max_train=1..5", "all trials share teacher and data"),
         ("train=1..5", "all trials share"),
+        ("student.vocab_size=300,310", "is not of the same thing"),
         ("train.lr=3..1", "its range is empty"),
         ("train.lr=a..1", "'a' is no number"),
         ("train.lr=1..inf", "'inf' is no number"),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdexport.train.cache import TargetCache, fill_cache
-from kdexport.train.columns import Form, hidden_form, top_k_form
+from kdexport.train.columns import Form, hidden_form, sampled_form, top_k_form
 from kdexport.train.data import Encoded
 from kdexport.train.objective import Objective
 from kdexport.train.teacher import TargetFn, live_targets
@@ -49,6 +49,7 @@ class Case:
     tokenizer_from: Path
     splits: Mapping[str, Sequence[str]] = field(default_factory=dict)
     way: str = "live"
+    n_sampled: int = 12
 
     @property
     def n_kept(self) -> int:
@@ -67,6 +68,13 @@ def cached(case: Case) -> TargetFn:
     return _from_disk(case, "cached", form)
 
 
+def sampled(case: Case) -> TargetFn:
+    """Tokens that were drawn to stand for all, from a file."""
+    vocab_size = int(case.student.config.vocab_size)
+    form = sampled_form(live(case), vocab_size, min(case.n_sampled, vocab_size))
+    return _from_disk(case, "sampled", form)
+
+
 def hidden(case: Case) -> TargetFn:
     """Whole distributions of hidden states, from a file."""
     temperature = case.objective.temperature
@@ -83,5 +91,6 @@ def _from_disk(case: Case, name: str, form: Form) -> TargetFn:
 WAYS: Mapping[str, Callable[[Case], TargetFn]] = {
     "live": live,
     "cached": cached,
+    "sampled": sampled,
     "hidden": hidden,
 }

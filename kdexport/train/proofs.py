@@ -16,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from kdexport.train import losses, objective
 from kdexport.train.case import WAYS, Case, Proof, cached, hidden, live
 from kdexport.train.data import Batch, Encoded, collate
+from kdexport.train.evaluate import evaluate
 from kdexport.train.formulas import REFERENCES
 from kdexport.train.model import head_is_plain, save_model
 from kdexport.train.objective import Objective, Term
@@ -164,6 +165,17 @@ def steps_do_not_depend_on_batches(case: Case) -> Iterator[Proof]:
     for name, gradient in ways.items():
         note = f"{len(examples)} texts; relative"
         yield Proof(name, _relative_norm(gradient, whole), FLOAT32, note)
+
+
+def judging_does_not_depend_on_batches(case: Case) -> Iterator[Proof]:
+    """KL and perplexity on held-out texts are the same one by one and all at once."""
+    found = [
+        evaluate(case.student, case.examples, live(case), size) for size in (1, len(case.examples))
+    ]
+    one, all_at_once = (f for f in found if f is not None)
+    for name, shown in (("kl", "KL"), ("perplexity", "perplexity")):
+        apart = _relative(getattr(one, name), getattr(all_at_once, name))
+        yield Proof(f"{shown} does not depend on batches", apart, FLOAT32, "relative")
 
 
 def chunks_are_the_plain_loss(case: Case) -> Iterator[Proof]:
@@ -330,6 +342,7 @@ PROOFS: Sequence[Callable[[Case], Iterator[Proof]]] = (
     gradients_keep_their_size,
     one_mask_is_shifted,
     steps_do_not_depend_on_batches,
+    judging_does_not_depend_on_batches,
     chunks_are_the_plain_loss,
     teacher_is_at_rest,
     caches_are_near_the_teacher,

@@ -18,6 +18,7 @@ from kdexport.train import losses, model, objective, proofs, step, teacher
 from kdexport.train.cache import Columns, TargetCache
 from kdexport.train.case import WAYS, Case, Proof
 from kdexport.train.data import Batch, Encoded
+from kdexport.train.evaluate import Evaluation
 from kdexport.train.formulas import REFERENCES
 from kdexport.train.losses import LOSSES
 from kdexport.train.model import load_model
@@ -25,6 +26,7 @@ from kdexport.train.objective import Objective, Term
 from kdexport.train.schedule import Schedule
 from kdexport.train.student import StudentSpec, prune
 from kdexport.train.targets import HeadTargets, Targets
+from kdexport.train_section import PARTS
 
 Patch = pytest.MonkeyPatch
 KEPT = list(range(0, 320, 2))
@@ -89,11 +91,11 @@ def test_no_step_depends_on_its_batches(
     case: Case, name: str, way: str, monkeypatch: Patch
 ) -> None:
     """Padding, company, accumulation, halving and chunks, for each loss and way of asking."""
-    if way == "cached" and LOSSES[name].whole:
+    if way in PARTS and LOSSES[name].whole:
         pytest.skip("needs whole distributions")
     small_chunks(monkeypatch)
     wish = dataclasses.replace(
-        case.objective, terms=(Term(name),), hidden_weight=0.0 if way == "cached" else 0.2
+        case.objective, terms=(Term(name),), hidden_weight=0.0 if way in PARTS else 0.2
     )
     case = dataclasses.replace(case, objective=wish, way=way)
     for rows in (proofs.steps_do_not_depend_on_batches, proofs.chunks_are_the_plain_loss):
@@ -199,6 +201,20 @@ def padding_learnt(patch: Patch, case: Case) -> None:
         return dataclasses.replace(found, loss=found.loss + logits.logsumexp(-1).sum())
 
     patch.setattr(step, "batch_loss", padded)
+
+
+def mean_of_batch_means(patch: Patch, case: Case) -> None:
+    right = proofs.evaluate
+
+    def averaged(student: Any, held_out: Any, ask: Any, size: int) -> Evaluation:
+        parts = [held_out[i : i + size] for i in range(0, len(held_out), size)]
+        found = [right(student, part, ask, size) for part in parts]
+        kl, perplexity = (
+            sum(getattr(one, name) for one in found) / len(found) for name in ("kl", "perplexity")
+        )
+        return Evaluation(kl, None, perplexity)
+
+    patch.setattr(proofs, "evaluate", averaged)
 
 
 def last_chunk_lost(patch: Patch, case: Case) -> None:
@@ -328,6 +344,10 @@ TRAPS: dict[Broken, tuple[Any, str]] = {
     by_micro_batch: (proofs.steps_do_not_depend_on_batches, "accumulation changes no gradient"),
     by_padded_length: (proofs.steps_do_not_depend_on_batches, "padding changes no gradient"),
     padding_learnt: (proofs.steps_do_not_depend_on_batches, "padding changes no gradient"),
+    mean_of_batch_means: (
+        proofs.judging_does_not_depend_on_batches,
+        "perplexity does not depend on batches",
+    ),
     last_chunk_lost: (proofs.chunks_are_the_plain_loss, "chunks give the plain gradient"),
     head_without_gradient: (proofs.chunks_are_the_plain_loss, "chunks give the plain gradient"),
     teacher_with_dropout: (proofs.teacher_is_at_rest, "the teacher says the same twice"),
