@@ -223,7 +223,8 @@ def _seconds(stage: str, run: Run, sizes: Sizes, speed: float) -> float:
     a_token = 2 * sizes.n_teacher / speed  # that the teacher reads
     if stage == "pairs":
         written = sizes.prompt_tokens / INT8_READS + sizes.copy_tokens
-        return 0.0 if run.recipe.data.pairs else a_token * written
+        n_candidates = run.recipe.data.generate.best_of
+        return 0.0 if run.recipe.data.pairs else n_candidates * a_token * written
     if stage == "distill":
         asking = 0.0 if run.recipe.train.texts_alone else a_token * sizes.n_tokens
         return _distilling_seconds(run, sizes, speed, asking=asking)

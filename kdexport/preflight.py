@@ -101,14 +101,25 @@ def check_student(run: Run) -> None:
 
 
 def check_training(run: Run) -> None:
-    """Refuse a device or a library that is not there, and targets that were not imported."""
+    """Refuse a device, a library, layers or imported targets that are not there."""
     from kdexport import training
     from kdexport.importing import check_imported
+    from kdexport.service import inner_terms
+    from kdexport.train.inside import settled
+    from kdexport.train.model import load_config
+    from kdexport.train.sizes import StudentSpec, resized_config
 
     if run.recipe.train.tensorboard:
         require_extras("tensorboard")
     training.check_device(run.recipe.train)
     check_imported(run)
+    terms = inner_terms(run.recipe.train)
+    if terms:
+        config = load_config(run.teacher.path)
+        spec = sizes_of(run)
+        if run.recipe.student.init == "prune":  # whose heads keep their size
+            spec = StudentSpec(n_layers=spec.n_layers)
+        settled(terms, resized_config(config, spec, None), config)
 
 
 def check_bench(run: Run) -> None:

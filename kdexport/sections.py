@@ -79,7 +79,17 @@ class GenerateSection(Section):
     top_p: float = Field(0.95, gt=0, le=1)
     top_k: int = Field(0, ge=0, description="0 is all tokens")
     variants: Count = Field(1, description="Copies for each brief")
+    best_of: Count = Field(1, description="Candidates for each copy, of which the best is taken")
+    scorer: Literal["likelihood", "checks"] = Field(
+        "likelihood", description="The best: by the teacher's likelihood, or by checks before it"
+    )
     batch_size: Count = 16
+
+    @model_validator(mode="after")
+    def _candidates_differ(self) -> "GenerateSection":
+        if self.best_of > 1 and self.temperature == 0:
+            raise ValueError("best_of needs a temperature above 0: greedy candidates are all one")
+        return self
 
 
 class DataSection(Section):

@@ -21,8 +21,11 @@ from kdexport.train.cache import (
 from kdexport.train.columns import Form, hidden_form, sampled_form, top_k_form
 from kdexport.train.data import Encoded
 from kdexport.train.fidelity import compare_targets
-from kdexport.train.model import head_is_plain
+from kdexport.train.inside import InnerTerm, Inside
+from kdexport.train.model import head_is_plain, load_facts
 from kdexport.train.objective import Objective
+from kdexport.train.on_policy import by_origin
+from kdexport.train.schedule import Schedule
 from kdexport.train.teacher import TargetFn, live_targets
 from kdexport.train_section import TrainSection
 
@@ -111,6 +114,9 @@ class Service:
         held_out, targets = self._filled(other), self._filled(train)
         share = len(data.train) / len(asked_of)
         seconds = share * seconds_asked(train.folder) + seconds_asked(other.folder)
+        if wish.on_policy:
+            live = live_targets(self.teacher, self.kept_ids, wish.temperature, self.precision)
+            targets = by_origin(targets, live)
         return Asked(targets, held_out, seconds)
 
     def tell_fidelity(
@@ -196,6 +202,26 @@ class Service:
 
 def _gigabytes(n_bytes: float) -> str:
     return f"{n_bytes / 1e9:.3g} GB"
+
+
+def inside_of(run: Run, teacher: Any, student: Any) -> Inside | None:
+    """The losses between layers that the recipe asks for."""
+    terms = [] if run.recipe.train.texts_alone else inner_terms(run.recipe.train)
+    kept_layers = load_facts(run.student_init).get("kept_layers")
+    return Inside(terms, student, teacher, kept_layers, run.recipe.seed) if terms else None
+
+
+def inner_terms(wish: TrainSection) -> list[InnerTerm]:
+    """The recipe's losses between layers, as the loop knows them."""
+    return [
+        InnerTerm(
+            term.name,
+            Schedule(term.weight.start, term.weight.end),
+            tuple(term.layers) if term.layers else None,
+            term.heads,
+        )
+        for term in wish.inside
+    ]
 
 
 def check_hidden(wish: TrainSection, teacher: Any, student: Any) -> None:

@@ -69,11 +69,13 @@ def _synthesized_pairs(run: Run) -> list[Pair]:
         top_p=wishes.top_p,
         top_k=wishes.top_k,
         variants=wishes.variants,
+        best_of=wishes.best_of,
+        scorer=wishes.scorer,
         batch_size=wishes.batch_size,
         seed=run.recipe.seed,
     )
     with tracked("teacher writes", "copies") as progress:
-        pairs, dropped = synthesize(
+        written = synthesize(
             load_asked_briefs(run),
             open_session(run.teacher_bundle, n_threads=run.recipe.train.n_threads),
             load_text(run.teacher_bundle),
@@ -82,12 +84,13 @@ def _synthesized_pairs(run: Run) -> list[Pair]:
             teacher=run.teacher.fingerprint,
             progress=progress,
         )
-    n_written = len(pairs)
-    pairs = within_limits(pairs, limits_of(run.recipe.data))
-    dropped += Counter({"over the limit": n_written - len(pairs)})
+    pairs = within_limits(written.pairs, limits_of(run.recipe.data))
+    dropped = written.dropped + Counter({"over the limit": len(written.pairs) - len(pairs)})
     lost = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
     say(f"    {len(pairs)} pairs kept; dropped: {lost or 'none'}")
-    counts = {"kept": len(pairs), "dropped": dict(dropped)}
+    counts: dict[str, Any] = {"kept": len(pairs), "dropped": dict(dropped)}
+    if sampling.best_of > 1:
+        counts["candidates"] = written.candidates
     (run.folder / "pairs-report.json").write_text(json.dumps(counts, indent=1), "utf-8")
     return pairs
 

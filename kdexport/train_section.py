@@ -17,6 +17,7 @@ LossName = Literal[
     "adaptive_kl",
     "standardised_kl",
 ]
+InnerName = Literal["hidden", "hidden_cosine", "blocks", "relations"]
 WHOLE = ("adaptive_kl", "standardised_kl")  # losses that need the teacher's whole distribution
 PARTS = ("cached", "sampled", "imported")  # targets that hold a part of it
 
@@ -27,6 +28,7 @@ def _below_one(value: float) -> float:
     return value
 
 
+Layer = Annotated[int, Field(ge=0)]
 Decay = Annotated[Share, AfterValidator(_below_one)]
 
 
@@ -54,6 +56,22 @@ Scheduled = Annotated[
 ONE = Line(start=1, end=1)
 
 
+def _at_most_one(line: Line) -> Line:
+    if max(line.start, line.end) > 1:
+        raise ValueError("must be at most 1")
+    return line
+
+
+class OnPolicySection(Section):
+    """A share of the batches is written by the student itself, and judged by the teacher."""
+
+    fraction: Annotated[Scheduled, AfterValidator(_at_most_one)] = Field(
+        Line(start=0, end=0.5), description="Share of the batches"
+    )
+    temperature: float = Field(1.0, ge=0.01, le=100, description="Of the samples")
+    max_new_tokens: Count = Field(64, description="Of a sample, which also ends where texts do")
+
+
 class LossTerm(Section):
     """One of several divergences that are added up."""
 
@@ -62,6 +80,25 @@ class LossTerm(Section):
     parameter: float | None = Field(
         None, gt=0, lt=1, description="β of jsd, α of the skew ones; None: 0.5 and 0.1"
     )
+
+
+class InnerTerm(Section):
+    """One of several losses between a student's layers and its teacher's."""
+
+    name: InnerName
+    weight: Scheduled = ONE
+    layers: list[tuple[Layer, Layer]] | None = Field(
+        None,
+        min_length=1,
+        description="Pairs of a student's layer and a teacher's, from 0; None: as it was made",
+    )
+    heads: Count | None = Field(None, description="Relation heads; None: the teacher's heads")
+
+    @model_validator(mode="after")
+    def _heads_of_relations(self) -> "InnerTerm":
+        if self.heads is not None and self.name != "relations":
+            raise ValueError("heads are of relations alone")
+        return self
 
 
 def _terms(value: Any) -> Any:
@@ -80,6 +117,13 @@ Terms = Annotated[
 CHANGE_NOTHING = {"cache_gb", "checkpoint_seconds", "n_samples", "tensorboard"}
 """Fields that say what is kept and seen, and make no other student."""
 
+InnerTerms = Annotated[
+    list[InnerTerm],
+    BeforeValidator(
+        _terms, json_schema_input_type=InnerName | InnerTerm | list[InnerName | InnerTerm]
+    ),
+]
+
 
 class TrainSection(Section):
     """L = L_task + λ·T²·KL(teacher ‖ student), and how long."""
@@ -96,6 +140,9 @@ class TrainSection(Section):
     hidden_weight: float = Field(
         0.0, ge=0, description="Weight of the last hidden states' distance beside the divergence"
     )
+    inside: InnerTerms = Field(
+        [], description="Losses between layers, a name or a list of them with weights, within λ"
+    )
     targets: Literal["cached", "sampled", "hidden", "live", "imported"] = Field(
         "cached",
         description="Ask the teacher once and keep its top k tokens, a few that are drawn, or its "
@@ -105,6 +152,9 @@ class TrainSection(Section):
     n_sampled: Count = Field(12, description="Tokens drawn of each distribution, for sampled")
     cache_gb: Positive = Field(
         20.0, description="What kept targets may take of the disk, in 10^9 bytes"
+    )
+    on_policy: OnPolicySection | None = Field(
+        None, description="Learn from the student's own samples, too, which needs the live teacher"
     )
     lr: Positive = 5e-4
     batch_size: Count = 8
@@ -160,6 +210,10 @@ class TrainSection(Section):
             raise ValueError("hidden_weight needs targets: hidden, or live")
         if self.targets == "imported" and self.temperature != 1:
             raise ValueError("imported targets are of temperature 1")
+        if self.on_policy and self.texts_alone:
+            raise ValueError("on_policy needs lambda above 0: own samples have no text to learn")
+        if self.inside and self.targets != "live":
+            raise ValueError(f"inside: {self.inside[0].name} needs targets: live")
         whole = [term.name for term in self.loss if term.name in WHOLE]
         if whole and self.targets in PARTS:
             raise ValueError(f"{whole[0]} needs targets: hidden, or live")

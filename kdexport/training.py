@@ -19,13 +19,14 @@ from kdexport.machine import machine_facts
 from kdexport.metrics import read_curve
 from kdexport.pipeline import Run
 from kdexport.recipe import Recipe
-from kdexport.service import COMPARED, TEACHER_BATCH, Asked, Service, check_hidden
+from kdexport.service import COMPARED, TEACHER_BATCH, Asked, Service, check_hidden, inside_of
 from kdexport.splits import Splits, encode_splits
 from kdexport.train.cache import fingerprint_examples
 from kdexport.train.checkpoint import list_checkpoints
 from kdexport.train.data import Encoded
 from kdexport.train.evaluate import Evaluation
 from kdexport.train.feed import Epochs
+from kdexport.train.inside import Inside
 from kdexport.train.model import (
     load_facts,
     load_model,
@@ -34,6 +35,7 @@ from kdexport.train.model import (
     written,
 )
 from kdexport.train.objective import Objective, Term
+from kdexport.train.on_policy import OnPolicy, end_ids_of
 from kdexport.train.reference import write_reference
 from kdexport.train.rounding import GRIDS, Rounding
 from kdexport.train.schedule import Budget, Schedule
@@ -56,6 +58,8 @@ class Ready:
     asked: Asked
     precision: str
     key: str
+    inside: Inside | None
+    own: OnPolicy | None
 
 
 def train_student(run: Run) -> None:
@@ -126,9 +130,12 @@ def _prepared(run: Run) -> Ready:
     data = encode_splits(run, tokenizer, student)
     check_hidden(wish, teacher, student)
     service = Service(run, teacher, kept_ids, precision)
+    inside = inside_of(run, teacher, student)
     asked = service.targets(data, _asked_of(run, data, tokenizer, student))
     if asked.train and wish.targets in COMPARED and not list_checkpoints(run.checkpoints):
         service.tell_fidelity(student, data.train, asked.train, objective_of(wish))
+    if inside and asked.train:
+        asked = replace(asked, train=inside.of_teacher(asked.train, teacher))
     key = fingerprint(
         service.key,
         fingerprint_examples(data.train),
@@ -139,7 +146,8 @@ def _prepared(run: Run) -> Ready:
         run.recipe.export.scheme if wish.quantize_aware else None,
         run.recipe.seed,
     )
-    return Ready(teacher, student, kept_ids, data, asked, precision, key)
+    own = own_samples_of(run, student, tokenizer.eos_token_id, precision)
+    return Ready(teacher, student, kept_ids, data, asked, precision, key, inside, own)
 
 
 def _asked_of(run: Run, data: Splits, tokenizer: Any, student: Any) -> Sequence[Encoded]:
@@ -153,13 +161,14 @@ def _train(run: Run, ready: Ready, seconds_spent: float, **around: Any) -> Posit
     """Train a student; ``around`` is what `learn` is told besides."""
     wish, data = run.recipe.train, ready.data
     settings = train_settings(wish, len(data.train), ready.precision, seconds_spent)
+    settings = replace(settings, objective=replace(settings.objective, inside=ready.inside))
     if wish.freeze_embeddings:
         ready.student.get_input_embeddings().requires_grad_(False)
     feed = Epochs(data.train, settings.batch_size, run.recipe.seed)
     board = run.folder / "tensorboard" if wish.tensorboard else None
     return learn(
         ready.student,
-        Material(feed, ready.asked.train, data.validation, ready.asked.held_out),
+        Material(feed, ready.asked.train, data.validation, ready.asked.held_out, ready.own),
         settings,
         Places(run.checkpoints, run.metrics, run.student_init, board),
         title="    distilling",
@@ -194,6 +203,22 @@ def train_settings(
         clip_norm=wish.clip_norm,
         checkpoint_seconds=wish.checkpoint_seconds,
         evaluate_steps=wish.evaluate_steps,
+    )
+
+
+def own_samples_of(run: Run, student: Any, end_id: int | None, precision: str) -> OnPolicy | None:
+    """How the student writes some of its batches itself, where the recipe wants it."""
+    wish = run.recipe.train
+    if wish.on_policy is None or wish.texts_alone:
+        return None
+    return OnPolicy(
+        fraction=_schedule(wish.on_policy.fraction),
+        temperature=wish.on_policy.temperature,
+        max_new_tokens=wish.on_policy.max_new_tokens,
+        max_length=min(wish.max_length, student.config.max_position_embeddings),
+        end_ids=end_ids_of(student, end_id),
+        seed=run.recipe.seed,
+        precision=precision,
     )
 
 

@@ -183,6 +183,32 @@ def test_the_end_of_training_sees_the_bundle_s_arithmetic(folder: Path, llama: P
     assert all(one != other for one, other in zip(exact[1:], rounded[1:], strict=True))
 
 
+def test_layers_of_a_pruned_student_are_drawn_to_those_that_they_were(folder: Path) -> None:
+    model = make_llama(folder / "model", n_layers=4)
+    rows = [{"text": f"Fresh bread from our oven {n}"} for n in range(8)]
+    options = ["train.max_steps=2", "train.evaluate_steps=1", "train.targets=live"]
+    run = own_pairs(
+        folder, *rows, options=[*options, "train.inside=[relations, blocks]"], model=model
+    )
+    for stage in STAGES[1:4]:
+        stage.work(run)
+    log = [json.loads(line) for line in run.metrics.open()]
+    steps = [row for row in log if "loss" in row]
+    assert len(steps) == 2
+    assert all(row["loss"] > row["task"] + row["divergence"] + 0.01 for row in steps)
+    assert (run.student / "model.safetensors").is_file()
+
+
+def test_a_layer_that_is_not_there_is_told_before_the_first_stage(
+    folder: Path, llama: Path
+) -> None:
+    inside = "train.inside=[{name: blocks, layers: [[0, 2]]}]"
+    run = open_run(folder, "bench.prompt_tokens=100", "train.targets=live", inside, model=llama)
+    with pytest.raises(InputError, match="the teacher has no layer 2") as caught:
+        plan(run)
+    assert caught.value.where == "train.inside"
+
+
 def test_probes_longer_than_the_teacher_reads_are_cut(folder: Path) -> None:
     model = make_gpt2(folder / "model", n_layers=3)  # learnt positions, 256 of them
     run = own_pairs(folder, {"text": "Fresh bread! " * 200, "split": "train"}, model=model)

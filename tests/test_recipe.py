@@ -196,5 +196,26 @@ def test_losses_are_a_name_a_term_or_a_list(folder: Path) -> None:
     assert terms("{name: jsd, parameter: 0.3}") == [("jsd", 1.0, 0.3)]
     two = terms("[forward_kl, {name: skew_kl, weight: {start: 0, end: 2}}]")
     assert two == [("forward_kl", 1.0, None), ("skew_kl", 2.0, None)]
+    with pytest.raises(InputError, match="heads are of relations alone"):
+        load(folder, GOOD, "train.targets=live", "train.inside=[{name: hidden, heads: 2}]")
+    with pytest.raises(InputError, match="inside: blocks needs targets: live"):
+        load(folder, GOOD, "train.inside=blocks")
     with pytest.raises(InputError, match="adaptive_kl needs targets: hidden, or live"):
         terms("adaptive_kl")
+
+
+def test_candidates_have_to_differ(folder: Path) -> None:
+    with pytest.raises(InputError, match="best_of needs a temperature above 0"):
+        load(folder, GOOD, "data.generate.best_of=3", "data.generate.temperature=0")
+
+
+def test_own_samples_are_a_share_and_need_a_teacher(folder: Path) -> None:
+    recipe: Any = load(folder, GOOD + "  on_policy: {fraction: 0.3}\n")
+    assert (recipe.train.on_policy.fraction.start, recipe.train.on_policy.temperature) == (0.3, 1.0)
+    assert load(folder, GOOD).train.on_policy is None  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match=r"train\.on_policy\.fraction: must be at most 1"):
+        load(folder, GOOD, "train.on_policy.fraction=1.5")
+    with pytest.raises(InputError, match="did you mean 'fraction'"):
+        load(folder, GOOD, "train.on_policy.fractoin=0.5")
+    with pytest.raises(InputError, match="on_policy needs lambda above 0"):
+        load(folder, GOOD, "train.on_policy.fraction=0.5", "train.lambda=0")

@@ -2,20 +2,23 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from kdexport import synthesize as module
 from kdexport.bundle import Bundle
 from kdexport.content.briefs import Brief
 from kdexport.content.channels import load_channels
 from kdexport.export.bundles import export_bundle
-from kdexport.runtime.generate import Completion
+from kdexport.runtime.generate import Completion, Step
 from kdexport.runtime.session import open_session
 from kdexport.runtime.text import load_text
-from kdexport.synthesize import Sampling, synthesize
+from kdexport.synthesize import SCORERS, Draft, Sampling, Written, synthesize
+from kdexport.train.model import load_model
 from tests.models import make_llama
 
 BRIEFS = [
@@ -52,7 +55,7 @@ def write(
     fingerprint: str = "f",
     stop: bool = False,
     **options: object,
-) -> object:
+) -> Written:
     def progress(done: int, _total: int) -> None:
         if stop and done:
             raise KeyboardInterrupt
@@ -70,9 +73,9 @@ def write(
 
 
 def test_every_draft_is_kept_or_counted(teacher: Bundle, tmp_path: Path) -> None:
-    pairs, dropped = write(teacher, tmp_path / "drafts.jsonl")  # type: ignore[misc]
-    assert len(pairs) + sum(dropped.values()) == len(BRIEFS)
-    assert set(dropped) <= {"empty", "truncated", "repetitive", "duplicate"}
+    found = write(teacher, tmp_path / "drafts.jsonl")
+    assert len(found.pairs) + sum(found.dropped.values()) == len(BRIEFS)
+    assert set(found.dropped) <= {"empty", "truncated", "repetitive", "duplicate"}
 
 
 def test_batches_change_nothing(teacher: Bundle, tmp_path: Path) -> None:
@@ -174,16 +177,14 @@ def test_what_adds_nothing_to_the_opening_is_empty(
         id="b0", product="A tea with quite a long name", channel="ad_headline", tone="plain"
     )
     like_a_label = Brief(id="b2", product="Copy: The Movie", channel="ad_headline", tone="plain")
-    pairs, dropped = write(  # type: ignore[misc]
-        teacher, tmp_path / "drafts.jsonl", briefs=[long_name, like_a_label]
-    )
-    assert dict(dropped) == {"empty": 1}
-    ((opening, completion),) = [(p.messages[-1]["content"], p.completion) for p in pairs]
+    found = write(teacher, tmp_path / "drafts.jsonl", briefs=[long_name, like_a_label])
+    assert dict(found.dropped) == {"empty": 1}
+    ((opening, completion),) = [(p.messages[-1]["content"], p.completion) for p in found.pairs]
     assert (opening, completion) == ("Copy: The Movie", " is a fine drink")
 
 
 def test_copy_begins_with_the_opening_and_is_one_line(teacher: Bundle, tmp_path: Path) -> None:
-    pairs, _ = write(teacher, tmp_path / "drafts.jsonl")  # type: ignore[misc]
+    pairs = write(teacher, tmp_path / "drafts.jsonl").pairs
     assert pairs
     for pair in pairs:
         assert pair.messages[-1] == {
@@ -192,3 +193,104 @@ def test_copy_begins_with_the_opening_and_is_one_line(teacher: Bundle, tmp_path:
         }
         assert not pair.completion.startswith("Tea")
         assert "\n" not in pair.completion.strip()
+
+
+FACTS = ("one litre", "holds its heat")
+SPOKEN = {
+    "b0#0": (" Its one litre holds heat, and holds it well", True, -2.0),
+    "b0#1": (" Anything at all, and of anything", True, -1.0),  # strays, where there are facts
+    "b0#2": (" Its one litre of heat", False, -0.5),  # truncated
+    "b0#3": ("", True, -0.1),
+}
+"""What a teacher says, whether it came to an end, and its mean log-probability."""
+
+
+@pytest.mark.parametrize(
+    ("scorer", "facts", "n", "chosen", "n_passing"),
+    [
+        ("likelihood", (), 2, "b0#1", 2),
+        ("checks", (), 4, "b0#1", 2),  # the likelier of those that pass
+        ("checks", FACTS, 4, "b0#0", 1),
+    ],
+)
+def test_the_best_candidate_is_kept(
+    teacher: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scorer: str,
+    facts: tuple[str, ...],
+    n: int,
+    chosen: str,
+    n_passing: int,
+) -> None:
+    codec = load_text(teacher)
+
+    def say(*_: Any, row_keys: Sequence[str], n_logprobs: int | None, **__: Any) -> Any:
+        assert n_logprobs == 0
+        for text, finished, logprob in (SPOKEN[key] for key in row_keys):
+            ids = [*codec.encode(text), 2]
+            yield Completion(ids[:-1], finished, [Step(i, logprob) for i in ids])
+
+    monkeypatch.setattr(module, "generate_batch", say)
+    brief = Brief(id="b0", product="Kettle", facts=facts, channel="ad_headline")
+    found = write(teacher, tmp_path / "drafts.jsonl", briefs=[brief], best_of=n, scorer=scorer)
+    assert [(pair.id, pair.completion) for pair in found.pairs] == [("b0", SPOKEN[chosen][0])]
+    assert not found.dropped
+    not_first = int(chosen != "b0#0")
+    assert found.candidates == {"written": n, "passing": n_passing, "not the first": not_first}
+
+
+def test_the_best_by_likelihood_may_be_dropped_and_nothing_said_is_the_worst(
+    teacher: Bundle, tmp_path: Path
+) -> None:
+    brief = Brief(id="b0", product="Kettle", channel="ad_headline")
+    job = module._job(brief, 0, 0, Sampling(best_of=2), "f")
+    empty, short = (Draft("b0#0", text, True, "", logprob=-0.5) for text in ("", " x"))
+    assert SCORERS["likelihood"](job, empty) < SCORERS["likelihood"](job, short) == (-0.5,)
+    assert SCORERS["checks"](job, empty)[0] == 0
+    unfinished = replace(short, finished=False)
+    assert SCORERS["checks"](job, unfinished)[0] == 0.75
+    pairs, dropped = module._select([job], {job.id: unfinished})
+    assert (pairs, dict(dropped)) == ([], {"truncated": 1})
+
+
+def test_likelihood_is_the_teacher_s_mean_over_what_it_wrote(
+    teacher: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against PyTorch, which reads prompt and text anew."""
+    written: list[tuple[list[int], list[int]]] = []
+    generate_batch = module.generate_batch
+
+    def noting(session: Any, prompts: Any, *arguments: Any, **options: Any) -> Any:
+        found = generate_batch(session, prompts, *arguments, **options)
+        tokens = [[step.token_id for step in one.steps] for one in found]
+        written.extend(zip(prompts, tokens, strict=True))
+        return found
+
+    monkeypatch.setattr(module, "generate_batch", noting)
+    path = tmp_path / "drafts.jsonl"
+    write(teacher, path, briefs=BRIEFS[:1], best_of=3)
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    model = load_model(teacher.path.parent / "model")
+    for row, (prompt, ids) in zip(rows, written, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
+        expected = torch.log_softmax(logits, -1)[range(len(ids)), ids].mean()
+        assert row["logprob"] == pytest.approx(float(expected), abs=1e-3)  # another engine
+    assert len({row["text"] for row in rows}) > 1
+
+
+def test_one_candidate_leaves_drafts_as_they_were_and_more_are_added_to_some(
+    teacher: Bundle, tmp_path: Path, asked: list[str]
+) -> None:
+    path = tmp_path / "drafts.jsonl"
+    write(teacher, path, briefs=BRIEFS[:2])
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert {key for row in rows for key in row} == {"id", "text", "finished", "key", "n_following"}
+    asked.clear()
+    write(teacher, path, briefs=BRIEFS[:2], best_of=2)
+    assert sorted(asked) == ["b0#0", "b0#1", "b1#0", "b1#1"]
+    asked.clear()
+    more = write(teacher, path, briefs=BRIEFS[:2], best_of=3)
+    assert sorted(asked) == ["b0#2", "b1#2"]
+    assert more == write(teacher, tmp_path / "new.jsonl", briefs=BRIEFS[:2], best_of=3)

@@ -48,6 +48,21 @@ def why_drop(text: str, *, finished: bool, seen: set[str]) -> str | None:
     return None
 
 
+def share_passed(opening: str, added: str, *, finished: bool, facts: Iterable[str]) -> float:
+    """The share of checks that copy passes: long enough, ended, not repetitive, about the facts.
+
+    ``added``: what was written on after ``opening``; without any, none is passed.
+    """
+    text = opening + added
+    passed = [
+        len(text) >= SHORTEST_COPY,
+        finished,
+        not is_repetitive(text),
+        not strays(added, facts),
+    ]
+    return sum(passed) / len(passed) if added else 0.0
+
+
 def strays(text: str, facts: Iterable[str]) -> bool:
     """Whether a text uses hardly any of the facts' words: it is about something else."""
     asked = {word for fact in facts for word in words_of(fact)} - SMALL_WORDS

@@ -24,7 +24,7 @@ class Encoded:
     ``ids``: int64 [n]. ``first_target``: the index from which on tokens are targets (>= 1: the
     first token has nothing before it to be predicted from). ``first_completion``: the index of the
     completion's first token; targets before it are the prompt's. ``weight``: what each of its
-    tokens counts in the loss.
+    tokens counts in the loss. ``is_own``: the student wrote the completion.
     """
 
     example_id: str
@@ -32,6 +32,7 @@ class Encoded:
     first_target: int
     first_completion: int
     weight: float = 1.0
+    is_own: bool = False
 
     @property
     def n_targets(self) -> int:
@@ -91,6 +92,11 @@ class Batch:
         starts = torch.tensor([example.first_completion for example in self.examples])
         positions = torch.arange(1, self.ids.shape[1])
         return (positions >= starts[:, None])[self.targets]
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the student wrote it: all of it, or nothing."""
+        return any(example.is_own for example in self.examples)
 
     @property
     def weights(self) -> torch.Tensor:

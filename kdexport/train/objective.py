@@ -5,6 +5,7 @@ is done with the gradient. The matrix [tokens x vocabulary] exists for one chunk
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from kdexport.train.data import Batch
+from kdexport.train.inside import Inside, Seen
 from kdexport.train.losses import LOSSES, distance, hidden_distance
 from kdexport.train.model import Reading, head_of, low_precision, read_batch
 from kdexport.train.schedule import ONE, Schedule
@@ -31,10 +33,11 @@ class Term:
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised: a·L_task + λ·(T²·Σ w·L_KD + μ·L_hidden).
+    """What is minimised: a·L_task + λ·(T²·Σ w·L_KD + μ·L_hidden + L_inside).
 
     ``kd_weight`` is λ, ``task_weight`` a. ``prompt_weight``: what a prompt's token counts in the
-    divergence, a completion's counting 1. ``hidden_weight`` is μ.
+    divergence, a completion's counting 1. ``hidden_weight`` is μ. ``inside``: the losses between
+    layers, for targets that it has watched.
     """
 
     terms: tuple[Term, ...] = (Term(),)
@@ -43,6 +46,14 @@ class Objective:
     temperature: float = 1.0
     prompt_weight: float = 0.0
     hidden_weight: float = 0.0
+    inside: Inside | None = None
+
+    def learner(self, student: Any) -> torch.nn.Module:
+        """All that is trained: the student, and what its losses inside need beside it."""
+        if self.inside is None or not list(self.inside.parameters()):
+            trained: torch.nn.Module = student
+            return trained
+        return torch.nn.ModuleDict({"student": student, "inside": self.inside})
 
 
 @dataclass(frozen=True)
@@ -67,14 +78,15 @@ def batch_loss(
 
     L_task counts completions only: nobody asks a student for prompts. The teacher's distribution
     over a prompt's tokens teaches language all the same, at hardly any cost: the student has read
-    the prompt anyway. Each token counts as much as its example's weight says.
+    the prompt anyway. Each token counts as much as its example's weight says. Nor does L_task count
+    what the student wrote itself.
     """
     asked = None if targets is None else targets.to(student.device)
     labels = batch.labels.to(student.device)
     is_completion = batch.is_completion.to(student.device)
     of_example = batch.weights.to(student.device)
     weight = of_example * torch.where(is_completion, 1.0, objective.prompt_weight)
-    task_share = of_example * is_completion
+    task_share = of_example * is_completion * (not batch.is_own)
     kd_weight = objective.kd_weight.at(progress)
     task_weight = objective.task_weight.at(progress)
 
@@ -88,13 +100,17 @@ def batch_loss(
             total = total + kd_weight * objective.temperature**2 * soft
         return total, torch.stack([task.detach().sum(), soft.detach()])
 
-    with low_precision(student, precision):
+    inside = objective.inside if kd_weight else None
+    watched = inside.watch(student) if inside else nullcontext(Seen())
+    with low_precision(student, precision), watched as seen:
         reading = read_batch(student, batch)
     loss, parts = summed_over_rows(student, reading, of_rows, precision)
     if asked is not None and kd_weight and objective.hidden_weight:
         assert reading.hidden is not None and asked.hidden is not None
         apart = hidden_distance(reading.hidden, asked.hidden)
         loss = loss + kd_weight * objective.hidden_weight * (weight * apart).sum()
+    if asked is not None and inside is not None:
+        loss = loss + kd_weight * inside(seen, asked, batch, weight, progress)
     return Parts(loss, float(parts[0]), float(parts[1]))
 
 

@@ -21,6 +21,7 @@ from kdexport.train.data import Batch, Encoded
 from kdexport.train.evaluate import Evaluation, evaluate
 from kdexport.train.feed import Feed
 from kdexport.train.objective import Objective
+from kdexport.train.on_policy import OnPolicy
 from kdexport.train.schedule import Budget, learning_rate
 from kdexport.train.step import Done, Stepper
 from kdexport.train.teacher import TargetFn
@@ -89,13 +90,15 @@ class Material:
     """What is learnt from, and what the student is judged by.
 
     ``targets`` are at the training temperature, ``held_out_targets`` at 1; None: no teacher is
-    asked, and the best student is the one of lowest perplexity.
+    asked, and the best student is the one of lowest perplexity. ``own``: how the student writes
+    some of the batches itself; None: it writes none.
     """
 
     feed: Feed
     targets: TargetFn | None
     held_out: Sequence[Encoded]
     held_out_targets: TargetFn | None
+    own: OnPolicy | None = None
 
 
 @dataclass(frozen=True)
@@ -131,11 +134,12 @@ def distill(
     Raises Interrupted where `Hooks.interrupted` says so, also within an evaluation, with all saved;
     the evaluation is made up for when it goes on.
     """
-    optimizer = make_optimizer(student, settings)
+    learner = settings.objective.learner(student)
+    optimizer = make_optimizer(learner, settings)
     stepper = Stepper(
         student, optimizer, settings.objective, settings.clip_norm, settings.precision, world
     )
-    at = _place(load_checkpoint(checkpoints, student, optimizer, fingerprint), material.feed)
+    at = _place(load_checkpoint(checkpoints, learner, optimizer, fingerprint), material.feed)
     stepper.max_examples = at.max_examples
     hooks.begins(at)
     started = time.monotonic() - at.elapsed_s
@@ -144,7 +148,7 @@ def distill(
     def save() -> None:
         state = {"fingerprint": fingerprint, "position": vars(at), "feed": material.feed.state()}
         if world.is_first:
-            save_checkpoint(checkpoints, at.step, student, optimizer, state)
+            save_checkpoint(checkpoints, at.step, learner, optimizer, state)
 
     student.train()
     while True:
@@ -164,7 +168,7 @@ def distill(
         if progress >= 1.0:
             break
         lr = learning_rate(progress, settings.lr, settings.warmup_fraction)
-        group = material.feed.group(settings.accumulate)
+        group = _next_group(material, stepper, settings.accumulate, at.step, progress)
         done = stepper.step(group, material.targets, lr, progress)
         at.step += 1
         at.tokens += done.n_targets
@@ -182,6 +186,17 @@ def _place(saved: dict[str, Any] | None, feed: Feed) -> Position:
         return Position()
     feed.restore(saved["feed"])
     return Position(**saved["position"])
+
+
+def _next_group(
+    material: Material, stepper: Stepper, n_batches: int, step: int, progress: float
+) -> Sequence[Batch]:
+    """The batches of a step, some of them written by the student as it computes now."""
+    group = material.feed.group(n_batches)
+    if material.own is None:
+        return group
+    with stepper.rounding(stepper.student):
+        return material.own.renewed(stepper.student, group, step, progress, stepper.world)
 
 
 def _rounding(
@@ -259,10 +274,10 @@ def _event(at: Position, done: Done, budget: Budget, lr: float) -> Event:
     )
 
 
-def make_optimizer(student: Any, settings: TrainSettings) -> torch.optim.Optimizer:
+def make_optimizer(learner: Any, settings: TrainSettings) -> torch.optim.Optimizer:
     """AdamW; weight decay on matrices only (Loshchilov & Hutter 2019)."""
-    matrices = [p for p in student.parameters() if p.requires_grad and p.ndim >= 2]
-    others = [p for p in student.parameters() if p.requires_grad and p.ndim < 2]
+    matrices = [p for p in learner.parameters() if p.requires_grad and p.ndim >= 2]
+    others = [p for p in learner.parameters() if p.requires_grad and p.ndim < 2]
     return torch.optim.AdamW(
         [
             {"params": matrices, "weight_decay": settings.weight_decay},

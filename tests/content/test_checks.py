@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdexport.content.checks import clean_copy, strays, why_drop
+from kdexport.content.checks import clean_copy, share_passed, strays, why_drop
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,17 @@ def test_copy_about_something_else_strays() -> None:
     assert strays("A cultural journey of tradition, for you.", facts)
     assert not strays("Tea in two minutes: it boils before you sit.", facts)
     assert not strays("Whatever it is.", [])
+
+
+def test_the_share_of_checks_that_copy_passes() -> None:
+    def share(
+        added: str, *, finished: bool = True, facts: tuple[str, ...] = ("one litre",)
+    ) -> float:
+        return share_passed("Kettle:", added, finished=finished, facts=facts)
+
+    assert share(" a litre of tea") == 1
+    assert share(" a litre of tea", finished=False) == 0.75
+    assert share(" of tea", finished=False) == 0.5
+    assert share(" tea and so on" * 5, finished=False) == 0.25
+    assert share(" tea and so on", facts=()) == 1
+    assert share("") == 0

@@ -10,9 +10,12 @@ from kdexport.train.checkpoint import list_checkpoints
 from kdexport.train.data import Encoded, collate
 from kdexport.train.evaluate import Evaluation, evaluate
 from kdexport.train.feed import Epochs
+from kdexport.train.fresh import from_scratch
+from kdexport.train.inside import InnerTerm, Inside
 from kdexport.train.model import load_model
 from kdexport.train.objective import Objective
 from kdexport.train.schedule import Budget, Schedule
+from kdexport.train.sizes import StudentSpec
 from kdexport.train.step import Stepper
 from kdexport.train.teacher import live_targets
 from kdexport.train.trainer import (
@@ -47,7 +50,10 @@ def settings(**changes: Any) -> TrainSettings:
 def train(
     student: Any, examples: list[Encoded], llama: Path, folder: Path, **options: Any
 ) -> list[Event]:
-    targets = live_targets(load_model(llama), None, 1.0)
+    teacher = load_model(llama)
+    targets = held_out = live_targets(teacher, None, 1.0)
+    if "inside" in options:
+        targets = options["inside"].of_teacher(targets, teacher)
     events: list[Event] = []
 
     def report(event: Event) -> None:
@@ -68,7 +74,7 @@ def train(
     try:
         distill(
             student,
-            Material(Epochs(examples[:20], loop.batch_size, 0), targets, examples[20:], targets),
+            Material(Epochs(examples[:20], loop.batch_size, 0), targets, examples[20:], held_out),
             loop,
             hooks,
             checkpoints=folder,
@@ -129,6 +135,42 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(
     assert [e.loss for e in rest] == [e.loss for e in events[7:]]
     for one, other in zip(whole.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_projections_are_trained_and_come_back_with_a_run(
+    examples: list[Encoded], llama: Path, tmp_path: Path
+) -> None:
+    """Of a narrower student: bit for bit, and the student that is kept has none of them."""
+    torch.manual_seed(0)
+    spec = StudentSpec(n_layers=2, hidden_size=32, n_heads=2)
+    teacher = load_model(llama)
+    student = from_scratch(teacher, spec, None)
+    names = {name for name, _ in student.named_parameters()}
+
+    def run(folder: Path, stop_at: int | None = None) -> tuple[list[Event], Any, Inside]:
+        mine = copy.deepcopy(student)
+        inside = Inside([InnerTerm("hidden")], mine, teacher)
+        changes = {
+            "checkpoint_seconds": 0.0,
+            "budget": Budget(max_steps=6),
+            "objective": Objective(inside=inside),
+        }
+        events = train(
+            mine, examples, llama, folder, changes=changes, stop_at=stop_at, inside=inside
+        )
+        return events, mine, inside
+
+    events, whole, inside = run(tmp_path / "a")
+    before = Inside([InnerTerm("hidden")], student, teacher)
+    for one, other in zip(before.parameters(), inside.parameters(), strict=True):
+        assert not torch.equal(one, other)
+    first, _, _ = run(tmp_path / "b", stop_at=4)
+    rest, again, others = run(tmp_path / "b")
+    assert [e.loss for e in first[:3] + rest] == [e.loss for e in events]
+    for kind in ((whole, again), (inside, others)):
+        for one, other in zip(*(of.parameters() for of in kind), strict=True):
+            assert torch.equal(one, other)
+    assert {name for name, _ in whole.named_parameters()} == names
 
 
 @pytest.mark.parametrize("stop_at", [6, 8])

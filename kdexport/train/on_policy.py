@@ -1,0 +1,139 @@
+"""A student's own samples in place of given completions: on-policy distillation.
+
+Agarwal et al. 2024 (GKD), algorithm 1: a share of the batches is written by the student as it is
+now, and the teacher says of each token what it would have written there. Which batches, and what
+is drawn, depends on the seed, the step and the batch's number in it alone, so that a run that goes
+on from a checkpoint draws what it would have drawn.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdexport.train.data import Batch, collate
+from kdexport.train.model import low_precision
+from kdexport.train.schedule import Schedule
+from kdexport.train.targets import TargetRows
+from kdexport.train.teacher import TargetFn
+from kdexport.train.world import ALONE, World
+
+STREAM = 0x0E11  # tells these draws from others of the same seed
+
+
+@dataclass(frozen=True)
+class OnPolicy:
+    """How a share of the batches is written anew.
+
+    ``fraction``: of batches, as training goes on. ``temperature``: of the samples.
+    ``max_length``: of prompt and sample. ``end_ids``: tokens that end a sample, and are its last.
+    """
+
+    fraction: Schedule
+    temperature: float
+    max_new_tokens: int
+    max_length: int
+    end_ids: frozenset[int]
+    seed: int
+    precision: str = "float32"
+
+    def renewed(
+        self,
+        student: Any,
+        group: Sequence[Batch],
+        step: int,
+        progress: float,
+        world: World = ALONE,
+    ) -> list[Batch]:
+        """This process's batches of a step, some of them with samples in place of completions."""
+        found = []
+        for number, batch in enumerate(group):
+            place = number * world.size + world.rank
+            rng = np.random.default_rng([STREAM, self.seed, step, place])
+            drawn = rng.random() < self.fraction.at(progress)
+            generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+            found.append(self._sampled(student, batch, generator) if drawn else batch)
+        return found
+
+    def _sampled(self, student: Any, batch: Batch, generator: torch.Generator) -> Batch:
+        prompts = [example.ids[: example.first_completion] for example in batch.examples]
+        rooms = [min(self.max_new_tokens, self.max_length - len(prompt)) for prompt in prompts]
+        with low_precision(student, self.precision):
+            samples = sample(
+                student, prompts, rooms, self.temperature, self.end_ids, generator=generator
+            )
+        return collate(
+            [
+                replace(example, ids=np.concatenate([prompt, new]), is_own=True)
+                for example, prompt, new in zip(batch.examples, prompts, samples, strict=True)
+            ]
+        )
+
+
+@torch.no_grad()
+def sample(
+    model: Any,
+    prompts: Sequence[np.ndarray],
+    rooms: Sequence[int],
+    temperature: float,
+    end_ids: Collection[int],
+    *,
+    generator: torch.Generator,
+) -> list[np.ndarray]:
+    """What a model writes after prompts, int64 ids each: at least one, at most its room.
+
+    A sample ends with the first of ``end_ids``, which is its last token. The prompts, int64 ids,
+    are read at once, padded on the left; a text that has ended leaves the batch.
+    """
+    was_training = model.training
+    model.eval()
+    longest = max(len(prompt) for prompt in prompts)
+    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.from_numpy(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    texts: list[list[int]] = [[] for _ in prompts]
+    alive, cache = list(range(len(prompts))), None
+    while alive:
+        asked = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        asked = {name: values.to(model.device) for name, values in asked.items()}
+        out = model(**asked, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        shares = torch.softmax(out.logits[:, -1].float() / temperature, dim=-1)
+        # Of a student that has none, any token: the step is then skipped, and counted.
+        shares = shares.nan_to_num(nan=1.0).cpu()
+        ids = torch.multinomial(shares, 1, generator=generator)
+        for text, token in zip(alive, ids[:, 0].tolist(), strict=True):
+            texts[text].append(token)
+        going = [
+            row
+            for row, text in enumerate(alive)
+            if texts[text][-1] not in end_ids and len(texts[text]) < rooms[text]
+        ]
+        cache = out.past_key_values
+        if going and len(going) < len(alive):
+            cache.batch_select_indices(torch.tensor(going, device=model.device))
+        alive = [alive[row] for row in going]
+        ids, positions = ids[going], positions[going, -1:] + 1
+        mask = torch.cat([mask[going], torch.ones_like(ids)], dim=-1)
+    model.train(was_training)
+    return [np.asarray(text, dtype=np.int64) for text in texts]
+
+
+def by_origin(given: TargetFn, own: TargetFn) -> TargetFn:
+    """Targets of given texts from one source and of a student's own from another."""
+
+    def ask(batch: Batch) -> TargetRows:
+        return (own if batch.is_own else given)(batch)
+
+    return ask
+
+
+def end_ids_of(model: Any, end_id: int | None) -> frozenset[int]:
+    """The tokens that end a model's texts: of its tokenizer, and of its own configuration."""
+    own = model.generation_config.eos_token_id
+    listed = own if isinstance(own, list) else [own]
+    return frozenset(token for token in (*listed, end_id) if token is not None)
