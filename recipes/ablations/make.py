@@ -36,6 +36,8 @@ ROWS: Mapping[str, Mapping[str, Any]] = {
     "cache-live": {"train.targets": "live"},
     "cache-top-64": TOP_64,
     "cache-drawn-12": DRAWN_12,
+    "on-policy-quarter": {"train.on_policy": {"fraction": 0.25}},
+    "on-policy-rising-to-half": {"train.on_policy": {"fraction": {"start": 0, "end": 0.5}}},
 }
 """Caches of few tokens have no hidden states: their like is ``loss-without-hidden``."""
 
