@@ -125,9 +125,8 @@ def _quantize(bundle: Bundle, draft: Draft, scheme: Scheme, wishes: Wishes) -> S
     with tracked("    observing", "texts") as progress:
         seen = texts[: len(texts) - len(held_out)]
         observed: Mapping[str, Observed] = observe(bundle, draft, seen, progress)
-    # In 4 bits the weights' rounding outweighs the activations', and what was trained with rounded
-    # weights computes as it was trained to only where it stays on its grid.
-    if KERNELS[body].bits == 8 and not is_rounded(draft, plan):
+    # What was trained with rounded weights computes as it was trained to only on its grid.
+    if not is_rounded(draft, plan):
         observed = smooth(draft, observed, KERNELS[body].grid)
     compensated = scheme.compensated or wishes.calibrate is not None
     ledger: Sequence[Entry] = ()

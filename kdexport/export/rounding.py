@@ -15,6 +15,7 @@ BLOCK_CLIPS = (1.1, 1.0, 0.9, 0.8, 0.7)  # of a block's
 DAMPING = 0.01  # of the mean of the Gram matrix's diagonal
 LARGEST_SCALE = float(np.finfo(np.float16).max)
 PANEL = 128  # rows that `compensated` rounds before it updates those below
+N_REFITS = 2  # times that scales are fitted to the whole numbers, and these found anew
 
 
 @dataclass(frozen=True)
@@ -59,16 +60,62 @@ def round_matrix(weights: Array, grid: Grid, gram: Array | None = None) -> Round
 
     ``gram``: Xᵀ X of the activations X [tokens, K] that meet the weights. With it, clipping is
     chosen for the error of X W, and each row's rounding error is made up for by the rows still to
-    come (GPTQ, Frantar et al. 2023, section 3). Without it, rounding is to the nearest step.
+    come (GPTQ, Frantar et al. 2023, section 3); the scales of blocks are then fitted to the whole
+    numbers and these rounded anew. Without it, rounding is to the nearest step.
     """
     importance = None if gram is None else np.diag(gram).astype(np.float32)
     scale, zero_point = _scales(weights, grid, importance)
-    if gram is not None:
-        values = compensated(weights, scale, zero_point, grid, gram)
-    else:
+    if gram is None:
         scales, zeros = _expand(scale, weights), _expand(zero_point, weights)
-        values = _to_grid(weights, scales, zeros, grid)
-    return Rounded(values, scale, zero_point)
+        return Rounded(_to_grid(weights, scales, zeros, grid), scale, zero_point)
+    found = Rounded(compensated(weights, scale, zero_point, grid, gram), scale, zero_point)
+    return _refined(weights, found, grid, gram) if grid.blocks else found
+
+
+def _refined(weights: Array, first: Rounded, grid: Grid, gram: Array) -> Rounded:
+    """Scales and whole numbers by turns, each found for the other; of each column the best kept."""
+    best, least = first, _errors(weights, first, gram)
+    values, scale = first.values, first.scale
+    for _ in range(N_REFITS):
+        scale = fitted_scales(weights, values, scale, gram)
+        fitted = Rounded(values, scale, first.zero_point)
+        values = compensated(weights, scale, first.zero_point, grid, gram)
+        for tried in (fitted, Rounded(values, scale, first.zero_point)):
+            errors = _errors(weights, tried, gram)
+            better = errors < least
+            least = np.where(better, errors, least)
+            best = Rounded(
+                np.where(better, tried.values, best.values),
+                np.where(better, tried.scale, best.scale),
+                first.zero_point,
+            )
+    return best
+
+
+def _errors(weights: Array, rounded: Rounded, gram: Array) -> Array:
+    """|X (Ŵ - W)|² of each column, [N]."""
+    difference = rounded.matrix() - weights
+    return np.asarray(np.einsum("kn,kn->n", difference, gram @ difference))
+
+
+def fitted_scales(weights: Array, values: Array, scale: Array, gram: Array) -> Array:
+    """The scales of blocks, [B, N], under which X (values · scale) is nearest to X W.
+
+    Least squares, column by column: (Vᵀ G V) s = Vᵀ G w, V the values [K, B] of each block in a
+    column of its own. Zero points are 0. Where no scale is found that can be kept, ``scale`` stays.
+    """
+    n_blocks, n_columns = scale.shape
+    damped = _damped(gram)
+    blocks = values.astype(np.float64).reshape(n_blocks, -1, n_columns)
+    wanted = (blocks * (damped @ weights).reshape(blocks.shape)).sum(1)
+    met = np.empty((n_columns, n_blocks, n_blocks))
+    for number, columns in enumerate(np.split(damped, n_blocks, axis=1)):
+        met[:, :, number] = (blocks * (columns @ blocks[number]).reshape(blocks.shape)).sum(1).T
+    trace = np.einsum("nii->n", met)[:, None, None]
+    met += np.eye(n_blocks) * np.maximum(1e-9 * trace, 1e-30)
+    fitted = np.linalg.solve(met, wanted.T[..., None])[..., 0].T
+    kept = np.clip(fitted, -LARGEST_SCALE, LARGEST_SCALE).astype(np.float16).astype(np.float32)
+    return np.where(np.isfinite(kept) & (kept != 0), kept, scale)
 
 
 def compensated(weights: Array, scale: Array, zero_point: Array, grid: Grid, gram: Array) -> Array:
@@ -77,10 +124,8 @@ def compensated(weights: Array, scale: Array, zero_point: Array, grid: Grid, gra
     Whole numbers, float32 [K, N]; the scales are given and stay.
     """
     n_rows = len(weights)
-    damped = gram.astype(np.float64)
-    diagonal = np.einsum("ii->i", damped)
-    diagonal += DAMPING * max(float(diagonal.mean()), 1e-12)
-    order = np.argsort(-diagonal, kind="stable")
+    damped = _damped(gram)
+    order = np.argsort(-np.diag(damped), kind="stable")
     inverse = np.linalg.inv(damped[np.ix_(order, order)])
     upper = np.linalg.cholesky((inverse + inverse.T) / 2).T.astype(np.float32)
     rest = weights[order].astype(np.float32)
@@ -99,6 +144,14 @@ def compensated(weights: Array, scale: Array, zero_point: Array, grid: Grid, gra
     back = np.empty_like(values)
     back[order] = values
     return back
+
+
+def _damped(gram: Array) -> Array:
+    """The Gram matrix in float64, its diagonal raised so that it can be inverted."""
+    damped = gram.astype(np.float64)
+    diagonal = np.einsum("ii->i", damped)
+    diagonal += DAMPING * max(float(diagonal.mean()), 1e-12)
+    return damped
 
 
 def rounded_rows(x: Array, block: int | None) -> Array:

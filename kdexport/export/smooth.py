@@ -5,6 +5,7 @@ chosen so that both are easier to round. What makes X takes the 1 / s. Knows nor
 products; no model family.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from kdexport.export.rounding import Grid, round_matrix, rounded_rows
 
 Array = np.ndarray[Any, Any]
 STRENGTHS = (0.0, 0.3, 0.45, 0.6, 0.75, 0.9)  # at 0 the activations stay as they are
+FEW_STEPS = 16
 Fold = Callable[[Array], None]
 
 
@@ -42,14 +44,19 @@ def smooth(draft: Draft, observed: Mapping[str, Observed], grid: Grid) -> dict[s
 def best_scale(weights: Array, observed: Observed, grid: Grid) -> Array:
     """s, float32 [K]: of some strengths, the one under which X W errs least on the samples.
 
-    s = max|x|^strength / max|w|^(1 - strength) per channel, its geometric mean 1. Activations are
-    rounded as the product will read them, row by row or block by block.
+    s = |x|^strength / max|w|^(1 - strength) per channel, its geometric mean 1. |x| is the largest,
+    which the rounding of activations goes by, or, for weights of few bits, whose rounding is most
+    of the error, the root of the mean square. Activations are rounded as the product will read
+    them, row by row or block by block.
     """
     exact = observed.samples @ weights
     block = grid.block(len(weights))
     best, least = np.ones(len(weights), dtype=np.float32), np.inf
-    for strength in STRENGTHS:
-        scale = _scale(weights, observed.largest, strength)
+    sizes = [observed.largest]
+    if grid.high - grid.low < FEW_STEPS:
+        sizes.append(np.sqrt(np.diag(observed.gram)))
+    for size, strength in itertools.product(sizes, STRENGTHS):
+        scale = _scale(weights, size, strength)
         rounded = round_matrix(weights * scale[:, None], grid).matrix()
         activations = rounded_rows(observed.samples / scale, block)
         error = float(np.square(activations @ rounded - exact).sum())
@@ -58,10 +65,10 @@ def best_scale(weights: Array, observed: Observed, grid: Grid) -> Array:
     return best
 
 
-def _scale(weights: Array, largest: Array, strength: float) -> Array:
+def _scale(weights: Array, size: Array, strength: float) -> Array:
     if strength == 0:
         return np.ones(len(weights), dtype=np.float32)
-    x = np.maximum(largest, largest.max() * 1e-5 + 1e-12)
+    x = np.maximum(size, size.max() * 1e-5 + 1e-12)
     w = np.abs(weights).max(1)
     w = np.maximum(w, w.max() * 1e-5 + 1e-12)
     scale = strength * np.log(x) - (1 - strength) * np.log(w)

@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdexport.export.kernels import KERNELS
-from kdexport.export.rounding import PANEL, Grid, Rounded, compensated, round_matrix
+from kdexport.export.rounding import (
+    PANEL,
+    Grid,
+    Rounded,
+    compensated,
+    fitted_scales,
+    round_matrix,
+)
 from tests.export.drafts import Array, correlated, matrix
 
 GRIDS = {name: kernel.grid for name, kernel in KERNELS.items()}
@@ -168,6 +175,38 @@ def test_making_up_for_errors_lowers_that_of_the_product(name: str, seed: int) -
         return float(np.square(x.astype(np.float64) @ (rounded.matrix() - weights)).sum())
 
     assert error(careful) < 0.8 * error(nearest)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_fitted_scales_are_those_of_least_squares(name: str) -> None:
+    """Beside numpy's solver on X, the damping as further rows of it; half precision's tolerance."""
+    weights, x = matrix(256, 4), correlated(600, 256).astype(np.float64)
+    first = round_matrix(weights, GRIDS[name])
+    found = fitted_scales(weights, first.values, first.scale, (x.T @ x).astype(np.float32))
+    damping = np.sqrt(0.01 * np.square(x).sum(0).mean()) * np.eye(256)
+    damped = np.concatenate([x, damping])
+    blocks = first.values.reshape(*first.scale.shape[:1], -1, 4)
+    for column in range(4):
+        parts = np.zeros((256, len(blocks)))
+        for number, block in enumerate(blocks):
+            parts[number * len(block) : (number + 1) * len(block), number] = block[:, column]
+        expected = np.linalg.lstsq(damped @ parts, damped @ weights[:, column], rcond=None)[0]
+        np.testing.assert_allclose(found[:, column], expected, rtol=2e-3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_fitted_scales_lower_the_error_of_the_product(seed: int) -> None:
+    weights, x = matrix(192, 8, seed), correlated(500, 192, seed).astype(np.float64)
+    grid, gram = GRIDS["block4"], (x.T @ x).astype(np.float32)
+    start = round_matrix(weights, grid)
+    values = compensated(weights, start.scale, start.zero_point, grid, gram)
+    once = Rounded(values, start.scale, start.zero_point)
+    often = round_matrix(weights, grid, gram)
+
+    def errors(rounded: Rounded) -> Array:
+        return np.asarray(np.square(x @ (rounded.matrix() - weights)).sum(0))
+
+    assert errors(often).sum() < 0.97 * errors(once).sum()
 
 
 @every_grid

@@ -1,5 +1,7 @@
 """Smoothing changes no function, and makes one easier to round."""
 
+import itertools
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
@@ -153,9 +155,12 @@ def test_the_sum_beside_a_norm_is_not_divided() -> None:
     assert moved(draft, changed) == set()
 
 
-@pytest.mark.parametrize(("kernel", "block"), [("rows8u", 64), ("block8", 32), ("wide8", 64)])
-def test_best_scale_is_of_those_tried_the_best(kernel: str, block: int) -> None:
-    """By trying each strength as the paper's equation 4 has it."""
+@pytest.mark.parametrize(
+    ("kernel", "block", "share"),
+    [("rows8u", 64, 0.5), ("block8", 32, 0.5), ("wide8", 64, 0.5), ("block4", 32, 0.8)],
+)
+def test_best_scale_is_of_those_tried_the_best(kernel: str, block: int, share: float) -> None:
+    """By trying each strength as the paper's equation 4 has it; in 4 bits, by both sizes of x."""
     grid = KERNELS[kernel].grid
     # With this seed, blocks and whole rows want different strengths.
     weights, x = matrix(64, 16, seed=10), correlated(64, 64, seed=10)
@@ -170,13 +175,14 @@ def test_best_scale_is_of_those_tried_the_best(kernel: str, block: int) -> None:
         return float(np.square(rows @ rounded - x @ weights).sum())
 
     tried = [np.ones(64)]
-    for a in (0.3, 0.45, 0.6, 0.75, 0.9):
-        scale = observed.largest**a / np.abs(weights).max(1) ** (1 - a)
+    sizes = [np.abs(x).max(0)] + [np.sqrt(np.square(x).sum(0))] * (kernel == "block4")
+    for size, a in itertools.product(sizes, (0.3, 0.45, 0.6, 0.75, 0.9)):
+        scale = size**a / np.abs(weights).max(1) ** (1 - a)
         tried.append(scale / np.exp(np.log(scale).mean()))
     errors = [error(scale.astype(np.float32)) for scale in tried]
     found = best_scale(weights, observed, grid)
     np.testing.assert_allclose(found, tried[int(np.argmin(errors))], rtol=1e-4)
-    assert min(errors) < 0.5 * errors[0]
+    assert min(errors) < share * errors[0]
 
 
 @pytest.mark.parametrize("kernel", ["rows8u", "wide8", "block8", "block4"])
@@ -203,7 +209,8 @@ def test_outlier_channels_harm_less_afterwards(
             smooth(tried, observed, KERNELS[kernel].grid)
         assign(tried, plan)
         kl[name] = mean_kl(expected, logits(parents["llama"], tried, texts[0]))
-    assert kl["smooth"] < 0.5 * kl["plain"]
+    # in 4 bits more of the error is the weights' own
+    assert kl["smooth"] < (0.6 if kernel == "block4" else 0.5) * kl["plain"]
 
 
 def test_observing_again_finds_what_was_said(
