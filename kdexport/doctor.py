@@ -43,7 +43,8 @@ def examine(recipe: Recipe) -> list[Proof]:
         raise InputError("nothing in it is to train on", where="data")
     with tempfile.TemporaryDirectory(prefix="kdexport-doctor-") as place:
         folder = Path(place)
-        trial = replace(run, folder=folder, exported=folder / "exported")
+        asked = recipe.model_copy(update={"student": recipe.student.at_once()})
+        trial = replace(run, recipe=asked, folder=folder, exported=folder / "exported")
         write_pairs(trial.pairs, handful)
         make_student(trial)
         case = _case(trial, handful, pairs)

@@ -23,6 +23,7 @@ INT8_BYTES = 1.1  # a parameter, with its scales and norms
 CHECKPOINT_BYTES = 3 * FP32_BYTES  # weights and the optimizer's two moments
 SMALL_FILES = 100e6  # tokenizers, texts, references, reports
 INT8_READS = 2.0  # times as fast as float32
+N_CANDIDATES = 9  # measured at most, of a grid of six depths and four widths
 FIXED_SECONDS = {"teacher": 45.0, "student": 15.0, "export": 20.0, "quantize": 10.0, "bench": 120.0}
 Row = dict[str, Any]
 
@@ -155,7 +156,7 @@ def _n_student(run: Run, n_teacher: int) -> int:
     layers = config.get("num_hidden_layers") or config.get("n_layer")
     hidden = config.get("hidden_size") or config.get("n_embd")
     vocabulary = config.get("vocab_size")
-    depth = wish.n_layers / layers if wish.n_layers and layers else 1.0
+    depth = wish.final_layers / layers if wish.final_layers and layers else 1.0
     width = wish.hidden_size / hidden if wish.hidden_size and hidden else 1.0
     kept = min(1.0, wish.vocab_size / vocabulary) if wish.vocab_size and vocabulary else 1.0
     n_tables = 1 if config.get("tie_word_embeddings", True) else 2
@@ -174,7 +175,11 @@ def room_needed(run: Run, stages: Collection[str]) -> tuple[int, int]:
     student = FP32_BYTES * sizes.n_student
     training = 3 * student + 3 * CHECKPOINT_BYTES * sizes.n_student + _target_bytes(run, sizes)
     teacher_too = (3 * FP32_BYTES + 3 * CHECKPOINT_BYTES) * sizes.n_teacher
-    in_run = {"student": float(student), "distill": training, "finetune": float(teacher_too)}
+    steps = len(run.recipe.student.steps or [0]) - 1
+    cutting = student + steps * 2 * student + (training if steps else 0.0)
+    if run.recipe.student.budget is not None:
+        cutting += 3 * student  # a candidate and its bundles
+    in_run = {"student": float(cutting), "distill": training, "finetune": float(teacher_too)}
     teacher = FP32_BYTES * sizes.n_teacher if "teacher" in stages else 0
     in_exported = {"teacher": INT8_BYTES * sizes.n_teacher, "export": float(student)}
     if run.quantized_bundle != run.student_bundle:
@@ -228,7 +233,31 @@ def _seconds(stage: str, run: Run, sizes: Sizes, speed: float) -> float:
     if stage == "distill":
         asking = 0.0 if run.recipe.train.texts_alone else a_token * sizes.n_tokens
         return _distilling_seconds(run, sizes, speed, asking=asking)
-    return FIXED_SECONDS[stage] * max(0.2, FP32_BYTES * sizes.n_teacher / 538e6)
+    seconds = FIXED_SECONDS[stage] * max(0.2, FP32_BYTES * sizes.n_teacher / 538e6)
+    if stage == "student":
+        seconds += _choosing_seconds(run, sizes) + _seconds_between(run, sizes, speed)
+    return seconds
+
+
+def _choosing_seconds(run: Run, sizes: Sizes) -> float:
+    """Exporting and timing candidates, where a budget asks for that."""
+    if run.recipe.student.budget is None:
+        return 0.0
+    one = FIXED_SECONDS["export"] + FIXED_SECONDS["quantize"]
+    return N_CANDIDATES * one * max(0.2, FP32_BYTES * sizes.n_teacher / 538e6)
+
+
+def _seconds_between(run: Run, sizes: Sizes, speed: float) -> float:
+    """Training between cuts; each layer takes its share of the student's parameters."""
+    wish = run.recipe.student
+    if wish.between is None or wish.steps is None:
+        return 0.0
+    of_data = 6 * sizes.n_student * sizes.n_tokens / speed
+    n_epochs = [wish.between.epochs] if wish.between.epochs else []
+    if wish.between.max_steps:
+        n_seen = wish.between.max_steps * run.recipe.train.batch_size * run.recipe.train.accumulate
+        n_epochs.append(n_seen / max(sizes.n_examples, 1))
+    return sum(min(n_epochs) * of_data * n / wish.steps[-1] for n in wish.steps[:-1])
 
 
 def _distilling_seconds(run: Run, sizes: Sizes, speed: float, *, asking: float) -> float:

@@ -14,6 +14,7 @@ from kdexport.errors import InputError, require_extras
 from kdexport.pairs import Pair, by_split, load_pairs, within_limits
 from kdexport.pipeline import Run
 from kdexport.sections import DataSection
+from kdexport.student_section import OWN_SIZES
 
 
 def limits_of(data: DataSection) -> dict[str, int | None]:
@@ -47,7 +48,11 @@ def sizes_of(run: Run) -> Any:
     """The student's sizes that the recipe asks for, a `StudentSpec`."""
     from kdexport.train.sizes import StudentSpec
 
-    return StudentSpec(**run.recipe.student.model_dump(exclude={"init", "vocab_size"}))
+    wish = run.recipe.student
+    return StudentSpec(
+        n_layers=wish.final_layers,
+        **{name: getattr(wish, name) for name in OWN_SIZES if name != "n_layers"},
+    )
 
 
 def longest_text(config: Any) -> int | None:
@@ -93,11 +98,10 @@ def _check_prompts(run: Run, briefs: Sequence[Brief]) -> None:
 
 
 def check_student(run: Run) -> None:
-    """Refuse sizes that the student cannot have."""
-    from kdexport.train.model import load_config
-    from kdexport.train.student import INITS
+    """Refuse sizes that the student cannot have, and a checkpoint of other tokens."""
+    from kdexport import cutting
 
-    INITS[run.recipe.student.init].check(load_config(run.teacher.path), sizes_of(run))
+    cutting.check_student(run)
 
 
 def check_training(run: Run) -> None:

@@ -26,10 +26,10 @@ from kdexport.sections import (
     ExportSection,
     OutputSection,
     Section,
-    StudentSection,
     TeacherSection,
     sections_of,
 )
+from kdexport.student_section import StudentSection
 from kdexport.train_section import FinetuneSection, TrainSection
 
 PLAIN_WORDS = {

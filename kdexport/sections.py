@@ -113,26 +113,6 @@ class DataSection(Section):
         return self
 
 
-class StudentSection(Section):
-    """The small model. None keeps the teacher's size."""
-
-    init: Literal["prune", "scratch"] = Field(
-        "prune", description="Cut from the teacher, or random weights of a smaller configuration"
-    )
-    n_layers: int | None = Field(None, ge=2)
-    vocab_size: int | None = Field(None, ge=260, description="Tokens kept; None keeps all")
-    intermediate_size: Count | None = Field(None, description="Feed-forward width")
-    hidden_size: Count | None = Field(None, description="Only for scratch")
-    n_heads: Count | None = Field(None, description="Of attention; pruning keeps whole groups")
-    n_kv_heads: Count | None = Field(None, description="Key-value heads; each keeps its heads")
-
-    @model_validator(mode="after")
-    def _sizes(self) -> "StudentSection":
-        if self.init == "prune" and self.hidden_size is not None:
-            raise ValueError("hidden_size cannot be chosen for a pruned student")
-        return self
-
-
 class ExportSection(Section):
     """The bundle that goes out."""
 

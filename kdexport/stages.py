@@ -17,7 +17,7 @@ from kdexport.content.prompts import load_openings
 from kdexport.errors import InputError, require_extras
 from kdexport.importing import imported_fingerprint
 from kdexport.journal import fingerprint
-from kdexport.pairs import Pair, by_split, load_pairs, within_limits, write_pairs
+from kdexport.pairs import Pair, by_split, within_limits, write_pairs
 from kdexport.pipeline import Run, Stage, data_fingerprint
 from kdexport.preflight import (
     check_bench,
@@ -27,14 +27,11 @@ from kdexport.preflight import (
     limits_of,
     load_asked_briefs,
     load_own_pairs,
-    longest_text,
-    sizes_of,
 )
 from kdexport.recipe import Recipe
 
 PLACES: Any = {"output": True, "data": {"briefs", "pairs"}}  # where files are changes no result
 BACKEND_EXTRAS = {"mobius": "export", "optimum": "optimum"}  # who builds graphs, and from where
-N_PROBE_TEXTS = 32  # texts on which block influence is measured
 
 
 def make_teacher_bundle(run: Run) -> None:
@@ -96,42 +93,10 @@ def _synthesized_pairs(run: Run) -> list[Pair]:
 
 
 def make_student(run: Run) -> None:
-    """Teacher -> an untrained student with fewer layers and a smaller vocabulary."""
-    import torch
+    """Teacher -> an untrained student; in steps, one that was trained between its cuts."""
+    from kdexport import cutting
 
-    from kdexport.splits import renderer
-    from kdexport.train.model import load_model, load_tokenizer, save_model
-    from kdexport.train.student import INITS
-    from kdexport.train.vocabulary import trim_tokenizer
-
-    wish = run.recipe.student
-    teacher = load_model(run.teacher.path)
-    tokenizer = load_tokenizer(run.teacher.path)
-    render = renderer(tokenizer)
-    pairs = by_split(load_pairs(run.pairs), "train")
-    texts = [render(list(pair.messages)) + pair.completion for pair in pairs]
-    trimmed, kept_ids = None, None
-    backend = tokenizer.backend_tokenizer
-    if wish.vocab_size is not None and wish.vocab_size < backend.get_vocab_size():
-        trimmed, kept_ids = trim_tokenizer(backend, texts, wish.vocab_size)
-    spec = sizes_of(run)
-    longest = longest_text(teacher.config)
-    probe = [torch.tensor([backend.encode(t).ids[:longest]]) for t in texts[:N_PROBE_TEXTS]]
-    torch.manual_seed(run.recipe.seed)
-    student = INITS[wish.init].make(teacher, spec, kept_ids, probe)
-    facts = {
-        "teacher": run.teacher.source,
-        "kept_layers": student.kept_layers,
-        "block_influence": student.influence,
-        "kept_ids": kept_ids,
-    }
-    save_model(student.model, run.student_init, tokenizer_from=run.teacher.path, tokenizer=trimmed)
-    _write_json(run.student_init / "kdexport.json", facts)
-    n_parameters = student.model.num_parameters() / 1e6
-    say(
-        f"    {n_parameters:.1f} M parameters of {teacher.num_parameters() / 1e6:.1f} M, "
-        f"layers kept: {student.kept_layers or 'none (from scratch)'}"
-    )
+    cutting.make_student(run)
 
 
 def train_student(run: Run) -> None:
@@ -233,7 +198,14 @@ def _sections(*names: str) -> Any:
     return depends
 
 
-def _training_asked(run: Run) -> object:
+def student_asked(run: Run) -> object:
+    """What the untrained student depends on beside teacher and pairs."""
+    from kdexport import cutting
+
+    return cutting.student_asked(run)
+
+
+def training_asked(run: Run) -> object:
     """The section of training, and the scheme where training computes as its bundle will."""
     rounded = run.recipe.export.scheme if run.recipe.train.quantize_aware else None
     asked = [run.recipe.seed, run.recipe.train.fingerprinted, rounded]
@@ -281,7 +253,7 @@ STAGES: Sequence[Stage] = (
         "Student is cut from the teacher",
         make_student,
         lambda run: [run.student_init],
-        _sections("student"),
+        student_asked,
         after=("pairs",),
         check=check_student,
     ),
@@ -290,7 +262,7 @@ STAGES: Sequence[Stage] = (
         "Distillation",
         train_student,
         lambda run: [run.student, run.reference, run.metrics],
-        _training_asked,
+        training_asked,
         after=("student",),
         check=check_training,
     ),

@@ -62,10 +62,21 @@ class Ready:
     own: OnPolicy | None
 
 
-def train_student(run: Run) -> None:
-    """Distil; keep the student that is best on the validation pairs; write the reference."""
+def trained(run: Run) -> Ready:
+    """Distil; keep the student that is best on the validation pairs."""
     ready = _prepared(run)
     _train(run, ready, ready.asked.seconds, n_samples=run.recipe.train.n_samples)
+    # A copy: killed before the stage is recorded, the next run finds the best one where it was.
+    finished = run.checkpoints / "student"
+    with written(run.student):
+        shutil.copytree(run.checkpoints / BEST, finished, dirs_exist_ok=True)
+        swap_folder(finished, run.student)
+    return ready
+
+
+def train_student(run: Run) -> None:
+    """Distil; keep the student that is best on the validation pairs; write the reference."""
+    ready = trained(run)
     data, reference = ready.data, run.checkpoints / run.reference.name
     write_reference(
         reference,
@@ -82,11 +93,6 @@ def train_student(run: Run) -> None:
             "split": data.measured_on,
         },
     )
-    # A copy: killed before the stage is recorded, the next run finds the best one where it was.
-    finished = run.checkpoints / "student"
-    with written(run.student):
-        shutil.copytree(run.checkpoints / BEST, finished, dirs_exist_ok=True)
-        swap_folder(finished, run.student)
     reference.replace(run.reference)
 
 

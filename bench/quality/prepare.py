@@ -14,7 +14,7 @@ from kdexport.splits import encode_splits
 from kdexport.train.data import Encoded
 from kdexport.train.model import load_facts, load_model, load_tokenizer, save_model, staged_folder
 from kdexport.train.sizes import StudentSpec
-from kdexport.train.student import prune
+from kdexport.train.student import Origin, prune
 
 
 def prepare(work: Path, recipe: Recipe) -> Path:
@@ -47,7 +47,8 @@ def _write_task(run: Run, task: Path) -> None:
     (task / "student.json").write_text(json.dumps(run.recipe.student.model_dump()), "utf-8")
     shutil.copyfile(run.pairs, task / "pairs.jsonl")
     kept_ids = load_facts(run.student_init).get("kept_ids")
-    teacher = prune(load_model(run.teacher.path), StudentSpec(), kept_ids, [torch.arange(8)[None]])
+    origin = Origin(load_model(run.teacher.path), kept_ids, [torch.arange(8)[None]])
+    teacher = prune(origin, StudentSpec())
     save_model(teacher.model, task / "teacher", tokenizer_from=run.student_init)
     tokenizer = load_tokenizer(run.student_init)
     data = encode_splits(run, tokenizer, load_model(run.student_init))

@@ -136,13 +136,22 @@ def resized_config(
     return new
 
 
-def narrowed_config(config: Any, n_channels: int | None, n_groups: int | None) -> Any:
-    """A copy of a configuration with fewer feed-forward channels and heads of the same size.
+def narrowed_config(
+    config: Any,
+    n_channels: int | None = None,
+    n_groups: int | None = None,
+    n_hidden: int | None = None,
+) -> Any:
+    """A copy of a configuration with fewer feed-forward channels, heads or channels of the stream.
 
-    ``n_groups``: key-value heads, each with as many query heads as before.
+    Heads are as large as before. ``n_groups``: key-value heads, each with as many query heads as
+    before. ``n_hidden``: channels of the residual stream.
     """
     new = copy.deepcopy(config)
     names = size_names(config)
+    if n_hidden is not None:
+        new.head_dim = head_size(config)
+        setattr(new, names["hidden_size"] or "", n_hidden)
     if n_channels is not None:
         setattr(new, names["intermediate_size"] or "", n_channels)
     if n_groups is not None:

@@ -1,4 +1,4 @@
-"""Make a student: each way is a row of `INITS`. What is cut, and how: `depth` and `width`."""
+"""Make a student: each way is a row of `INITS`. How is cut: `depth`, `width`, `residual`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,14 +8,15 @@ import torch
 
 from kdexport.errors import InputError
 from kdexport.train.depth import block_influence, cut_depth, most_influential
-from kdexport.train.fresh import check_scratch, from_scratch
+from kdexport.train.fresh import check_projected, check_scratch, from_scratch, projected
+from kdexport.train.residual import cut_stream, most_important_channels
 from kdexport.train.sizes import (
     StudentSpec,
     configured_width,
     has_own_head_size,
     size_names,
 )
-from kdexport.train.width import Kept, cut_width, most_important, n_key_value_heads
+from kdexport.train.width import cut_width, most_important, n_key_value_heads
 
 
 @dataclass(frozen=True)
@@ -27,24 +28,39 @@ class Student:
     influence: list[float] | None
 
 
-def prune(
-    teacher: Any, spec: StudentSpec, kept_ids: Sequence[int] | None, texts: Sequence[torch.Tensor]
-) -> Student:
+@dataclass(frozen=True)
+class Origin:
+    """What a student is made from.
+
+    ``model``: the teacher, or the checkpoint that takes its place. ``kept_ids``: the student's
+    tokens as its ids, or None for all. ``texts``: its token ids, int64 [1, L] each, on which
+    importance is measured.
+    """
+
+    model: Any
+    kept_ids: Sequence[int] | None
+    texts: Sequence[torch.Tensor]
+
+
+def prune(origin: Origin, spec: StudentSpec) -> Student:
     """Keep of the teacher what matters most: layers, feed-forward channels, heads, tokens.
 
-    ``texts``: the teacher's token ids, int64 [1, L] each, on which importance is measured.
-    First and last layer always stay. ``kept_ids``: the tokens of the student, or all.
+    First and last layer always stay.
     """
+    teacher, kept_ids, texts = origin.model, origin.kept_ids, origin.texts
     check_pruning(teacher.config, spec)
     influence = block_influence(teacher, texts)
     n_layers = len(influence) if spec.n_layers is None else spec.n_layers
     kept_layers = most_influential(influence, n_layers)
     n_groups = groups_kept(teacher.config, spec)
-    model = cut_depth(teacher, kept_layers, kept_ids)
+    model = cut_depth(teacher, kept_layers, kept_ids if spec.hidden_size is None else None)
     if spec.intermediate_size is not None or n_groups is not None:
-        kept: list[Kept] = most_important(teacher, spec.intermediate_size, n_groups, texts)
-        probe = torch.arange(min(16, model.config.vocab_size))[None]
-        model = cut_width(model, [kept[number] for number in kept_layers], probe)
+        kept = most_important(teacher, spec.intermediate_size, n_groups, texts)
+        model = cut_width(model, [kept[number] for number in kept_layers])
+    if spec.hidden_size is not None:  # measured on texts that a trimmed vocabulary has not
+        channels = most_important_channels(teacher, spec.hidden_size, texts)
+        model = cut_stream(model, channels, texts)
+        model = model if kept_ids is None else cut_depth(model, range(n_layers), kept_ids)
     return Student(model, kept_layers, influence)
 
 
@@ -90,30 +106,49 @@ def check_pruning(config: Any, spec: StudentSpec) -> None:
             where="student.intermediate_size",
             remedy=f"use 1 to {width}",
         )
-    if groups_kept(config, spec) is not None and not has_own_head_size(config):
+    hidden = int(getattr(config, size_names(config)["hidden_size"] or ""))
+    if spec.hidden_size is not None and not 0 < spec.hidden_size <= hidden:
         raise InputError(
-            f"heads of {config.model_type} models are hidden_size / n_heads wide: none can go",
-            where="student.n_heads",
+            f"{spec.hidden_size} channels asked of a teacher that has {hidden}",
+            where="student.hidden_size",
+            remedy=f"use 1 to {hidden}",
+        )
+    narrower = groups_kept(config, spec) is not None or spec.hidden_size not in (None, hidden)
+    if narrower and not has_own_head_size(config):
+        raise InputError(
+            f"heads of {config.model_type} models are hidden_size / n_heads wide: neither can go",
+            where="student.n_heads" if spec.hidden_size is None else "student.hidden_size",
             remedy="cut layers, intermediate_size or vocab_size",
         )
 
 
-def scratch(
-    teacher: Any, spec: StudentSpec, kept_ids: Sequence[int] | None, texts: Sequence[torch.Tensor]
-) -> Student:
+def scratch(origin: Origin, spec: StudentSpec) -> Student:
     """A randomly initialised model of the teacher's family with other sizes."""
-    return Student(from_scratch(teacher, spec, kept_ids), None, None)
+    return Student(from_scratch(origin.model, spec, origin.kept_ids), None, None)
+
+
+def narrower(origin: Origin, spec: StudentSpec) -> Student:
+    """The same, with the teacher's embeddings projected to its width."""
+    return Student(projected(origin.model, spec, origin.kept_ids), None, None)
+
+
+def taken_over(origin: Origin, spec: StudentSpec) -> Student:
+    """A checkpoint of whatever shape, with the rows of the student's tokens only."""
+    layers = range(origin.model.config.num_hidden_layers)
+    return Student(cut_depth(origin.model, layers, origin.kept_ids), None, None)
 
 
 @dataclass(frozen=True)
 class Init:
     """A way to make a student. ``check`` refuses impossible sizes before any work is done."""
 
-    make: Callable[[Any, StudentSpec, Sequence[int] | None, Sequence[torch.Tensor]], Student]
-    check: Callable[[Any, StudentSpec], None]
+    make: Callable[[Origin, StudentSpec], Student]
+    check: Callable[[Any, StudentSpec], None] = lambda config, spec: None
 
 
 INITS: Mapping[str, Init] = {
     "prune": Init(prune, check_pruning),
     "scratch": Init(scratch, check_scratch),
+    "projected": Init(narrower, check_projected),
+    "checkpoint": Init(taken_over),
 }

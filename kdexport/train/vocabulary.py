@@ -119,3 +119,22 @@ def _renumber_template(node: Any, new_id: dict[int, int]) -> None:
         _renumber_template(processor, new_id)
     for entry in (node.get("special_tokens") or {}).values():
         entry["ids"] = [new_id[i] for i in entry["ids"]]
+
+
+def ids_of_tokens(teacher_vocab: dict[str, int], vocab: dict[str, int], where: str) -> list[int]:
+    """The teacher's id of each token of another vocabulary, told token by token.
+
+    Raises InputError, naming the first, for a token that the teacher lacks: equal sizes prove
+    nothing, and neither do most of the tokens. ``where``: what the other vocabulary is of.
+    """
+    by_id = sorted((number, token) for token, number in vocab.items())
+    for place, (number, token) in enumerate(by_id):
+        if token not in teacher_vocab or number != place:
+            what = f"token {number}, {json.dumps(token)}, "
+            reason = "the teacher lacks" if token not in teacher_vocab else "comes after a gap"
+            raise InputError(
+                f"the vocabularies do not match: {what}{reason}",
+                where=where,
+                remedy="take a checkpoint with the teacher's tokenizer, or init: scratch",
+            )
+    return [teacher_vocab[token] for _, token in by_id]

@@ -5,7 +5,7 @@ family whose tensors are laid out in another way is refused and never cut wrongl
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from kdexport.train.sizes import (
     size_names,
 )
 
+N_PROBE = 16  # tokens
 MAX_DIFFERENCE = 1e-3  # of logits, as a share of their largest
 
 
@@ -97,11 +98,10 @@ def n_key_value_heads(config: Any) -> int:
 
 
 @torch.no_grad()
-def cut_width(model: Any, kept: Sequence[Kept], probe: torch.Tensor) -> Any:
+def cut_width(model: Any, kept: Sequence[Kept]) -> Any:
     """A new model with only what is kept of each layer, as many of each in all layers.
 
-    ``probe``: token ids, int64 [1, L], on which the outcome is checked. Raises InputError for a
-    family that is laid out in a way of its own.
+    Raises InputError for a family that is laid out in a way of its own.
     """
     tied = tied_names(model)
     state = {n: t for n, t in model.state_dict().items() if n not in tied}
@@ -120,7 +120,7 @@ def cut_width(model: Any, kept: Sequence[Kept], probe: torch.Tensor) -> Any:
     )
     student = new_model(narrowed_config(model.config, n_channels, n_groups), model, None)
     fill(student, state)
-    _check(model, kept, student, probe)
+    check_same(model, silenced(model, kept), student)
     return student
 
 
@@ -159,9 +159,10 @@ def _select(
         state[last] = state[last].index_select(block.last.inputs, kept)
 
 
-def _check(model: Any, kept: Sequence[Kept], student: Any, probe: torch.Tensor) -> None:
-    """The cut model computes what the uncut one does with the same channels silenced."""
-    with silenced(model, kept):
+def check_same(model: Any, silence: AbstractContextManager[None], student: Any) -> None:
+    """Refuse a cut model that does not compute what the uncut one does within ``silence``."""
+    probe = torch.arange(min(N_PROBE, model.config.vocab_size))[None]
+    with silence:
         expected = model(input_ids=probe, use_cache=False).logits
     found = student(input_ids=probe, use_cache=False).logits
     if not (found - expected).abs().max() <= MAX_DIFFERENCE * expected.abs().max():

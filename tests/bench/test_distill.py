@@ -20,7 +20,7 @@ from kdexport.recipe import load_recipe
 from kdexport.train.data import Encoded
 from kdexport.train.model import load_model, save_model
 from kdexport.train.sizes import StudentSpec
-from kdexport.train.student import INITS, prune
+from kdexport.train.student import INITS, Origin, prune
 from tests.models import make_llama
 
 ROOT = Path(__file__).parents[2]
@@ -128,7 +128,8 @@ def test_a_text_s_kl_is_the_sum_over_its_completion(tmp_path: Path) -> None:
     folder = make_llama(tmp_path / "teacher")
     teacher = load_model(folder)
     torch.manual_seed(1)
-    student = prune(teacher, StudentSpec(n_layers=2), None, [torch.arange(20)[None]]).model
+    origin = Origin(teacher, None, [torch.arange(20)[None]])
+    student = prune(origin, StudentSpec(n_layers=2)).model
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
@@ -151,7 +152,8 @@ def test_a_student_of_another_vocabulary_reads_the_same_tokens(tmp_path: Path) -
     narrow, wide = list(range(3, 200)), [5, *range(0, 250)]
 
     def student(name: str, kept: list[int] | None) -> Path:
-        model = prune(load_model(whole), StudentSpec(), kept, [torch.arange(9)[None]]).model
+        origin = Origin(load_model(whole), kept, [torch.arange(9)[None]])
+        model = prune(origin, StudentSpec()).model
         save_model(model, tmp_path / name, tokenizer_from=whole)
         (tmp_path / name / "kdexport.json").write_text(json.dumps({"kept_ids": kept}))
         return tmp_path / name

@@ -8,7 +8,7 @@ import torch
 from kdexport.train.data import Encoded
 from kdexport.train.model import load_model
 from kdexport.train.sizes import StudentSpec
-from kdexport.train.student import prune
+from kdexport.train.student import Origin, prune
 from tests.models import make_gpt2, make_llama
 
 
@@ -34,4 +34,5 @@ def examples() -> list[Encoded]:
 @pytest.fixture
 def student(llama: Path) -> Any:
     torch.manual_seed(0)
-    return prune(load_model(llama), StudentSpec(n_layers=3), None, [torch.arange(40)[None]]).model
+    origin = Origin(load_model(llama), None, [torch.arange(40)[None]])
+    return prune(origin, StudentSpec(n_layers=3)).model

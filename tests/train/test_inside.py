@@ -18,7 +18,7 @@ from kdexport.train.objective import Objective, Term, batch_loss
 from kdexport.train.schedule import Schedule
 from kdexport.train.sizes import StudentSpec
 from kdexport.train.step import Stepper
-from kdexport.train.student import prune, scratch
+from kdexport.train.student import Origin, prune, scratch
 from kdexport.train.teacher import live_targets
 
 PROBE = [torch.arange(40)[None]]
@@ -41,8 +41,8 @@ def two(request: pytest.FixtureRequest, llama: Path, gpt2: Path) -> Two:
     teacher = load_model(gpt2 if request.param == "gpt2" else llama, attention="eager")
     if request.param == "narrower":
         spec = StudentSpec(n_layers=3, hidden_size=32, n_heads=2)
-        return Two(teacher, scratch(teacher, spec, None, PROBE).model, None)
-    made = prune(teacher, StudentSpec(n_layers=3), None, PROBE)
+        return Two(teacher, scratch(Origin(teacher, None, PROBE), spec).model, None)
+    made = prune(Origin(teacher, None, PROBE), StudentSpec(n_layers=3))
     return Two(teacher, made.model, made.kept_layers)
 
 

@@ -10,7 +10,7 @@ from kdexport.export.bundles import export_bundle
 from kdexport.export.layers import read_model
 from kdexport.train.model import load_config, load_model, load_tokenizer, save_model
 from kdexport.train.sizes import StudentSpec
-from kdexport.train.student import INITS, prune, scratch
+from kdexport.train.student import INITS, Origin, prune, scratch
 from kdexport.train.vocabulary import trim_tokenizer
 from tests.models import CORPUS, make_family, make_gpt2
 
@@ -27,7 +27,7 @@ def teacher(request: pytest.FixtureRequest) -> Any:
 def test_keeping_everything_changes_nothing(teacher: Any, whole: bool) -> None:
     width = 160 if teacher.config.model_type == "llama" else 256
     spec = StudentSpec(n_heads=4, intermediate_size=width) if whole else StudentSpec()
-    student = prune(teacher, spec, None, TEXTS).model
+    student = prune(Origin(teacher, None, TEXTS), spec).model
     with torch.no_grad():
         torch.testing.assert_close(student(TEXTS[0]).logits, teacher(TEXTS[0]).logits)
 
@@ -35,7 +35,7 @@ def test_keeping_everything_changes_nothing(teacher: Any, whole: bool) -> None:
 def test_fewer_layers_rows_and_channels(teacher: Any) -> None:
     kept = [0, 1, 2, *range(30, 90)]
     spec = StudentSpec(n_layers=3, intermediate_size=96)
-    student = prune(teacher, spec, kept, TEXTS)
+    student = prune(Origin(teacher, kept, TEXTS), spec)
     assert student.kept_layers is not None
     assert len(student.kept_layers) == 3
     assert student.model.config.num_hidden_layers == 3
@@ -79,11 +79,11 @@ def test_groups_of_heads_stay_whole(llama: Path, spec: StudentSpec, message: str
 
 def test_from_scratch_takes_any_size(teacher: Any) -> None:
     spec = StudentSpec(n_layers=2, hidden_size=32, n_heads=2)
-    student = scratch(teacher, spec, list(range(50)), TEXTS).model
+    student = scratch(Origin(teacher, list(range(50)), TEXTS), spec).model
     with torch.no_grad():
         assert student(torch.tensor([[1, 2]])).logits.shape == (1, 2, 50)
     with pytest.raises(InputError, match="not a multiple"):
-        scratch(teacher, StudentSpec(hidden_size=33, n_heads=2), None, TEXTS)
+        scratch(Origin(teacher, None, TEXTS), StudentSpec(hidden_size=33, n_heads=2))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_student_of_every_family_can_be_exported(
     teacher = load_model(folder)
     tokenizer, kept_ids = trim_tokenizer(load_tokenizer(folder).backend_tokenizer, CORPUS, 290)
     spec = StudentSpec(n_layers=3, intermediate_size=96, n_heads=n_heads)
-    student = prune(teacher, spec, kept_ids, TEXTS)
+    student = prune(Origin(teacher, kept_ids, TEXTS), spec)
     assert student.kept_layers is not None
     save_model(student.model, tmp_path / "s", tokenizer_from=folder, tokenizer=tokenizer)
     windows = [layer.window for layer in read_model(teacher.config).layers]

@@ -24,7 +24,8 @@ from kdexport.train.losses import LOSSES
 from kdexport.train.model import load_model
 from kdexport.train.objective import Objective, Term
 from kdexport.train.schedule import Schedule
-from kdexport.train.student import StudentSpec, prune
+from kdexport.train.sizes import StudentSpec
+from kdexport.train.student import Origin, prune
 from kdexport.train.targets import HeadTargets, Targets
 from kdexport.train_section import PARTS
 
@@ -37,7 +38,7 @@ def models(llama: Path) -> tuple[Any, Any]:
     """A teacher, and a student of half of its tokens."""
     whole = load_model(llama)
     probe = [torch.arange(40)[None]]
-    return whole, prune(whole, StudentSpec(n_layers=2), KEPT, probe).model
+    return whole, prune(Origin(whole, KEPT, probe), StudentSpec(n_layers=2)).model
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ from kdexport.train.width import (
 from tests.models import make_family
 
 TEXTS = [torch.arange(3, 40)[None], torch.arange(60, 90)[None]]
-PROBE = torch.arange(16)[None]
 GROUPED = ("smollm2", "llama-biases", "mistral", "qwen2", "qwen3", "gemma3", "phi3")
 
 
@@ -56,7 +55,7 @@ def test_channels_that_nobody_reads_go_without_a_trace(family: str, model_of: An
         silence(parts.feed_forward.last, range(0, 160, 2))
     kept = most_important(teacher, 80, None, TEXTS)
     assert all(of.channels.tolist() == list(range(1, 160, 2)) for of in kept)  # type: ignore[union-attr]
-    student = cut_width(teacher, kept, PROBE)
+    student = cut_width(teacher, kept)
     same(logits(student), logits(teacher))
     assert [p.feed_forward.last.n_inputs for p in parts_of(student)] == [80, 80]
 
@@ -70,7 +69,7 @@ def test_groups_that_nobody_reads_go_without_a_trace(family: str, model_of: Any)
         silence(parts.attention.last, range(gone * width, (gone + 1) * width))
     kept = most_important(teacher, None, 1, TEXTS)
     assert [of.groups.tolist() for of in kept] == [[1], [0]]  # type: ignore[union-attr]
-    student = cut_width(teacher, kept, PROBE)
+    student = cut_width(teacher, kept)
     same(logits(student), logits(teacher))
     config = student.config
     assert (config.num_attention_heads, n_key_value_heads(config)) == (2, 1)
@@ -89,7 +88,7 @@ def test_what_is_cut_is_what_would_be_silenced(data: st.DataObject, llama: Path)
     kept = [Kept(torch.tensor(c), torch.tensor(g)) for c, g in zip(channels, groups, strict=True)]
     with silenced(teacher, kept):
         expected = logits(teacher)
-    same(logits(cut_width(teacher, kept, PROBE)), expected)
+    same(logits(cut_width(teacher, kept)), expected)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen3"])
@@ -136,7 +135,7 @@ def test_a_layout_that_is_not_understood_is_refused(
     kept = [Kept(groups=torch.tensor([1]))] * 2
     monkeypatch.setattr(width, "_select", lambda *of: of[0].update(_interleaved(*of)))
     with pytest.raises(InputError, match="cannot be narrowed"):
-        cut_width(teacher, kept, PROBE)
+        cut_width(teacher, kept)
 
 
 def _interleaved(state: Any, layer: str, block: Any, ranges: Any) -> dict[str, torch.Tensor]:
