@@ -40,21 +40,27 @@ def run(
     A second call skips what is whole, and goes on where a killed one was.
     """
     from kdexport import pipeline
+    from kdexport.together import together
 
-    loaded = recipe_of(recipe, overrides)
     if matrix is not None:
         if dry_run:
             raise InputError("is not of --matrix", where="--dry-run")
-        _run_matrix(loaded, matrix, as_json)
+        columns = matrix
+        together(lambda: _run_matrix(recipe_of(recipe, overrides), columns, as_json))
         return
     if dry_run:
         from kdexport.plan import plan_recipe, render_plan
 
-        rows = plan_recipe(loaded)
+        rows = plan_recipe(recipe_of(recipe, overrides))
         print_json(rows) if as_json else print_rich(render_plan(rows))
         return
-    opened = pipeline.open_run(loaded)
-    pipeline.run_stages(opened)
+
+    def work() -> pipeline.Run:
+        opened = pipeline.open_run(recipe_of(recipe, overrides))
+        pipeline.run_stages(opened)
+        return opened
+
+    opened = together(work)
     show_report(opened.folder / "bench.json", as_json)
     if not as_json:
         click.echo(f"Report:  {opened.folder / 'report.html'}", err=True)
@@ -89,15 +95,19 @@ def distill(recipe: Path, overrides: Sequence[str], control: bool, as_json: bool
     first.
     """
     from kdexport import pipeline
+    from kdexport.together import together
 
-    loaded = recipe_of(recipe, overrides)
-    if control:
-        from kdexport.variants import distill_control
+    def work() -> pipeline.Run:
+        loaded = recipe_of(recipe, overrides)
+        if control:
+            from kdexport.variants import distill_control
 
-        opened = distill_control(loaded)
-    else:
+            return distill_control(loaded)
         opened = pipeline.open_run(loaded)
         pipeline.run_stages(opened, until="distill")
+        return opened
+
+    opened = together(work)
     if as_json:
         print_json({"student": str(opened.student), "reference": str(opened.reference)})
     else:
@@ -114,9 +124,14 @@ def finetune(recipe: Path, overrides: Sequence[str], as_json: bool) -> None:
     Ends with a Hugging Face folder in runs/NAME/teacher, the one that was best on the validation
     texts. To distil from it, name that folder as the teacher of a recipe.
     """
-    from kdexport.finetune import finetune_teacher
+    from kdexport.together import together
 
-    found = finetune_teacher(recipe_of(recipe, overrides))
+    def work() -> Any:
+        from kdexport.finetune import finetune_teacher
+
+        return finetune_teacher(recipe_of(recipe, overrides))
+
+    found = together(work)
     if as_json:
         rows = {"teacher": str(found.folder), "perplexity_before": found.before}
         print_json({**rows, "perplexity": found.after})

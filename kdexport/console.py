@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 LOG_SECONDS = 10.0
+_muted = False
 
 
 @dataclass
@@ -28,6 +29,8 @@ class Tracker:
 
     def __call__(self, done: float, total: float | None = None, note: str = "") -> None:
         """Show that ``done`` of ``total`` units are done."""
+        if _muted:
+            return
         if total is not None:
             self.total = total
         if self._first is None:
@@ -62,7 +65,7 @@ class Tracker:
 @contextmanager
 def tracked(title: str, unit: str, total: float | None = None) -> Iterator[Tracker]:
     """Show the progress of a piece of work while the block runs."""
-    if not sys.stderr.isatty():
+    if _muted or not sys.stderr.isatty():
         yield Tracker(title, unit, total)
         return
     from rich.console import Console
@@ -92,7 +95,19 @@ def tracked(title: str, unit: str, total: float | None = None) -> Iterator[Track
 
 def say(text: str) -> None:
     """One plain line to the person who watches; bars and panels stay below it."""
-    print(text, file=sys.stderr, flush=True)  # rich has put its own stream in place of stderr
+    if not _muted:
+        print(text, file=sys.stderr, flush=True)  # rich has put its own stream in place of stderr
+
+
+@contextmanager
+def muted() -> Iterator[None]:
+    """Show nothing: another process of the same work does."""
+    global _muted
+    before, _muted = _muted, True
+    try:
+        yield
+    finally:
+        _muted = before
 
 
 def _clock(seconds: float) -> str:

@@ -21,11 +21,13 @@ from kdexport.pipeline import Run, Stage, open_run, run_stages
 from kdexport.recipe import Recipe
 from kdexport.splits import Splits, encode_splits
 from kdexport.stages import STAGES
+from kdexport.together import train_together
 from kdexport.train.cache import fingerprint_examples
 from kdexport.train.evaluate import evaluate
 from kdexport.train.feed import Epochs
 from kdexport.train.model import load_model, load_tokenizer, swap_folder, written
 from kdexport.train.trainer import Material
+from kdexport.train.world import World
 from kdexport.train_section import ONE, Line, TrainSection
 from kdexport.training import check_device, device_of, precision_of, train_settings
 
@@ -72,20 +74,25 @@ def wish_of(recipe: Recipe) -> TrainSection:
     return recipe.train.model_copy(update={**own, **recipe.finetune.model_dump()})
 
 
-def train_teacher(run: Run) -> None:
-    """Train the teacher; keep the one that is best on the validation texts."""
+def train_teacher(run: Run, world: World) -> None:
+    """Train the teacher; keep the one that is best on the validation texts.
+
+    Called in all processes of ``world``; the first writes.
+    """
     wish = wish_of(run.recipe)
     run = replace(run, recipe=run.recipe.model_copy(update={"train": wish}))
     if wish.n_threads:
         torch.set_num_threads(wish.n_threads)
     torch.manual_seed(run.recipe.seed)
-    device = device_of(wish.device)
+    device = device_of(wish.device, world)
     attention = "eager" if device == "cpu" else "sdpa"
     teacher = load_model(run.teacher.path, attention=attention).to(device)
     data = encode_splits(run, load_tokenizer(run.teacher.path), teacher)
-    found = evaluate(teacher, data.validation, None, wish.batch_size)
+    found = evaluate(teacher, data.validation, None, wish.batch_size, world=world)
     assert found is not None  # nobody interrupts it
-    before, after = found.perplexity, _train(run, teacher, data)
+    before, after = found.perplexity, _train(run, teacher, data, world)
+    if not world.is_first:
+        return
     told = f"perplexity on {len(data.validation)} validation texts: {before:.3f} -> {after:.3f}"
     if not after < before:
         raise KdexportError(
@@ -102,7 +109,7 @@ def train_teacher(run: Run) -> None:
         swap_folder(finished, adapted(run))
 
 
-def _train(run: Run, teacher: Any, data: Splits) -> float:
+def _train(run: Run, teacher: Any, data: Splits, world: World) -> float:
     """The lowest perplexity of a trained teacher, which is kept."""
     wish = run.recipe.train
     precision = precision_of(wish.precision, device_of(wish.device))
@@ -131,6 +138,7 @@ def _train(run: Run, teacher: Any, data: Splits) -> float:
         title="    teacher learns",
         fingerprint=key,
         n_samples=wish.n_samples,
+        world=world,
     )
     return math.exp(ended.best_score)
 
@@ -140,7 +148,7 @@ STAGES_TO_TEACHER = (
     Stage(
         "finetune",
         "Teacher learns the texts",
-        train_teacher,
+        lambda run: train_together("finetune", run),
         lambda run: [adapted(run), _log(run)],
         lambda run: [run.recipe.seed, wish_of(run.recipe).fingerprinted],
         after=("pairs",),

@@ -18,6 +18,7 @@ from kdexport.train.evaluate import Evaluation
 from kdexport.train.greedy import write_greedily
 from kdexport.train.model import load_tokenizer, recover_folder, save_model
 from kdexport.train.trainer import Hooks, Material, Position, TrainSettings, distill
+from kdexport.train.world import ALONE, World
 from kdexport.watching import Watcher, Written, shown
 
 BEST = "best"
@@ -58,12 +59,35 @@ def learn(
     interrupted: Callable[[], bool] = lambda: False,
     rounding: Callable[[Any], AbstractContextManager[None]] = lambda model: nullcontext(),
     round_from: float | None = None,
+    world: World = ALONE,
 ) -> Position:
     """Train a model in place, from its newest checkpoint if any; the best one is in `Places.best`.
 
     ``n_samples``: held-out prompts for which it writes at each evaluation. Raises Interrupted at
     SIGINT or SIGTERM, and where ``interrupted`` says so (its number is None then), with all saved.
+    Called in all processes of ``world``; the first shows and writes.
     """
+
+    def loop(hooks: Hooks) -> Position:
+        return distill(
+            model,
+            material,
+            settings,
+            hooks,
+            checkpoints=places.checkpoints,
+            fingerprint=fingerprint,
+            world=world,
+        )
+
+    if not world.is_first:
+        with noted() as asked:
+            return loop(
+                Hooks(
+                    interrupted=lambda: asked() or interrupted(),
+                    rounding=rounding,
+                    round_from=round_from,
+                )
+            )
     recover_folder(places.best)
     prompts = material.held_out[:n_samples]
     write = _writer(model, prompts, places.tokenizer_from) if prompts else None
@@ -80,10 +104,7 @@ def learn(
             evaluated(at, found)
 
         try:
-            return distill(
-                model,
-                material,
-                settings,
+            return loop(
                 Hooks(
                     begins=watcher.begins,
                     keep_best=keep_best,
@@ -92,9 +113,7 @@ def learn(
                     interrupted=lambda: asked() or interrupted(),
                     rounding=rounding,
                     round_from=round_from,
-                ),
-                checkpoints=places.checkpoints,
-                fingerprint=fingerprint,
+                )
             )
         finally:
             watcher.close()

@@ -27,6 +27,7 @@ from kdexport.train.objective import Objective
 from kdexport.train.on_policy import by_origin
 from kdexport.train.schedule import Schedule
 from kdexport.train.teacher import TargetFn, live_targets
+from kdexport.train.world import ALONE, World
 from kdexport.train_section import TrainSection
 
 HELD_OUT_TOP_K = 64
@@ -84,6 +85,7 @@ class Service:
     teacher: Any
     kept_ids: Sequence[int] | None
     precision: str
+    world: World = ALONE
 
     @property
     def key(self) -> str:
@@ -104,11 +106,13 @@ class Service:
         other = self._place(data.validation, self._held_out())
         if wish.texts_alone:
             self._make_room([other])
-            return Asked(None, self._filled(other), seconds_asked(other.folder))
+            held_out = self._filled(other)
+            return Asked(None, held_out, seconds_asked(other.folder) / self.world.size)
         if wish.targets == "imported":
             self._make_room([other])
             targets = imported_targets(self.run, self.key, asked_of)
-            return Asked(targets, self._filled(other), seconds_asked(other.folder))
+            held_out = self._filled(other)
+            return Asked(targets, held_out, seconds_asked(other.folder) / self.world.size)
         train = self._place(asked_of, FORMS[wish.targets](self))
         self._make_room([train, other])
         held_out, targets = self._filled(other), self._filled(train)
@@ -117,7 +121,7 @@ class Service:
         if wish.on_policy:
             live = live_targets(self.teacher, self.kept_ids, wish.temperature, self.precision)
             targets = by_origin(targets, live)
-        return Asked(targets, held_out, seconds)
+        return Asked(targets, held_out, seconds / self.world.size)
 
     def tell_fidelity(
         self, student: Any, examples: Sequence[Encoded], kept: TargetFn, objective: Objective
@@ -184,6 +188,8 @@ class Service:
                 f"({_gigabytes(largest.n_tokens * self.sampled().form.bytes_per_token)})",
             )
         keep = [place.folder.name for place in places]
+        if not self.world.is_first:
+            return
         for name in prune(self.run.targets, keep, room=cap - needed):
             say(f"    older targets removed, to stay within train.cache_gb: {name}")
 
@@ -196,6 +202,7 @@ class Service:
                 batch_size=TEACHER_BATCH,
                 shard_seconds=self.run.recipe.train.checkpoint_seconds,
                 progress=progress,
+                world=self.world,
             )
         return place.form.targets(TargetCache(place.folder))
 

@@ -101,9 +101,9 @@ def make_student(run: Run) -> None:
 
 def train_student(run: Run) -> None:
     """Distil; keep the student that is best on the validation pairs; write the reference."""
-    from kdexport import training
+    from kdexport.together import train_together
 
-    training.train_student(run)
+    train_together("distill", run)
 
 
 def make_bundle(run: Run) -> None:

@@ -3,6 +3,7 @@
 Stands between the recipe and the loop in `train.trainer`, which knows no recipe and no files.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from kdexport.train.model import (
     load_facts,
     load_model,
     load_tokenizer,
+    recompute_activations,
     swap_folder,
     written,
 )
@@ -41,6 +43,7 @@ from kdexport.train.rounding import GRIDS, Rounding
 from kdexport.train.schedule import Budget, Schedule
 from kdexport.train.teacher import check_vocabularies
 from kdexport.train.trainer import Material, Position, TrainSettings
+from kdexport.train.world import ALONE, World
 from kdexport.train_section import Line, TrainSection
 
 REFERENCE_TOP_K = 96
@@ -62,10 +65,16 @@ class Ready:
     own: OnPolicy | None
 
 
-def trained(run: Run) -> Ready:
-    """Distil; keep the student that is best on the validation pairs."""
-    ready = _prepared(run)
-    _train(run, ready, ready.asked.seconds, n_samples=run.recipe.train.n_samples)
+def trained(run: Run, world: World = ALONE) -> Ready:
+    """Distil; keep the student that is best on the validation pairs.
+
+    Called in all processes of ``world``; the first alone writes more than the teacher's targets.
+    """
+    ready = _prepared(run, world)
+    n_samples = run.recipe.train.n_samples
+    _train(run, ready, ready.asked.seconds, n_samples=n_samples, world=world)
+    if not world.is_first:
+        return ready
     # A copy: killed before the stage is recorded, the next run finds the best one where it was.
     finished = run.checkpoints / "student"
     with written(run.student):
@@ -74,9 +83,11 @@ def trained(run: Run) -> Ready:
     return ready
 
 
-def train_student(run: Run) -> None:
+def train_student(run: Run, world: World = ALONE) -> None:
     """Distil; keep the student that is best on the validation pairs; write the reference."""
-    ready = trained(run)
+    ready = trained(run, world)
+    if not world.is_first:
+        return
     data, reference = ready.data, run.checkpoints / run.reference.name
     write_reference(
         reference,
@@ -118,31 +129,34 @@ def train_trial(
     return ended.best_score
 
 
-def _prepared(run: Run) -> Ready:
+def _prepared(run: Run, world: World = ALONE) -> Ready:
     wish = run.recipe.train
     if wish.n_threads:
         torch.set_num_threads(wish.n_threads)
     torch.manual_seed(run.recipe.seed)
-    device = device_of(wish.device)
+    device = device_of(wish.device, world)
     precision = precision_of(wish.precision, device)
     # The texts are short: plain attention is faster on a CPU than the tiled kind.
     attention = "eager" if device == "cpu" else "sdpa"
     teacher = load_model(run.teacher.path, attention=attention).to(device)
     student = load_model(run.student_init, attention=attention).to(device)
+    if wish.activation_checkpointing:
+        recompute_activations(student)
     kept_ids = load_facts(run.student_init).get("kept_ids")
     teacher_tokenizer = load_tokenizer(run.teacher.path)
     tokenizer = load_tokenizer(run.student_init)
     check_vocabularies(teacher_tokenizer.get_vocab(), tokenizer.get_vocab(), kept_ids)
     data = encode_splits(run, tokenizer, student)
     check_hidden(wish, teacher, student)
-    service = Service(run, teacher, kept_ids, precision)
+    service = Service(run, teacher, kept_ids, precision, world)
     inside = inside_of(run, teacher, student)
     asked = service.targets(data, _asked_of(run, data, tokenizer, student))
-    if asked.train and wish.targets in COMPARED and not list_checkpoints(run.checkpoints):
+    begins = world.is_first and not list_checkpoints(run.checkpoints)
+    if asked.train and wish.targets in COMPARED and begins:
         service.tell_fidelity(student, data.train, asked.train, objective_of(wish))
     if inside and asked.train:
         asked = replace(asked, train=inside.of_teacher(asked.train, teacher))
-    key = fingerprint(
+    own_key = fingerprint(
         service.key,
         fingerprint_examples(data.train),
         [example.weight for example in data.train],
@@ -152,6 +166,7 @@ def _prepared(run: Run) -> Ready:
         run.recipe.export.scheme if wish.quantize_aware else None,
         run.recipe.seed,
     )
+    key = world.told(own_key)  # all go on from a checkpoint, or none
     own = own_samples_of(run, student, tokenizer.eos_token_id, precision)
     return Ready(teacher, student, kept_ids, data, asked, precision, key, inside, own)
 
@@ -258,13 +273,26 @@ def check_device(wish: TrainSection) -> None:
     device_of(wish.device)
 
 
-def device_of(wish: str) -> str:
-    """The device to train on: the one wished for, or for "auto" the better one that is there."""
-    if wish == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if wish == "cuda" and not torch.cuda.is_available():
+def device_of(wish: str, world: World = ALONE) -> str:
+    """The device to train on: the one wished for, or for "auto" the better one that is there.
+
+    Of several GPUs each process of a machine has its own.
+    """
+    there = torch.cuda.is_available()
+    if wish == "cuda" and not there:
         raise InputError("there is no CUDA device", where="train.device", remedy="use cpu or auto")
-    return wish
+    if wish == "cpu" or not there:
+        return "cpu"
+    if world.size > 1:
+        number, n_gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if number >= n_gpus:
+            raise InputError(
+                f"there are {n_gpus} CUDA devices for more processes",
+                where="train.device",
+                remedy=f"start {n_gpus} processes on this machine, or use cpu",
+            )
+        torch.cuda.set_device(number)
+    return "cuda"
 
 
 def precision_of(wish: str, device: str) -> str:

@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from safetensors.torch import save_file
 from kdexport.errors import InputError
 from kdexport.train.data import Batch, Encoded, ordered_batches
 from kdexport.train.model import sync, written
+from kdexport.train.world import ALONE, World
 
 Columns = dict[str, torch.Tensor]
 Progress = Callable[[int, int], None]
@@ -35,28 +37,34 @@ def fill_cache(
     batch_size: int,
     shard_seconds: float = 60.0,
     progress: Progress | None = None,
+    world: World = ALONE,
 ) -> None:
     """Write what ``ask`` gives for all examples that are not in whole shards yet.
 
-    A kill loses what was asked in the last ``shard_seconds``, an interrupt nothing. Which examples
-    are asked together does not depend on where an earlier run ended, so neither do the targets.
-    Raises InputError where the disk takes no more.
+    Each process asks its share, and goes on when all have. A kill loses what was asked in the last
+    ``shard_seconds``, an interrupt nothing. Which examples are asked together does not depend on
+    where an earlier run ended, so neither do the targets. Raises InputError where the disk takes no
+    more.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _remove_damaged(folder)
+    if world.is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_damaged(folder)
+    world.wait()
     held = {name for shard in _shards(folder) for name, _ in _contents(shard)}
     n_done = 0
 
     def asked() -> Iterator[tuple[Sequence[Encoded], Columns]]:
         nonlocal n_done
-        for batch in ordered_batches(examples, batch_size):
+        batches = ordered_batches(examples, batch_size)
+        for batch in islice(batches, world.rank, None, world.size):
             if not held.issuperset(example.example_id for example in batch.examples):
                 yield batch.examples, ask(batch)
             n_done += len(batch.examples)
             if progress:
-                progress(n_done, len(examples))
+                progress(min(n_done * world.size, len(examples)), len(examples))
 
-    write_shards(folder, asked(), shard_seconds=shard_seconds)
+    write_shards(folder, asked(), shard_seconds=shard_seconds, world=world)
+    world.wait()
 
 
 def write_shards(
@@ -64,10 +72,12 @@ def write_shards(
     parts: Iterable[tuple[Sequence[Encoded], Columns]],
     *,
     shard_seconds: float = 60.0,
+    world: World = ALONE,
 ) -> None:
     """Write examples and their columns [N, ...] as shards after those that are there.
 
     A shard is written, synced and renamed when it has ``shard_seconds`` of work or `SHARD_BYTES`.
+    Each process has numbers of its own.
     """
     waiting: list[tuple[Sequence[Encoded], Columns]] = []
     begun = time.monotonic()
@@ -75,7 +85,7 @@ def write_shards(
     def flush() -> None:
         nonlocal begun
         if waiting:
-            _write_shard(folder, waiting, time.monotonic() - begun)
+            _write_shard(folder, waiting, time.monotonic() - begun, world)
             waiting.clear()
             begun = time.monotonic()
 
@@ -94,7 +104,10 @@ def write_shards(
 
 
 def _write_shard(
-    folder: Path, parts: Sequence[tuple[Sequence[Encoded], Columns]], seconds: float
+    folder: Path,
+    parts: Sequence[tuple[Sequence[Encoded], Columns]],
+    seconds: float,
+    world: World,
 ) -> None:
     columns = {
         name: torch.cat([part[name].cpu() for _, part in parts]).contiguous()
@@ -102,7 +115,8 @@ def _write_shard(
     }
     rows = [[example.example_id, example.n_targets] for group, _ in parts for example in group]
     facts = {"examples": json.dumps(rows), "seconds": f"{seconds:.2f}"}
-    number = max((int(shard.stem) for shard in _shards(folder)), default=-1) + 1
+    last = max((int(shard.stem) for shard in _shards(folder)), default=-1)
+    number = (last // world.size + 1) * world.size + world.rank
     shard = folder / f"{number:05d}.safetensors"
     beside = shard.with_suffix(".partial")
     try:

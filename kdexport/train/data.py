@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer
 
 from kdexport.pairs import Pair
+from kdexport.train.world import World
 
 BATCHES_PER_BUCKET = 16
 Render = Callable[[list[dict[str, str]]], str]
@@ -70,6 +71,13 @@ class Batch:
         """The same examples in two batches."""
         middle = len(self.examples) // 2
         return collate(self.examples[:middle]), collate(self.examples[middle:])
+
+    def share(self, world: World) -> "Batch | None":
+        """This process's examples of it; None where there are fewer examples than processes."""
+        if world.size == 1:
+            return self
+        own = world.share(self.examples)
+        return collate(own) if own else None
 
     @property
     def labels(self) -> torch.Tensor:

@@ -13,6 +13,7 @@ from kdexport.train.losses import distance
 from kdexport.train.model import read_batch
 from kdexport.train.objective import summed_over_rows
 from kdexport.train.teacher import TargetFn
+from kdexport.train.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -40,19 +41,22 @@ def evaluate(
     batch_size: int,
     *,
     interrupted: Callable[[], bool] = lambda: False,
+    world: World = ALONE,
 ) -> Evaluation | None:
     """KL to the teacher, top-1 agreement and perplexity, each over all target tokens at once.
 
-    None where ``interrupted`` said so between two batches.
+    Each process reads its share. None where ``interrupted`` said so between two batches of any.
     """
     was_training = student.training
     student.eval()
     sums = torch.zeros(3, dtype=torch.float64)
     n_tokens = 0
+    stops = False
     try:
-        for batch in ordered_batches(held_out, batch_size):
-            if interrupted():
-                return None
+        for batch in ordered_batches(world.share(held_out), batch_size):
+            stops = interrupted()
+            if stops:
+                break
             asked = targets(batch).to(student.device) if targets else None
             labels = batch.labels.to(student.device)
 
@@ -72,6 +76,9 @@ def evaluate(
             n_tokens += batch.n_targets
     finally:
         student.train(was_training)
-    kl, agree, nats = (float(value) / max(n_tokens, 1) for value in sums)
+    *totals, n_read, n_stops = world.summed([*sums.tolist(), n_tokens, stops])
+    if n_stops:
+        return None
+    kl, agree, nats = (total / max(n_read, 1) for total in totals)
     perplexity = math.exp(nats) if nats < 700 else math.inf
     return Evaluation(kl, agree, perplexity) if targets else Evaluation(None, None, perplexity)

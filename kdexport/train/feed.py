@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kdexport.train.data import Batch, Encoded, token_batches
-from kdexport.train.world import ALONE, World
 
 
 class Feed(Protocol):
     """Batches without end."""
 
     def group(self, n_batches: int) -> list[Batch]:
-        """This process's batches of the next step: ``n_batches`` of each process."""
+        """The batches of the next step, for all processes together."""
         ...
 
     def state(self) -> dict[str, Any]:
@@ -26,16 +25,11 @@ class Feed(Protocol):
 
 @dataclass
 class Epochs:
-    """Examples epoch after epoch; their order is a function of seed and epoch alone.
-
-    Several processes take every nth batch, so that a step of n processes sees the batches that one
-    process would see in n.
-    """
+    """Examples epoch after epoch; their order is a function of seed and epoch alone."""
 
     examples: Sequence[Encoded]
     batch_size: int
     seed: int
-    world: World = ALONE
     epoch: int = 0
     batch: int = 0
 
@@ -43,9 +37,8 @@ class Epochs:
         self._batches = self._from_here()
 
     def group(self, n_batches: int) -> list[Batch]:
-        """This process's batches of the next step."""
-        found = [next(self._batches) for _ in range(n_batches * self.world.size)]
-        return found[self.world.rank :: self.world.size]
+        """The batches of the next step."""
+        return [next(self._batches) for _ in range(n_batches)]
 
     def state(self) -> dict[str, Any]:
         """Epoch, and batches of it that are behind."""

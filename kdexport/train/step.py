@@ -56,26 +56,31 @@ class Stepper:
     def step(
         self, group: Sequence[Batch], targets: TargetFn | None, lr: float, progress: float
     ) -> Done:
-        """Update the weights from an accumulated group of batches.
+        """Update the weights from this process's part of an accumulated group, alike in each.
 
-        Where memory ends, the step begins anew in batches of half as many examples, which changes
-        nothing but time. Raises KdexportError where a single example is too much.
+        Where memory ends, the process begins anew in batches of half as many examples, which
+        changes nothing but time, and the others wait. Raises KdexportError where a single example
+        is too much.
         """
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = lr
-        while True:
+        n_tokens, n_targets = self.world.summed(
+            [sum(b.n_completion for b in group), sum(b.n_targets for b in group)]
+        )
+        sums: list[float] | None = None
+        while sums is None:
             try:
-                return self._step(group, targets, progress)
+                sums = self._gradients(group, max(n_tokens, 1.0), targets, progress)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
                 self._take_less(group)
+        return self._update(sums, int(n_targets))
 
-    def _step(self, group: Sequence[Batch], targets: TargetFn | None, progress: float) -> Done:
-        counts = self.world.summed(
-            [sum(b.n_completion for b in group), sum(b.n_targets for b in group)]
-        )
-        n_tokens = max(counts[0], 1.0)
+    def _gradients(
+        self, group: Sequence[Batch], n_tokens: float, targets: TargetFn | None, progress: float
+    ) -> list[float]:
+        """Add up this process's gradients; its part of loss, task and divergence a token."""
         sums = [0.0, 0.0, 0.0]
         with self.rounding(self.student):
             for batch in self._micro_batches(group):
@@ -86,15 +91,20 @@ class Stepper:
                 (found.loss / n_tokens).backward()  # type: ignore[no-untyped-call]
                 values = (float(found.loss.detach()), found.task, found.divergence)
                 sums = [s + value / n_tokens for s, value in zip(sums, values, strict=True)]
-        own = [p for of in self.optimizer.param_groups for p in of["params"]]
-        self.world.sum_gradients(own)
-        loss, task, divergence = self.world.summed(sums)
-        norm = float(torch.nn.utils.clip_grad_norm_(own, self.clip_norm))
-        skipped = not (math.isfinite(loss) and math.isfinite(norm))
+        return sums
+
+    def _update(self, sums: Sequence[float], n_targets: int) -> Done:
+        """New weights from the gradients of all processes, where all have finite ones."""
+        parameters = [p for of in self.optimizer.param_groups for p in of["params"]]
+        self.world.sum_gradients(parameters)
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm))
+        strays = not math.isfinite(norm)
+        loss, task, divergence, n_strays = self.world.summed([*sums, float(strays)])
+        skipped = n_strays > 0 or not math.isfinite(loss)
         if not skipped:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return Done(loss, task, divergence, norm, skipped, int(counts[1]))
+        return Done(loss, task, divergence, norm, skipped, n_targets)
 
     def _micro_batches(self, group: Sequence[Batch]) -> Iterator[Batch]:
         """The group's batches, in halves of halves where they are larger than memory allows."""
@@ -110,7 +120,7 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         largest = max(len(batch.examples) for batch in group)
         largest = min(largest, self.max_examples or largest)
-        if largest == 1 or self.world.size > 1:
+        if largest == 1:
             raise KdexportError(
                 f"there is not memory enough for {largest} examples at once",
                 where="distill",

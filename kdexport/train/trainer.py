@@ -16,7 +16,7 @@ import torch
 
 from kdexport.errors import KdexportError
 from kdexport.interrupts import Interrupted
-from kdexport.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from kdexport.train.checkpoint import State, list_checkpoints, load_checkpoint, save_checkpoint
 from kdexport.train.data import Batch, Encoded
 from kdexport.train.evaluate import Evaluation, evaluate
 from kdexport.train.feed import Feed
@@ -119,6 +119,10 @@ class Hooks:
     round_from: float | None = None
 
 
+class DivergedError(KdexportError):
+    """Training gives no finite numbers any more; raised in all processes."""
+
+
 def distill(
     student: Any,
     material: Material,
@@ -131,15 +135,23 @@ def distill(
 ) -> Position:
     """Train ``student`` in place until the budget is used, from the newest checkpoint if any.
 
-    Raises Interrupted where `Hooks.interrupted` says so, also within an evaluation, with all saved;
-    the evaluation is made up for when it goes on.
+    All processes of ``world`` call it with the same arguments but for the hooks; the first writes.
+    Raises Interrupted where `Hooks.interrupted` says so in any of them, also within an evaluation,
+    with all saved; the evaluation is made up for when it goes on. Raises DivergedError.
     """
     learner = settings.objective.learner(student)
     optimizer = make_optimizer(learner, settings)
     stepper = Stepper(
         student, optimizer, settings.objective, settings.clip_norm, settings.precision, world
     )
-    at = _place(load_checkpoint(checkpoints, learner, optimizer, fingerprint), material.feed)
+    seed = torch.initial_seed()
+
+    def load() -> State | None:
+        return load_checkpoint(checkpoints, learner, optimizer, fingerprint)
+
+    saved = load() if world.is_first else None
+    world.wait()  # what a kill left half done is put right once
+    at = _place(saved if world.is_first else load(), material.feed)
     stepper.max_examples = at.max_examples
     hooks.begins(at)
     started = time.monotonic() - at.elapsed_s
@@ -156,10 +168,10 @@ def distill(
         stepper.rounding = _rounding(at, progress, hooks)
         if _is_due(at, progress, settings.evaluate_steps):
             with stepper.rounding(student):
-                found = _judge(student, material, settings, hooks)
+                found = _judge(student, material, settings, hooks, world)
                 if found is not None:
                     _note(at, found, student, hooks)
-        if hooks.interrupted():
+        if world.any(hooks.interrupted()):
             save()
             raise Interrupted(f"at step {at.step}")
         if progress >= 1.0 or time.monotonic() - last_saved > settings.checkpoint_seconds:
@@ -168,12 +180,14 @@ def distill(
         if progress >= 1.0:
             break
         lr = learning_rate(progress, settings.lr, settings.warmup_fraction)
-        group = _next_group(material, stepper, settings.accumulate, at.step, progress)
-        done = stepper.step(group, material.targets, lr, progress)
+        group = material.feed.group(settings.accumulate)
+        world.reseed(seed, at.step)
+        own = _own_part(group, material, stepper, at.step, progress)
+        done = stepper.step(own, material.targets, lr, progress)
         at.step += 1
         at.tokens += done.n_targets
         at.max_examples = stepper.max_examples
-        at.elapsed_s = time.monotonic() - started
+        at.elapsed_s = world.first(time.monotonic() - started)
         _count_skips(at, done, group, checkpoints)
         hooks.report(_event(at, done, settings.budget, lr))
     student.eval()
@@ -188,15 +202,16 @@ def _place(saved: dict[str, Any] | None, feed: Feed) -> Position:
     return Position(**saved["position"])
 
 
-def _next_group(
-    material: Material, stepper: Stepper, n_batches: int, step: int, progress: float
+def _own_part(
+    group: Sequence[Batch], material: Material, stepper: Stepper, step: int, progress: float
 ) -> Sequence[Batch]:
-    """The batches of a step, some of them written by the student as it computes now."""
-    group = material.feed.group(n_batches)
+    """This process's share of each batch, some written by the student as it computes now."""
+    shares = (batch.share(stepper.world) for batch in group)
+    own = [share for share in shares if share is not None]
     if material.own is None:
-        return group
+        return own
     with stepper.rounding(stepper.student):
-        return material.own.renewed(stepper.student, group, step, progress, stepper.world)
+        return material.own.renewed(stepper.student, own, step, progress, stepper.world)
 
 
 def _rounding(
@@ -216,7 +231,7 @@ def _is_due(at: Position, progress: float, evaluate_steps: int) -> bool:
 
 
 def _judge(
-    student: Any, material: Material, settings: TrainSettings, hooks: Hooks
+    student: Any, material: Material, settings: TrainSettings, hooks: Hooks, world: World
 ) -> Evaluation | None:
     return evaluate(
         student,
@@ -224,13 +239,14 @@ def _judge(
         material.held_out_targets,
         settings.batch_size,
         interrupted=hooks.interrupted,
+        world=world,
     )
 
 
 def _note(at: Position, found: Evaluation, student: Any, hooks: Hooks) -> None:
     at.evaluated = at.step
     if not math.isfinite(found.score):
-        raise KdexportError(
+        raise DivergedError(
             f"training has diverged: the student of step {at.step} gives {found.score} on held-out "
             "texts",
             where="distill",
@@ -251,7 +267,7 @@ def _count_skips(at: Position, done: Done, group: Sequence[Batch], checkpoints: 
     saved = "".join(f"; the last good checkpoint is {c}" for c in list_checkpoints(checkpoints)[:1])
     names = [example.example_id for batch in group for example in batch.examples]
     shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
-    raise KdexportError(
+    raise DivergedError(
         f"training has diverged: loss or gradient of {SKIPS_IN_A_ROW} steps in a row were not "
         f"finite, the last at step {at.step} on {shown}",
         where="distill",

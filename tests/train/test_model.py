@@ -18,6 +18,7 @@ from kdexport.train.model import (
     load_model,
     load_tokenizer,
     read_batch,
+    recompute_activations,
     save_model,
     swap_folder,
 )
@@ -132,3 +133,25 @@ def test_a_size_of_nothing_is_one_line_too(llama: Path, tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": 0}))
     with pytest.raises(InputError, match="cannot be loaded"):
         load_config(folder)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_layers_computed_again_give_the_same_gradient(
+    family: str, request: pytest.FixtureRequest
+) -> None:
+    """With dropout, too: the second time draws what the first drew."""
+    batch = collate([Encoded("a", torch.arange(5, 25).numpy(), 4, 4)])
+    found = {}
+    for again in (False, True):
+        model = load_model(request.getfixturevalue(family)).train()
+        if again:
+            recompute_activations(model)
+        calls: list[int] = []
+        layer = next(m for m in model.modules() if type(m).__name__.endswith(("Layer", "Block")))
+        layer.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        torch.manual_seed(0)
+        read_batch(model, batch).to_logits(model).square().sum().backward()
+        grads = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        found[again] = (len(calls), grads)
+    assert (found[False][0], found[True][0]) == (1, 2)
+    torch.testing.assert_close(found[True][1], found[False][1], rtol=1e-6, atol=1e-7)

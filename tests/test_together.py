@@ -1,0 +1,74 @@
+"""Commands that torchrun starts in two processes end as in one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import TypeAdapter
+
+from kdexport.pipeline import Run
+from kdexport.recipe import load_recipe
+from kdexport.sources import ResolvedModel
+from tests.models import CORPUS, make_llama
+
+ROOT = Path(__file__).parent.parent
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+LOG = "runs/tiny/metrics.jsonl"
+RECIPE = """\
+name: tiny
+teacher: {source: teacher}
+data: {pairs: pairs.jsonl}
+student: {n_layers: 2, vocab_size: 300}
+train:
+  {lr: 3e-3, batch_size: 4, max_steps: 12, evaluate_steps: 3, precision: float32, n_threads: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("together")
+    make_llama(folder / "teacher", n_layers=4)
+    splits = ["train"] * 21 + ["validation"] * 5 + ["test"] * 3
+    rows = [
+        {"prompt": f"Text {n}.", "completion": CORPUS[n % 4][: 8 + n], "split": split}
+        for n, split in enumerate(splits)
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder
+
+
+def test_two_processes_distil_and_the_first_tells_of_it(folder: Path) -> None:
+    """That they learn what one learns is tested without the command, in train/test_world.py."""
+    ran = subprocess.run(
+        [sys.executable, *TORCHRUN, "-m", "kdexport", "distill", "recipe.yaml", "--json"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["student"] == "runs/tiny/student"  # printed once
+    assert ran.stderr.count("Student is cut from the teacher:") == 1
+    rows = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+    log = [row for row in rows if "evaluation" in row]
+    assert [row["step"] for row in log] == [3, 6, 9, 12]
+    assert log[-1]["evaluation"]["perplexity"] < 0.5 * log[0]["evaluation"]["perplexity"]
+    shards = {path.stem for path in (folder / "runs/tiny/targets").rglob("*.safetensors")}
+    assert {int(stem) % 2 for stem in shards} == {0, 1}  # each has asked the teacher
+
+
+def test_the_others_are_told_of_the_whole_run(folder: Path) -> None:
+    recipe = load_recipe(folder / "recipe.yaml", ["train.loss=jsd", "train.lambda=2"])
+    base = Run(recipe, Path("runs/a"), Path("exported"), ResolvedModel(Path("m"), "s", "f"))
+    run = Run(recipe, Path("runs/b"), Path("exported"), base.teacher, base)
+    kind = TypeAdapter(Run)
+    told = kind.validate_python(json.loads(kind.dump_json(run)))
+    assert told.base is not None
+    assert kind.dump_python(told) == kind.dump_python(run)
+    assert told.recipe.train == recipe.train
+    assert (told.folder, told.base.folder) == (run.folder, base.folder)
