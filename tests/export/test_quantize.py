@@ -107,15 +107,14 @@ def test_it_is_small(made: Callable[[str, str], Bundle], family: str, scheme: st
 
 
 @every_scheme
-def test_eight_bits_even_activations_out(
+def test_every_scheme_evens_activations_out(
     parents: dict[str, Bundle], made: Callable[[str, str], Bundle], scheme: str
 ) -> None:
-    """In norms that took the difference; none did where weights are in 4 bits."""
+    """In norms that took the difference."""
     before, after = draft_of(parents["llama"]).weights, draft_of(made("llama", scheme)).weights
     norms = [name for name in before if name.endswith("layernorm.weight")]
     assert norms
-    changed = [name for name in norms if not np.array_equal(before[name], after[name])]
-    assert bool(changed) == (scheme != "int4")
+    assert any(not np.array_equal(before[name], after[name]) for name in norms)
 
 
 @every_family
