@@ -110,7 +110,7 @@ class Service:
             return Asked(None, held_out, seconds_asked(other.folder) / self.world.size)
         if wish.targets == "imported":
             self._make_room([other])
-            targets = imported_targets(self.run, self.key, asked_of)
+            targets = self._own_samples_too(imported_targets(self.run, self.key, asked_of))
             held_out = self._filled(other)
             return Asked(targets, held_out, seconds_asked(other.folder) / self.world.size)
         train = self._place(asked_of, FORMS[wish.targets](self))
@@ -118,10 +118,15 @@ class Service:
         held_out, targets = self._filled(other), self._filled(train)
         share = len(data.train) / len(asked_of)
         seconds = share * seconds_asked(train.folder) + seconds_asked(other.folder)
-        if wish.on_policy:
-            live = live_targets(self.teacher, self.kept_ids, wish.temperature, self.precision)
-            targets = by_origin(targets, live)
-        return Asked(targets, held_out, seconds / self.world.size)
+        return Asked(self._own_samples_too(targets), held_out, seconds / self.world.size)
+
+    def _own_samples_too(self, kept: TargetFn) -> TargetFn:
+        """Kept targets, and live ones for texts that the student writes."""
+        wish = self.run.recipe.train
+        if not wish.on_policy:
+            return kept
+        live = live_targets(self.teacher, self.kept_ids, wish.temperature, self.precision)
+        return by_origin(kept, live)
 
     def tell_fidelity(
         self, student: Any, examples: Sequence[Encoded], kept: TargetFn, objective: Objective

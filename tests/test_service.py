@@ -169,6 +169,9 @@ def test_imported_targets_train_as_our_own_do(
     assert losses(run) == pytest.approx(losses(own), rel=1e-3)
     assert len(kept(run)) == 1  # of held-out pairs; the teacher was asked for no others
 
+    mixed = ("train.targets=imported", "train.on_policy.fraction=1", "train.max_steps=1")
+    train_student(open_run(*mixed, name="imported"))  # its own samples are in no file
+
 
 def stage_prints(run: Run) -> object:
     return next(stage for stage in STAGES if stage.name == "distill").depends(run)
