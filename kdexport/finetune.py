@@ -27,7 +27,7 @@ from kdexport.train.evaluate import evaluate
 from kdexport.train.feed import Epochs
 from kdexport.train.model import load_model, load_tokenizer, swap_folder, written
 from kdexport.train.trainer import Material
-from kdexport.train.world import World
+from kdexport.train.world import ALONE, World
 from kdexport.train_section import ONE, Line, TrainSection
 from kdexport.training import check_device, device_of, precision_of, train_settings
 
@@ -74,7 +74,7 @@ def wish_of(recipe: Recipe) -> TrainSection:
     return recipe.train.model_copy(update={**own, **recipe.finetune.model_dump()})
 
 
-def train_teacher(run: Run, world: World) -> None:
+def train_teacher(run: Run, world: World = ALONE) -> None:
     """Train the teacher; keep the one that is best on the validation texts.
 
     Called in all processes of ``world``; the first writes.

@@ -5,7 +5,7 @@ Used for students and for teachers; knows no recipe.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,27 +67,12 @@ def learn(
     SIGINT or SIGTERM, and where ``interrupted`` says so (its number is None then), with all saved.
     Called in all processes of ``world``; the first shows and writes.
     """
-
-    def loop(hooks: Hooks) -> Position:
-        return distill(
-            model,
-            material,
-            settings,
-            hooks,
-            checkpoints=places.checkpoints,
-            fingerprint=fingerprint,
-            world=world,
-        )
-
+    where: Any = {"checkpoints": places.checkpoints, "fingerprint": fingerprint, "world": world}
+    always = Hooks(rounding=rounding, round_from=round_from)
     if not world.is_first:
         with noted() as asked:
-            return loop(
-                Hooks(
-                    interrupted=lambda: asked() or interrupted(),
-                    rounding=rounding,
-                    round_from=round_from,
-                )
-            )
+            hooks = replace(always, interrupted=lambda: asked() or interrupted())
+            return distill(model, material, settings, hooks, **where)
     recover_folder(places.best)
     prompts = material.held_out[:n_samples]
     write = _writer(model, prompts, places.tokenizer_from) if prompts else None
@@ -104,17 +89,15 @@ def learn(
             evaluated(at, found)
 
         try:
-            return loop(
-                Hooks(
-                    begins=watcher.begins,
-                    keep_best=keep_best,
-                    report=watcher.step,
-                    evaluated=note,
-                    interrupted=lambda: asked() or interrupted(),
-                    rounding=rounding,
-                    round_from=round_from,
-                )
+            hooks = replace(
+                always,
+                begins=watcher.begins,
+                keep_best=keep_best,
+                report=watcher.step,
+                evaluated=note,
+                interrupted=lambda: asked() or interrupted(),
             )
+            return distill(model, material, settings, hooks, **where)
         finally:
             watcher.close()
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 
 from kdexport.errors import KdexportError
 from kdexport.interrupts import Interrupted
-from kdexport.train.checkpoint import State, list_checkpoints, load_checkpoint, save_checkpoint
+from kdexport.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from kdexport.train.data import Batch, Encoded
 from kdexport.train.evaluate import Evaluation, evaluate
 from kdexport.train.feed import Feed
@@ -145,10 +146,7 @@ def distill(
         student, optimizer, settings.objective, settings.clip_norm, settings.precision, world
     )
     seed = torch.initial_seed()
-
-    def load() -> State | None:
-        return load_checkpoint(checkpoints, learner, optimizer, fingerprint)
-
+    load = partial(load_checkpoint, checkpoints, learner, optimizer, fingerprint)
     saved = load() if world.is_first else None
     world.wait()  # what a kill left half done is put right once
     at = _place(saved if world.is_first else load(), material.feed)
@@ -167,10 +165,7 @@ def distill(
         progress = settings.budget.progress(at.step, at.elapsed_s)
         stepper.rounding = _rounding(at, progress, hooks)
         if _is_due(at, progress, settings.evaluate_steps):
-            with stepper.rounding(student):
-                found = _judge(student, material, settings, hooks, world)
-                if found is not None:
-                    _note(at, found, student, hooks)
+            _look(at, student, stepper, material, settings, hooks)
         if world.any(hooks.interrupted()):
             save()
             raise Interrupted(f"at step {at.step}")
@@ -184,14 +179,34 @@ def distill(
         world.reseed(seed, at.step)
         own = _own_part(group, material, stepper, at.step, progress)
         done = stepper.step(own, material.targets, lr, progress)
-        at.step += 1
-        at.tokens += done.n_targets
-        at.max_examples = stepper.max_examples
-        at.elapsed_s = world.first(time.monotonic() - started)
+        _advance(at, done, stepper, started)
         _count_skips(at, done, group, checkpoints)
         hooks.report(_event(at, done, settings.budget, lr))
     student.eval()
     return at
+
+
+def _look(
+    at: Position,
+    student: Any,
+    stepper: Stepper,
+    material: Material,
+    settings: TrainSettings,
+    hooks: Hooks,
+) -> None:
+    """Judge the student, rounded where training is; keep the best."""
+    with stepper.rounding(student):
+        found = _judge(student, material, settings, hooks, stepper.world)
+        if found is not None:
+            _note(at, found, student, hooks)
+
+
+def _advance(at: Position, done: Done, stepper: Stepper, started: float) -> None:
+    """A step lies behind; the first process's clock counts."""
+    at.step += 1
+    at.tokens += done.n_targets
+    at.max_examples = stepper.max_examples
+    at.elapsed_s = stepper.world.first(time.monotonic() - started)
 
 
 def _place(saved: dict[str, Any] | None, feed: Feed) -> Position:

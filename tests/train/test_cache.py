@@ -142,7 +142,7 @@ def test_a_cache_knows_how_long_the_teacher_took(examples: list[Encoded], tmp_pa
     assert seconds_asked(tmp_path) == 0
     fill_cache(tmp_path, examples, Slow(), batch_size=16, shard_seconds=0.03)
     took = seconds_asked(tmp_path)
-    assert took >= 0.1
+    assert took > 0.099  # clocks are floats
     fill_cache(tmp_path, examples, Teacher(), batch_size=16)  # nothing is asked, nothing added
     assert seconds_asked(tmp_path) == took
 
