@@ -55,6 +55,31 @@ class Grid:
         return next((b for b in self.blocks or (n_rows,) if n_rows % b == 0), None)
 
 
+@dataclass(frozen=True)
+class Factors:
+    """What every rounding by one Gram matrix needs of it.
+
+    ``damped``: its diagonal raised so that it can be inverted, float64 [K, K]; ``order``: its
+    channels, the largest first, int64 [K]; ``upper``: the Cholesky factor of its inverse in that
+    order, float32 [K, K].
+    """
+
+    damped: Array
+    order: Array
+    upper: Array
+
+
+def factored(gram: Array) -> Factors:
+    """Damp, order, invert and factor Xᵀ X: most of the time that rounding a small matrix takes."""
+    damped = gram.astype(np.float64)
+    diagonal = np.einsum("ii->i", damped)
+    diagonal += DAMPING * max(float(diagonal.mean()), 1e-12)
+    order = np.argsort(-diagonal, kind="stable")
+    inverse = np.linalg.inv(damped[np.ix_(order, order)])
+    upper = np.linalg.cholesky((inverse + inverse.T) / 2).T.astype(np.float32)
+    return Factors(damped, order, upper)
+
+
 def round_matrix(weights: Array, grid: Grid, gram: Array | None = None) -> Rounded:
     """Round float32 [K, N] to ``grid``.
 
@@ -68,18 +93,19 @@ def round_matrix(weights: Array, grid: Grid, gram: Array | None = None) -> Round
     if gram is None:
         scales, zeros = _expand(scale, weights), _expand(zero_point, weights)
         return Rounded(_to_grid(weights, scales, zeros, grid), scale, zero_point)
-    found = Rounded(compensated(weights, scale, zero_point, grid, gram), scale, zero_point)
-    return _refined(weights, found, grid, gram) if grid.blocks else found
+    factors = factored(gram)
+    found = Rounded(compensated(weights, scale, zero_point, grid, factors), scale, zero_point)
+    return _refined(weights, found, grid, gram, factors) if grid.blocks else found
 
 
-def _refined(weights: Array, first: Rounded, grid: Grid, gram: Array) -> Rounded:
+def _refined(weights: Array, first: Rounded, grid: Grid, gram: Array, factors: Factors) -> Rounded:
     """Scales and whole numbers by turns, each found for the other; of each column the best kept."""
     best, least = first, _errors(weights, first, gram)
     values, scale = first.values, first.scale
     for _ in range(N_REFITS):
-        scale = fitted_scales(weights, values, scale, gram)
+        scale = fitted_scales(weights, values, scale, factors)
         fitted = Rounded(values, scale, first.zero_point)
-        values = compensated(weights, scale, first.zero_point, grid, gram)
+        values = compensated(weights, scale, first.zero_point, grid, factors)
         for tried in (fitted, Rounded(values, scale, first.zero_point)):
             errors = _errors(weights, tried, gram)
             better = errors < least
@@ -98,14 +124,14 @@ def _errors(weights: Array, rounded: Rounded, gram: Array) -> Array:
     return np.asarray(np.einsum("kn,kn->n", difference, gram @ difference))
 
 
-def fitted_scales(weights: Array, values: Array, scale: Array, gram: Array) -> Array:
+def fitted_scales(weights: Array, values: Array, scale: Array, factors: Factors) -> Array:
     """The scales of blocks, [B, N], under which X (values · scale) is nearest to X W.
 
     Least squares, column by column: (Vᵀ G V) s = Vᵀ G w, V the values [K, B] of each block in a
     column of its own. Zero points are 0. Where no scale is found that can be kept, ``scale`` stays.
     """
     n_blocks, n_columns = scale.shape
-    damped = _damped(gram)
+    damped = factors.damped
     blocks = values.astype(np.float64).reshape(n_blocks, -1, n_columns)
     wanted = (blocks * (damped @ weights).reshape(blocks.shape)).sum(1)
     met = np.empty((n_columns, n_blocks, n_blocks))
@@ -118,16 +144,14 @@ def fitted_scales(weights: Array, values: Array, scale: Array, gram: Array) -> A
     return np.where(np.isfinite(kept) & (kept != 0), kept, scale)
 
 
-def compensated(weights: Array, scale: Array, zero_point: Array, grid: Grid, gram: Array) -> Array:
+def compensated(
+    weights: Array, scale: Array, zero_point: Array, grid: Grid, factors: Factors
+) -> Array:
     """GPTQ's rounding: rows of ``weights`` in the order of their importance, errors passed on.
 
     Whole numbers, float32 [K, N]; the scales are given and stay.
     """
-    n_rows = len(weights)
-    damped = _damped(gram)
-    order = np.argsort(-np.diag(damped), kind="stable")
-    inverse = np.linalg.inv(damped[np.ix_(order, order)])
-    upper = np.linalg.cholesky((inverse + inverse.T) / 2).T.astype(np.float32)
+    n_rows, order, upper = len(weights), factors.order, factors.upper
     rest = weights[order].astype(np.float32)
     scales = _expand(scale, weights)[order]
     zeros = _expand(zero_point, weights)[order]
@@ -144,14 +168,6 @@ def compensated(weights: Array, scale: Array, zero_point: Array, grid: Grid, gra
     back = np.empty_like(values)
     back[order] = values
     return back
-
-
-def _damped(gram: Array) -> Array:
-    """The Gram matrix in float64, its diagonal raised so that it can be inverted."""
-    damped = gram.astype(np.float64)
-    diagonal = np.einsum("ii->i", damped)
-    diagonal += DAMPING * max(float(diagonal.mean()), 1e-12)
-    return damped
 
 
 def rounded_rows(x: Array, block: int | None) -> Array:

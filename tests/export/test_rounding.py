@@ -11,6 +11,7 @@ from kdexport.export.rounding import (
     Grid,
     Rounded,
     compensated,
+    factored,
     fitted_scales,
     round_matrix,
 )
@@ -157,7 +158,7 @@ def test_errors_are_made_up_for_as_the_textbook_does(name: str, n_rows: int) -> 
     weights, grid = matrix(n_rows, 6), GRIDS[name]
     x = correlated(4 * n_rows, n_rows).astype(np.float64)
     rounded = round_matrix(weights, grid)
-    found = compensated(weights, rounded.scale, rounded.zero_point, grid, x.T @ x)
+    found = compensated(weights, rounded.scale, rounded.zero_point, grid, factored(x.T @ x))
     expected = textbook(weights, rounded, grid, x.T @ x)
     # Where float32 falls on the other side of a half, a step is other and those after it follow.
     assert (found == expected).mean() > 0.99
@@ -182,7 +183,9 @@ def test_fitted_scales_are_those_of_least_squares(name: str) -> None:
     """Beside numpy's solver on X, the damping as further rows of it; half precision's tolerance."""
     weights, x = matrix(256, 4), correlated(600, 256).astype(np.float64)
     first = round_matrix(weights, GRIDS[name])
-    found = fitted_scales(weights, first.values, first.scale, (x.T @ x).astype(np.float32))
+    found = fitted_scales(
+        weights, first.values, first.scale, factored((x.T @ x).astype(np.float32))
+    )
     damping = np.sqrt(0.01 * np.square(x).sum(0).mean()) * np.eye(256)
     damped = np.concatenate([x, damping])
     blocks = first.values.reshape(*first.scale.shape[:1], -1, 4)
@@ -199,7 +202,7 @@ def test_fitted_scales_lower_the_error_of_the_product(seed: int) -> None:
     weights, x = matrix(192, 8, seed), correlated(500, 192, seed).astype(np.float64)
     grid, gram = GRIDS["block4"], (x.T @ x).astype(np.float32)
     start = round_matrix(weights, grid)
-    values = compensated(weights, start.scale, start.zero_point, grid, gram)
+    values = compensated(weights, start.scale, start.zero_point, grid, factored(gram))
     once = Rounded(values, start.scale, start.zero_point)
     often = round_matrix(weights, grid, gram)
 
@@ -214,7 +217,7 @@ def test_channels_that_do_not_go_together_have_nothing_to_make_up_for(name: str)
     weights = matrix(64, 5)
     nearest = round_matrix(weights, GRIDS[name])
     gram = np.diag(np.arange(1, 65)).astype(np.float32)
-    found = compensated(weights, nearest.scale, nearest.zero_point, GRIDS[name], gram)
+    found = compensated(weights, nearest.scale, nearest.zero_point, GRIDS[name], factored(gram))
     np.testing.assert_array_equal(found, nearest.values)
 
 
