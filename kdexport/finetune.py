@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from kdexport.console import say
 from kdexport.errors import KdexportError
 from kdexport.journal import fingerprint
@@ -25,11 +23,11 @@ from kdexport.together import train_together
 from kdexport.train.cache import fingerprint_examples
 from kdexport.train.evaluate import evaluate
 from kdexport.train.feed import Epochs
-from kdexport.train.model import load_model, load_tokenizer, swap_folder, written
+from kdexport.train.model import load_tokenizer, swap_folder, written
 from kdexport.train.trainer import Material
 from kdexport.train.world import ALONE, World
 from kdexport.train_section import ONE, Line, TrainSection
-from kdexport.training import check_device, device_of, precision_of, train_settings
+from kdexport.training import check_device, model_on, precision_of, settled, train_settings
 
 FACTS = "kdexport.json"
 
@@ -81,16 +79,12 @@ def train_teacher(run: Run, world: World = ALONE) -> None:
     """
     wish = wish_of(run.recipe)
     run = replace(run, recipe=run.recipe.model_copy(update={"train": wish}))
-    if wish.n_threads:
-        torch.set_num_threads(wish.n_threads)
-    torch.manual_seed(run.recipe.seed)
-    device = device_of(wish.device, world)
-    attention = "eager" if device == "cpu" else "sdpa"
-    teacher = load_model(run.teacher.path, attention=attention).to(device)
+    device = settled(run.recipe, world)
+    teacher = model_on(device, run.teacher.path)
     data = encode_splits(run, load_tokenizer(run.teacher.path), teacher)
     found = evaluate(teacher, data.validation, None, wish.batch_size, world=world)
     assert found is not None  # nobody interrupts it
-    before, after = found.perplexity, _train(run, teacher, data, world)
+    before, after = found.perplexity, _train(run, teacher, data, device, world)
     if not world.is_first:
         return
     told = f"perplexity on {len(data.validation)} validation texts: {before:.3f} -> {after:.3f}"
@@ -109,10 +103,10 @@ def train_teacher(run: Run, world: World = ALONE) -> None:
         swap_folder(finished, adapted(run))
 
 
-def _train(run: Run, teacher: Any, data: Splits, world: World) -> float:
+def _train(run: Run, teacher: Any, data: Splits, device: str, world: World) -> float:
     """The lowest perplexity of a trained teacher, which is kept."""
     wish = run.recipe.train
-    precision = precision_of(wish.precision, device_of(wish.device))
+    precision = precision_of(wish.precision, device)
     settings = train_settings(wish, len(data.train), precision, 0.0)
     key = fingerprint(
         run.teacher.fingerprint,

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -131,15 +132,10 @@ def train_trial(
 
 def _prepared(run: Run, world: World = ALONE) -> Ready:
     wish = run.recipe.train
-    if wish.n_threads:
-        torch.set_num_threads(wish.n_threads)
-    torch.manual_seed(run.recipe.seed)
-    device = device_of(wish.device, world)
+    device = settled(run.recipe, world)
     precision = precision_of(wish.precision, device)
-    # The texts are short: plain attention is faster on a CPU than the tiled kind.
-    attention = "eager" if device == "cpu" else "sdpa"
-    teacher = load_model(run.teacher.path, attention=attention).to(device)
-    student = load_model(run.student_init, attention=attention).to(device)
+    teacher = model_on(device, run.teacher.path)
+    student = model_on(device, run.student_init)
     if wish.activation_checkpointing:
         recompute_activations(student)
     kept_ids = load_facts(run.student_init).get("kept_ids")
@@ -271,6 +267,20 @@ def _schedule(line: Line) -> Schedule:
 def check_device(wish: TrainSection) -> None:
     """Refuse a device that is not there."""
     device_of(wish.device)
+
+
+def settled(recipe: Recipe, world: World) -> str:
+    """Set threads and seed as a recipe has them; the device to train on."""
+    if recipe.train.n_threads:
+        torch.set_num_threads(recipe.train.n_threads)
+    torch.manual_seed(recipe.seed)
+    return device_of(recipe.train.device, world)
+
+
+def model_on(device: str, path: Path) -> Any:
+    """A model's folder, loaded to train on a device."""
+    # The texts are short: plain attention is faster on a CPU than the tiled kind.
+    return load_model(path, attention="eager" if device == "cpu" else "sdpa").to(device)
 
 
 def device_of(wish: str, world: World = ALONE) -> str:
