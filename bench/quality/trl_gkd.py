@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from trl.experimental.gkd import GKDConfig, GKDTrainer
+from transformers import TrainerCallback
+from trl.experimental.gkd import GKDTrainer
 
 from bench.quality.told import tell
-from bench.training.task import load_examples
-from bench.training.trl_gkd import collate
+from bench.training.trl_gkd import make_trainer
 
 ENDLESS = 10**6  # epochs: the clock ends it
 TOLD = ("lmbda", "beta", "temperature", "learning_rate", "per_device_train_batch_size", "bf16")
@@ -72,41 +70,24 @@ def main() -> None:
     given = parser.parse_args()
     changes = {key: json.loads(value) for key, value in (c.split("=", 1) for c in given.changes)}
     torch.manual_seed(given.seed)
-    teacher, student = (
-        AutoModelForCausalLM.from_pretrained(given.task / name, dtype=torch.float32)
-        for name in ("teacher", "student")
-    )
-    tokenizer = AutoTokenizer.from_pretrained(given.task / "student")
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    examples = load_examples(given.task)
-    rows = Dataset.from_list([{"ids": list(e.ids), "first": e.first} for e in examples])
     clock = Clock(given.minutes)
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
-        settings = GKDConfig(
+        trainer = make_trainer(
+            Timed,
+            given.task,
+            "student",
+            clock,
             output_dir=folder,
             num_train_epochs=ENDLESS,
             seed=given.seed,
-            use_cpu=True,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
             **changes,
-        )
-        trainer = Timed(
-            model=student,
-            teacher_model=teacher,
-            args=settings,
-            data_collator=collate,
-            train_dataset=rows,
-            processing_class=tokenizer,
-            callbacks=[clock],
         )
         trainer.clock = clock
         trainer.train()
         elapsed_s = clock.elapsed_s
-    student.save_pretrained(given.out / "student")
+    trainer.model.save_pretrained(given.out / "student")
     shutil.copyfile(given.task / "student" / "kdexport.json", given.out / "student/kdexport.json")
-    facts = {name: getattr(settings, name) for name in TOLD}
+    facts = {name: getattr(trainer.args, name) for name in TOLD}
     tell(trainer.state.global_step, elapsed_s, clock.cpu_begun, settings=facts)
 
 

@@ -43,50 +43,55 @@ class Epochs(TrainerCallback):  # type: ignore[misc]
         self.clock.epoch_ends()
 
 
+def make_trainer(
+    kind: type[Any], task: Path, tokenizer_of: str, callback: TrainerCallback, **settings: Any
+) -> Any:
+    """A GKDTrainer on a task's models and texts, on the CPU, silent, keeping nothing.
+
+    ``settings``: of GKDConfig, ``output_dir`` among them.
+    """
+    teacher, student = (
+        AutoModelForCausalLM.from_pretrained(task / name, dtype=torch.float32)
+        for name in ("teacher", "student")
+    )
+    tokenizer = AutoTokenizer.from_pretrained(task / tokenizer_of)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    rows = [{"ids": list(e.ids), "first": e.first} for e in load_examples(task)]
+    quiet = {"use_cpu": True, "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
+    return kind(
+        model=student,
+        teacher_model=teacher,
+        args=GKDConfig(**quiet, **settings),
+        data_collator=collate,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("task", type=Path)
     parser.add_argument("--fp32", action="store_true")
     given = parser.parse_args()
-    teacher, student = (
-        AutoModelForCausalLM.from_pretrained(given.task / name, dtype=torch.float32)
-        for name in ("teacher", "student")
-    )
-    tokenizer = AutoTokenizer.from_pretrained(given.task / "teacher")
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    examples = load_examples(given.task)
-    rows = Dataset.from_list([{"ids": list(e.ids), "first": e.first} for e in examples])
     epochs = Epochs()
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
-        settings = GKDConfig(
+        trainer = make_trainer(
+            GKDTrainer,
+            given.task,
+            "teacher",
+            epochs,
             output_dir=folder,
             lmbda=0.0,
             learning_rate=LR,
             per_device_train_batch_size=BATCH_SIZE,
             num_train_epochs=N_EPOCHS,
-            use_cpu=True,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
             **({"bf16": False} if given.fp32 else {}),
         )
-        trainer = GKDTrainer(
-            model=student,
-            teacher_model=teacher,
-            args=settings,
-            data_collator=collate,
-            train_dataset=rows,
-            processing_class=tokenizer,
-            callbacks=[epochs],
-        )
         trainer.train()
-    n_tokens = sum(len(e.ids) - e.first for e in examples)
-    facts = {
-        "bf16": settings.bf16,
-        "gradient_checkpointing": settings.gradient_checkpointing,
-        "beta": settings.beta,
-        "temperature": settings.temperature,
-    }
+    n_tokens = sum(len(e.ids) - e.first for e in load_examples(given.task))
+    told = ("bf16", "gradient_checkpointing", "beta", "temperature")
+    facts = {name: getattr(trainer.args, name) for name in told}
     tell(n_tokens, epochs.clock.seconds, **facts)
 
 
