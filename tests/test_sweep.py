@@ -1,7 +1,6 @@
 """Searching a recipe's values: what may be searched, what comes next, and going on after a kill."""
 
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from kdexport.sweep import Swept, Trial, Wish, is_behind, load_trials, next_para
 from kdexport.train.checkpoint import list_checkpoints
 from kdexport.train.trainer import Event
 from kdexport.watching import Watcher
-from tests.models import make_llama
+from tests.tea import make_tea_run
 
 RECIPE = """\
 name: tiny
@@ -29,16 +28,7 @@ train: {lambda: 4, lr: 3e-3, batch_size: 4, max_steps: 6, evaluate_steps: 2}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sweep")
-    make_llama(folder / "teacher", n_layers=3)
-    splits = ["train"] * 12 + ["validation"] * 3 + ["test"] * 3
-    rows = [
-        {"prompt": f"Tea {n}", "completion": f"Fresh tea, number {n}, today.", "split": split}
-        for n, split in enumerate(splits)
-    ]
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "recipe.yaml").write_text(RECIPE.replace("TEACHER", str(folder / "teacher")))
-    return folder
+    return make_tea_run(tmp_path_factory.mktemp("sweep"), RECIPE)
 
 
 SEARCHES = ("train.lr=1e-3..3e-2", "student.n_layers=2,3")

@@ -1,6 +1,5 @@
 """Variants of a run, and a teacher that is trained on its texts, stage by stage."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from kdexport.stages import STAGES, make_pairs
 from kdexport.train.trainer import Event
 from kdexport.train_section import FinetuneSection
 from kdexport.variants import distill_control
-from tests.models import make_llama
+from tests.tea import make_tea_run
 
 RECIPE = """\
 name: tiny
@@ -33,18 +32,7 @@ output: {runs: RUNS, exported: EXPORTED}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("variants")
-    make_llama(folder / "teacher", n_layers=3)
-    splits = ["train"] * 12 + ["validation"] * 3 + ["test"] * 3
-    rows = [
-        {"prompt": f"Tea {n}", "completion": f"Fresh tea, number {n}, today.", "split": split}
-        for n, split in enumerate(splits)
-    ]
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    text = RECIPE.replace("TEACHER", str(folder / "teacher"))
-    text = text.replace("RUNS", str(folder / "runs")).replace("EXPORTED", str(folder / "exported"))
-    (folder / "recipe.yaml").write_text(text)
-    return folder
+    return make_tea_run(tmp_path_factory.mktemp("variants"), RECIPE)
 
 
 def recipe(folder: Path, *overrides: str) -> Recipe:

@@ -14,7 +14,7 @@ from bench.quality.prepare import prepare
 from kdexport.errors import InputError
 from kdexport.pipeline import open_run, run_stages
 from kdexport.recipe import load_recipe
-from tests.models import make_llama
+from tests.tea import make_tea_run
 
 RECIPE = """\
 name: tiny
@@ -28,18 +28,7 @@ output: {runs: RUNS, exported: EXPORTED}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("quality")
-    make_llama(folder / "teacher", n_layers=3)
-    splits = ["train"] * 12 + ["validation"] * 3 + ["test"] * 3
-    rows = [
-        {"prompt": f"Tea {n}", "completion": f"Fresh tea, number {n}, today.", "split": split}
-        for n, split in enumerate(splits)
-    ]
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    text = RECIPE.replace("TEACHER", str(folder / "teacher"))
-    text = text.replace("RUNS", str(folder / "runs")).replace("EXPORTED", str(folder / "exported"))
-    (folder / "recipe.yaml").write_text(text)
-    return folder
+    return make_tea_run(tmp_path_factory.mktemp("quality"), RECIPE)
 
 
 def said(

@@ -1,0 +1,22 @@
+"""A small run of its own: a teacher of three layers, eighteen pairs about tea, and a recipe."""
+
+import json
+from pathlib import Path
+
+from tests.models import make_llama
+
+SPLITS = ["train"] * 12 + ["validation"] * 3 + ["test"] * 3
+
+
+def make_tea_run(folder: Path, recipe: str) -> Path:
+    """Write teacher, pairs.jsonl, recipe.yaml; TEACHER, RUNS, EXPORTED become places in the folder."""
+    make_llama(folder / "teacher", n_layers=3)
+    rows = [
+        {"prompt": f"Tea {n}", "completion": f"Fresh tea, number {n}, today.", "split": split}
+        for n, split in enumerate(SPLITS)
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("teacher", "runs", "exported"):
+        recipe = recipe.replace(name.upper(), str(folder / name))
+    (folder / "recipe.yaml").write_text(recipe)
+    return folder
