@@ -9,7 +9,7 @@ SPLITS = ["train"] * 12 + ["validation"] * 3 + ["test"] * 3
 
 
 def make_tea_run(folder: Path, recipe: str) -> Path:
-    """Write teacher, pairs.jsonl, recipe.yaml; TEACHER, RUNS, EXPORTED become places in the folder."""
+    """Write teacher, pairs and recipe, in which TEACHER, RUNS and EXPORTED become places there."""
     make_llama(folder / "teacher", n_layers=3)
     rows = [
         {"prompt": f"Tea {n}", "completion": f"Fresh tea, number {n}, today.", "split": split}

@@ -4,7 +4,7 @@ Families are not named here. Layers are the one list of modules that is as long 
 configuration says; which products a layer has, and in which order, a short text shows.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +80,17 @@ def named_products(model: Any) -> Iterator[tuple[str, Any, int]]:
 
 
 @torch.no_grad()
+def read_watched(model: Any, texts: Iterable[torch.Tensor], hooks: Iterable[Any]) -> None:
+    """Have a model read texts, int64 [1, L] each, under ``hooks``, which are then taken off."""
+    try:
+        for ids in texts:
+            model.base_model(input_ids=ids.to(model.device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
 def parts_of(model: Any) -> list[Parts]:
     """The parts of each layer, told by the order in which products are computed.
 
@@ -100,11 +111,7 @@ def parts_of(model: Any) -> list[Parts]:
         for number, layer in enumerate(layers)
         for name, module, inputs in named_products(layer)
     ]
-    try:
-        model.base_model(input_ids=torch.arange(2, device=model.device)[None], use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    read_watched(model, [torch.arange(2)[None]], handles)
     return [_parted(products) for products in seen]
 
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from kdexport.errors import InputError
-from kdexport.train.anatomy import decoder_layers, layers_prefix
+from kdexport.train.anatomy import decoder_layers, layers_prefix, read_watched
 from kdexport.train.sizes import StudentSpec, new_model, resized_config
 
 
@@ -22,7 +22,7 @@ def block_influence(model: Any, texts: Sequence[torch.Tensor]) -> list[float]:
     """
     layers = decoder_layers(model)
     total = torch.zeros(len(layers), dtype=torch.float64)
-    n_tokens = 0
+    n_tokens = max(sum(ids.numel() for ids in texts), 1)
 
     def watch(number: int) -> Callable[..., None]:
         def hook(_module: Any, args: Any, kwargs: Any, output: Any) -> None:
@@ -35,14 +35,8 @@ def block_influence(model: Any, texts: Sequence[torch.Tensor]) -> list[float]:
     handles = [
         layer.register_forward_hook(watch(i), with_kwargs=True) for i, layer in enumerate(layers)
     ]
-    try:
-        for ids in texts:
-            model.base_model(input_ids=ids.to(model.device), use_cache=False)
-            n_tokens += ids.numel()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [float(value) for value in total / max(n_tokens, 1)]
+    read_watched(model, texts, handles)
+    return [float(value) for value in total / n_tokens]
 
 
 def most_influential(influence: Sequence[float], n_layers: int) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from kdexport.train.anatomy import layers_prefix, parts_of
+from kdexport.train.anatomy import layers_prefix, parts_of, read_watched
 from kdexport.train.depth import fill, tied_names
 from kdexport.train.sizes import narrowed_config, new_model, size_names
 from kdexport.train.width import check_same
@@ -56,12 +56,7 @@ def _watched(model: Any, texts: Sequence[torch.Tensor], of: Seen) -> dict[str, t
         return hook
 
     handles = [module.register_forward_hook(watch(name)) for name, module in norms.items()]
-    try:
-        for ids in texts:
-            model.base_model(input_ids=ids.to(model.device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    read_watched(model, texts, handles)
     return sums
 
 

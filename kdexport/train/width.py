@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from kdexport.errors import InputError
-from kdexport.train.anatomy import Block, Product, layers_prefix, parts_of
+from kdexport.train.anatomy import Block, Product, layers_prefix, parts_of, read_watched
 from kdexport.train.depth import fill, tied_names
 from kdexport.train.sizes import (
     configured_width,
@@ -57,12 +57,7 @@ def contributions(
         return hook
 
     handles = [p.module.register_forward_pre_hook(watch(i)) for i, p in enumerate(products)]
-    try:
-        for ids in texts:
-            model.base_model(input_ids=ids.to(model.device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    read_watched(model, texts, handles)
     return [
         p / n_tokens * product.module.weight.double().square().sum(1 - product.inputs).cpu()
         for p, product in zip(power, products, strict=True)
