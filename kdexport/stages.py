@@ -186,10 +186,6 @@ def export_checkpoint(
     return [bundle, quantize_bundle(bundle, scheme, quantized, Wishes(calibrate, max_kl))]
 
 
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=1), "utf-8")
-
-
 def _sections(*names: str) -> Any:
     def depends(run: Run) -> object:
         dumped = run.recipe.model_dump(mode="json")
