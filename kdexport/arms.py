@@ -33,6 +33,7 @@ from kdexport.report import (
     write_report,
 )
 from kdexport.runtime.latency import check_room
+from kdexport.sections import BenchSection
 
 SAMPLE_TOKENS = 96
 Answer = dict[str, Any]
@@ -195,15 +196,20 @@ def spread(pairs: Sequence[Pair], n: int) -> list[Pair]:
     return [pairs[i * len(pairs) // n] for i in range(n)]
 
 
-def bench_run(run: Run) -> BenchReport:
-    """The bench at the end of a run: teacher and student, before and after export and int8."""
-    wish = run.recipe.bench
-    settings = BenchSettings(
+def settings_of(wish: BenchSection) -> BenchSettings:
+    """What a recipe asks of every arm."""
+    return BenchSettings(
         n_threads=wish.n_threads or physical_cores(),
         prompt_tokens=wish.prompt_tokens,
         new_tokens=wish.new_tokens,
         n_runs=wish.n_runs,
     )
+
+
+def bench_run(run: Run) -> BenchReport:
+    """The bench at the end of a run: teacher and student, before and after export and int8."""
+    wish = run.recipe.bench
+    settings = settings_of(wish)
     specs = [
         ArmSpec(REFERENCE_ARM, run.teacher.path, True, run.reference, True),
         ArmSpec("teacher-int8", run.teacher_bundle, False, run.reference, True),

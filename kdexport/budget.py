@@ -16,6 +16,7 @@ from typing import Any
 
 from kdexport.console import say, tracked
 from kdexport.errors import InputError
+from kdexport.files import write_whole
 from kdexport.journal import fingerprint
 from kdexport.machine import machine_facts, physical_cores
 from kdexport.pipeline import Run
@@ -221,9 +222,8 @@ class Ledger:
 
     def _write(self, more: dict[str, Any]) -> None:
         costs = {name: asdict(cost) for name, cost in self.costs.items()}
-        beside = self._path.with_suffix(".partial")
-        beside.write_text(json.dumps({"key": self._key, "costs": costs, **more}, indent=1), "utf-8")
-        beside.replace(self._path)
+        content = {"key": self._key, "costs": costs, **more}
+        write_whole(self._path, [json.dumps(content, indent=1)])
 
 
 def table(candidates: Sequence[Candidate], budget: BudgetSection) -> list[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdexport.console import say, tracked
 from kdexport.errors import InputError
+from kdexport.files import write_whole
 from kdexport.journal import file_sha256, fingerprint
 from kdexport.pipeline import Run, only_one, open_run, run_stages
 from kdexport.recipe import Recipe
@@ -30,11 +31,8 @@ def write_texts(recipe: Recipe, out: Path) -> int:
 
     run = _prepared(recipe)
     examples, names, _ = _texts(run)
-    beside = out.with_name(f".{out.name}.partial")
-    with beside.open("w", encoding="utf-8") as file:
-        for row in asked_texts(examples, names):
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    beside.replace(out)
+    rows = asked_texts(examples, names)
+    write_whole(out, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return len(examples)
 
 

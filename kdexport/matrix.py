@@ -14,17 +14,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kdexport.arms import bench_bundles
+from kdexport.arms import bench_bundles, settings_of
 from kdexport.bundle import open_bundle
 from kdexport.console import say
 from kdexport.errors import InputError
+from kdexport.files import write_whole
 from kdexport.journal import fingerprint
-from kdexport.machine import physical_cores
 from kdexport.pairs import load_pairs
 from kdexport.pipeline import Run, open_run, plan, run_stages
 from kdexport.preflight import check_bench, check_training
 from kdexport.recipe import Recipe
-from kdexport.report import BenchReport, BenchSettings
+from kdexport.report import BenchReport
 from kdexport.tables import read_rows
 from kdexport.variants import variant_stages
 
@@ -151,13 +151,7 @@ def _pair_ids(recipe: Recipe, row_ids: frozenset[str]) -> frozenset[str]:
 
 def _side_by_side(base: Run, column: str, members: Sequence[Member]) -> Matrix:
     """One bench of the teacher and all students, taking turns; `matrix.json` keeps it."""
-    wish = base.recipe.bench
-    settings = BenchSettings(
-        n_threads=wish.n_threads or physical_cores(),
-        prompt_tokens=wish.prompt_tokens,
-        new_tokens=wish.new_tokens,
-        n_runs=wish.n_runs,
-    )
+    settings = settings_of(base.recipe.bench)
     bundles = [base.teacher_bundle, *(member.run.quantized_bundle for member in members)]
     hashes = [open_bundle(bundle).manifest_sha256 for bundle in bundles]
     key = fingerprint(column, [str(bundle) for bundle in bundles], hashes, settings.model_dump())
@@ -170,9 +164,7 @@ def _side_by_side(base: Run, column: str, members: Sequence[Member]) -> Matrix:
     arms = {arm.arm: arm for arm in report.arms}
     rows = [_row(column, member, arms) for member in members]
     content = {"key": key, "students": rows, "bench": report.model_dump(mode="json")}
-    beside = path.with_suffix(".partial")
-    beside.write_text(json.dumps(content, indent=1, ensure_ascii=False), "utf-8")
-    beside.replace(path)
+    write_whole(path, [json.dumps(content, indent=1, ensure_ascii=False)])
     return Matrix(rows, report)
 
 

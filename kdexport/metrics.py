@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from kdexport.files import write_whole
+
 Row = Mapping[str, Any]
 
 
@@ -23,9 +25,7 @@ class Log:
     def go_on(self, is_kept: Callable[[Row], bool]) -> None:
         """Drop the rows of what is going to be done again, and write behind the others."""
         kept = [json.dumps(row) + "\n" for row in read_rows(self.path) if is_kept(row)]
-        beside = self.path.with_suffix(".partial")
-        beside.write_text("".join(kept), "utf-8")
-        beside.replace(self.path)
+        write_whole(self.path, kept)
         self._file = self.path.open("a", encoding="utf-8", buffering=1)
 
     def add(self, row: Row) -> None:

@@ -8,7 +8,6 @@ trial that was cut off goes on from its checkpoint.
 
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ import yaml
 
 from kdexport.console import say
 from kdexport.errors import InputError, KdexportError, require_extras
+from kdexport.files import write_whole
 from kdexport.journal import fingerprint
 from kdexport.machine import make_folder
 from kdexport.pipeline import Run, only_one, open_run, run_stages, stage_prints
@@ -259,12 +259,7 @@ def load_trials(path: Path) -> list[Trial]:
 def _append(path: Path, trial: Trial) -> None:
     """Add a line, beside and then in place."""
     lines = [json.dumps(asdict(t)) + "\n" for t in (*load_trials(path), trial)]
-    beside = path.with_suffix(".partial")
-    with beside.open("w", encoding="utf-8") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    write_whole(path, lines)
 
 
 def _write_recipe(path: Path, recipe: Recipe, trial: Trial, n_trials: int) -> None:
@@ -278,6 +273,4 @@ def _write_recipe(path: Path, recipe: Recipe, trial: Trial, n_trials: int) -> No
     content = named.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     content["data"] |= data
     head = f"# Trial {trial.number} of {n_trials}: KL {trial.score:.4f} on the validation pairs.\n"
-    beside = path.with_suffix(".partial")
-    beside.write_text(head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
-    beside.replace(path)
+    write_whole(path, [head, yaml.safe_dump(content, sort_keys=False, allow_unicode=True)])

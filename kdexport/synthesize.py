@@ -18,6 +18,7 @@ from kdexport.content.briefs import Brief
 from kdexport.content.channels import Channel, load_channels
 from kdexport.content.checks import clean_copy, share_passed, strays, why_drop
 from kdexport.content.prompts import Message, brief_messages, split_opening
+from kdexport.files import write_whole
 from kdexport.journal import fingerprint
 from kdexport.pairs import Pair
 from kdexport.runtime.generate import Completion, generate_batch
@@ -240,9 +241,7 @@ def _load_drafts(path: Path) -> dict[str, Draft]:
         if not draft.n_following:
             drafts |= {one.id: replace(one, n_following=0) for one in chunk}
             chunk = []
-    beside = path.with_suffix(".partial")
-    beside.write_text("".join(map(_line, drafts.values())), "utf-8")
-    beside.replace(path)
+    write_whole(path, map(_line, drafts.values()))
     return drafts
 
 
