@@ -42,12 +42,13 @@ FORMAT = 2  # of a cache's files; part of its key
 class Asked:
     """Targets for training and for held-out pairs, and how long the teacher took beforehand.
 
-    ``train`` is None where λ is 0.
+    ``train`` is None where λ is 0. ``are_new``: the teacher had to be asked for some of them now.
     """
 
     train: TargetFn | None
     held_out: TargetFn
     seconds: float
+    are_new: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,10 +116,12 @@ class Service:
             return Asked(targets, held_out, seconds_asked(other.folder) / self.world.size)
         train = self._place(asked_of, FORMS[wish.targets](self))
         self._make_room([train, other])
+        before = seconds_asked(train.folder)
         held_out, targets = self._filled(other), self._filled(train)
-        share = len(data.train) / len(asked_of)
-        seconds = share * seconds_asked(train.folder) + seconds_asked(other.folder)
-        return Asked(self._own_samples_too(targets), held_out, seconds / self.world.size)
+        asking = seconds_asked(train.folder)
+        seconds = asking * len(data.train) / len(asked_of) + seconds_asked(other.folder)
+        targets = self._own_samples_too(targets)
+        return Asked(targets, held_out, seconds / self.world.size, are_new=asking > before)
 
     def _own_samples_too(self, kept: TargetFn) -> TargetFn:
         """Kept targets, and live ones for texts that the student writes."""

@@ -148,7 +148,7 @@ def _prepared(run: Run, world: World = ALONE) -> Ready:
     inside = inside_of(run, teacher, student)
     asked = service.targets(data, _asked_of(run, data, tokenizer, student))
     begins = world.is_first and not list_checkpoints(run.checkpoints)
-    if asked.train and wish.targets in COMPARED and begins:
+    if asked.train and asked.are_new and wish.targets in COMPARED and begins:
         service.tell_fidelity(student, data.train, asked.train, objective_of(wish))
     if inside and asked.train:
         asked = replace(asked, train=inside.of_teacher(asked.train, teacher))

@@ -80,6 +80,8 @@ def test_a_run_says_what_its_kept_targets_cost(
     said = capsys.readouterr().err
     assert "kept targets against live ones: loss" in said
     assert float(said.split("cosine of the gradients ")[1].split()[0]) > 0.9
+    train_student(open_run(f"train.targets={targets}", "train.max_steps=1"))
+    assert "against live ones" not in capsys.readouterr().err  # of the same cache, once
 
 
 def kept(run: Run) -> set[str]:
