@@ -1,9 +1,9 @@
-"""KL to the teacher for equal minutes: kdexport beside training on the texts alone and TRL's GKD.
+"""KL to the teacher for equal CPU minutes: kdexport, training on the texts alone, TRL's GKD.
 
     make peers && .venv/bin/python bench/distill.py --out bench/results/distill.json
     .venv/bin/python bench/distill.py --ablations --seeds 0 --out bench/results/ablations.json
 
-One process at a time; a second call goes on where the first was stopped. bench/README.md says how
+A second call goes on where the first was stopped. bench/README.md says how
 to read it.
 """
 

@@ -26,7 +26,12 @@ TRL = ROOT / ".peers" / "trl" / "bin" / "python"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 OURS, THEIRS = "bench.quality.ours", "bench.quality.trl_gkd"
 CODE: Mapping[str, Sequence[str]] = {
-    OURS: ("kdexport/train/*.py", "kdexport/training.py", "kdexport/service.py"),
+    OURS: (
+        "bench/quality/ours.py",
+        "kdexport/train/*.py",
+        "kdexport/training.py",
+        "kdexport/service.py",
+    ),
     THEIRS: ("bench/quality/trl_gkd.py", "bench/training/*.py", "bench/peers/trl.txt"),
 }
 """What a kind of arm's results depend on besides its settings."""
@@ -47,7 +52,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Budget:
-    """What every arm has."""
+    """What every arm has: minutes of CPU, of all threads together."""
 
     minutes: float
     n_threads: int
@@ -117,7 +122,7 @@ def run_arm(arm: Arm, task: Path, results: Path, budget: Budget, seed: int) -> R
     kept = results / f"{print_of(arm, task, budget, seed)[:24]}.json"
     if not kept.exists():
         results.mkdir(parents=True, exist_ok=True)
-        out = results / "under-way"
+        out = kept.with_suffix(".under-way")
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
         command = command_of(arm, task, out, budget, seed)

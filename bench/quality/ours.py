@@ -10,11 +10,12 @@ import time
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from bench.quality.told import tell
+from bench.quality.told import CpuTime, tell
 from kdexport.metrics import read_curve
 from kdexport.pipeline import Run, open_run
 from kdexport.recipe import load_recipe
 from kdexport.stages import make_student
+from kdexport.train import cache, trainer
 from kdexport.train.cache import seconds_asked
 from kdexport.training import train_student
 
@@ -34,6 +35,7 @@ def run_of(task: Path, out: Path, recipe: Path, overrides: list[str]) -> Run:
 
 def main() -> None:
     task, out, recipe, overrides = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4:]
+    cache.time = trainer.time = CpuTime  # the clocks of asking the teacher and of training
     with redirect_stdout(sys.stderr):
         run = run_of(task, out, Path(recipe), overrides)
         cpu_before = time.process_time()

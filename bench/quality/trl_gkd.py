@@ -11,7 +11,6 @@ import json
 import shutil
 import sys
 import tempfile
-import time
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import torch
 from transformers import TrainerCallback
 from trl.experimental.gkd import GKDTrainer
 
-from bench.quality.told import tell
+from bench.quality.told import CpuTime, tell
 from bench.training.trl_gkd import make_trainer
 
 ENDLESS = 10**6  # epochs: the clock ends it
@@ -28,19 +27,18 @@ TOLD = ("lmbda", "beta", "temperature", "learning_rate", "per_device_train_batch
 
 
 class Clock(TrainerCallback):  # type: ignore[misc]
-    """Ends training when its minutes are over."""
+    """Ends training when its minutes of CPU are over."""
 
     def __init__(self, minutes: float) -> None:
         self.seconds = 60 * minutes
-        self.begun = time.monotonic()
-        self.cpu_begun = time.process_time()
+        self.begun = CpuTime.monotonic()
 
     @property
     def elapsed_s(self) -> float:
-        return time.monotonic() - self.begun
+        return CpuTime.monotonic() - self.begun
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.begun, self.cpu_begun = time.monotonic(), time.process_time()
+        self.begun = CpuTime.monotonic()
 
     def on_step_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> Any:
         control.should_training_stop = self.elapsed_s >= self.seconds
@@ -88,7 +86,7 @@ def main() -> None:
     trainer.model.save_pretrained(given.out / "student")
     shutil.copyfile(given.task / "student" / "kdexport.json", given.out / "student/kdexport.json")
     facts = {name: getattr(trainer.args, name) for name in TOLD}
-    tell(trainer.state.global_step, elapsed_s, clock.cpu_begun, settings=facts)
+    tell(trainer.state.global_step, elapsed_s, clock.begun, settings=facts)
 
 
 if __name__ == "__main__":
