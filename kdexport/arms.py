@@ -23,7 +23,9 @@ from kdexport.machine import machine_facts, physical_cores
 from kdexport.metrics import read_curve
 from kdexport.pairs import Pair, by_split, load_pairs
 from kdexport.pipeline import Run
-from kdexport.report import (
+from kdexport.runtime.latency import check_room
+from kdexport.sections import BenchSection
+from kdexport.verdict.report import (
     REFERENCE_ARM,
     ArmResult,
     BenchReport,
@@ -32,8 +34,6 @@ from kdexport.report import (
     gather_samples,
     write_report,
 )
-from kdexport.runtime.latency import check_room
-from kdexport.sections import BenchSection
 
 SAMPLE_TOKENS = 96
 Answer = dict[str, Any]

@@ -147,7 +147,7 @@ def bench(
     """
     from kdexport.arms import bench_bundles
     from kdexport.machine import make_folder
-    from kdexport.report import BenchSettings, write_report
+    from kdexport.verdict.report import BenchSettings, write_report
 
     settings = BenchSettings(
         n_threads=threads or _physical_cores(),

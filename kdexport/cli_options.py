@@ -43,7 +43,7 @@ def recipe_of(path: Path, overrides: Sequence[str]) -> Any:
 
 def show_report(path: Path, as_json: bool) -> None:
     """Print a bench that was written."""
-    from kdexport.report import load_report
+    from kdexport.verdict.report import load_report
 
     print_report(load_report(path), as_json)
 
@@ -53,8 +53,8 @@ def print_report(report: Any, as_json: bool) -> None:
     if as_json:
         click.echo(report.model_dump_json(indent=2))
         return
-    from kdexport.report import summary
-    from kdexport.report_table import render_samples, render_table
+    from kdexport.verdict.report import summary
+    from kdexport.verdict.table import render_samples, render_table
 
     console = stdout_console()
     console.print(render_table(report, console.width))

@@ -24,9 +24,9 @@ from kdexport.pairs import load_pairs
 from kdexport.pipeline import Run, open_run, plan, run_stages
 from kdexport.preflight import check_bench, check_training
 from kdexport.recipe import Recipe
-from kdexport.report import BenchReport
 from kdexport.tables import read_rows
 from kdexport.variants import variant_stages
+from kdexport.verdict.report import BenchReport
 
 MATRIX = "matrix.json"
 TAKEN = ("teacher", "control")  # names of bundles beside a recipe's own

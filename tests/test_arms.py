@@ -13,7 +13,7 @@ from kdexport.bundle import Bundle, commit_bundle, staged_bundle
 from kdexport.errors import InputError, KdexportError
 from kdexport.export.bundles import export_bundle
 from kdexport.pairs import Pair
-from kdexport.report import BenchSettings
+from kdexport.verdict.report import BenchSettings
 from tests.models import make_llama
 
 ROOT = Path(__file__).parent.parent

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 
-from kdexport.report import (
+from kdexport.verdict.report import (
     ArmResult,
     BenchReport,
     BenchSettings,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdexport.errors import InputError
-from kdexport.report import (
+from kdexport.verdict.report import (
     BenchReport,
     load_report,
     percentile,
@@ -15,7 +15,7 @@ from kdexport.report import (
     summary,
     write_report,
 )
-from tests.report_fixture import example_report
+from tests.verdict.fixture import example_report
 
 
 @given(

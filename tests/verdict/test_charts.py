@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdexport.charts import (
+from kdexport.verdict.charts import (
     WIDTH,
     Bar,
     Box,

@@ -1,18 +1,15 @@
 """The report of a bench: its data, its JSON, its statistics and the sentence that sums it up.
 
 Does not know how the numbers were measured, nor any model, and imports no torch, onnx or
-onnxruntime. The table is in `report_table`, the page in `report_html`.
+onnxruntime. The table is in `table`, the page in `page`.
 Units are in the names: `_ms` milliseconds, `_s` seconds, `_mb` 10^6 bytes, `kl_*` nats per token.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,6 +27,7 @@ from pydantic import (
 )
 
 from kdexport.errors import InputError
+from kdexport.files import write_whole
 from kdexport.machine import Machine, machine_facts
 
 __all__ = [
@@ -340,7 +338,7 @@ def load_report(path: str | Path) -> BenchReport:
 
 def write_report(report: BenchReport, folder: str | Path) -> tuple[Path, Path]:
     """Write bench.json and report.html into `folder`, each whole or not at all; their paths."""
-    from kdexport.report_html import render_html
+    from kdexport.verdict.page import render_html
 
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
@@ -349,28 +347,13 @@ def write_report(report: BenchReport, folder: str | Path) -> tuple[Path, Path]:
         target / "report.html": render_html(report),
     }
     for path, text in pages.items():
-        _write_whole(path, text)
+        write_whole(path, [text])
     return target / "bench.json", target / "report.html"
 
 
 def report_json_schema() -> dict[str, Any]:
     """JSON Schema of bench.json."""
     return BenchReport.model_json_schema(mode="serialization")
-
-
-def _write_whole(path: Path, text: str) -> None:
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(beside, 0o644)  # mkstemp makes it private
-        os.replace(beside, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(beside)
-        raise
 
 
 def _ratio(above: float | None, below: float | None) -> float | None:

@@ -3,8 +3,8 @@ import io
 import pytest
 from rich.console import Console
 
-from kdexport.report import summary
-from kdexport.report_table import (
+from kdexport.verdict.report import summary
+from kdexport.verdict.table import (
     COLUMNS,
     fixed,
     footnotes,
@@ -14,7 +14,7 @@ from kdexport.report_table import (
     shared_decimals,
     table_rows,
 )
-from tests.report_fixture import example_report
+from tests.verdict.fixture import example_report
 
 
 def test_markdown_has_a_row_an_arm_and_the_student_in_bold() -> None:

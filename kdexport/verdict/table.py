@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from kdexport.report import REFERENCE_ARM, ArmResult, BenchReport, quality_texts
+from kdexport.verdict.report import REFERENCE_ARM, ArmResult, BenchReport, quality_texts
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -1,6 +1,6 @@
 """A bench report as one page: self-contained, without scripts, for screen, phone and paper.
 
-Knows which number goes where; what it looks like is in `report.html.j2`, the drawing in `charts`.
+Knows which number goes where; what it looks like is in `page.html.j2`, the drawing in `charts`.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from kdexport.charts import (
+from kdexport.verdict.charts import (
     Bar,
     Bubble,
     Spread,
@@ -20,10 +20,10 @@ from kdexport.charts import (
     line_chart,
     spread_chart,
 )
-from kdexport.report import ArmResult, BenchReport, TrainPoint, percentile, short, summary
-from kdexport.report_table import COLUMNS, fixed, footnotes, table_rows
+from kdexport.verdict.report import ArmResult, BenchReport, TrainPoint, percentile, short, summary
+from kdexport.verdict.table import COLUMNS, fixed, footnotes, table_rows
 
-TEMPLATE = "report.html.j2"
+TEMPLATE = "page.html.j2"
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from kdexport.report import BenchReport, Sample
-from kdexport.report_html import render_html, smoothed
-from tests.report_fixture import example_report
+from kdexport.verdict.page import render_html, smoothed
+from kdexport.verdict.report import BenchReport, Sample
+from tests.verdict.fixture import example_report
 
 VOID = {"meta", "br", "link", "input", "img", "hr"}
 
