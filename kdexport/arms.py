@@ -211,13 +211,13 @@ def bench_run(run: Run) -> BenchReport:
     wish = run.recipe.bench
     settings = settings_of(wish)
     specs = [
-        ArmSpec(REFERENCE_ARM, run.teacher.path, True, run.reference, True),
-        ArmSpec("teacher-int8", run.teacher_bundle, False, run.reference, True),
-        ArmSpec("student-torch-fp32", run.student, True, run.reference),
-        ArmSpec("student-fp32", run.student_bundle, False, run.reference),
+        ArmSpec(REFERENCE_ARM, run.teacher.path, True, run.known_reference, True),
+        ArmSpec("teacher-int8", run.teacher_bundle, False, run.known_reference, True),
+        ArmSpec("student-torch-fp32", run.student, True, run.known_reference),
+        ArmSpec("student-fp32", run.student_bundle, False, run.known_reference),
     ]
     if run.quantized_bundle != run.student_bundle and run.recipe.export.scheme != "fp32":
-        specs.append(ArmSpec("student-int8", run.quantized_bundle, False, run.reference))
+        specs.append(ArmSpec("student-int8", run.quantized_bundle, False, run.known_reference))
     asked = [p for p in by_split(load_pairs(run.pairs), "test") if p.messages]
     samples = spread(asked, wish.n_samples)
     with tracked("    bench", "steps") as progress:

@@ -6,6 +6,7 @@ short distillations between cuts.
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,8 @@ def cut(run: Run, before: Path | None) -> None:
 class Made:
     """A student and what is written with it.
 
-    ``kept_ids``: the teacher's id of each of its tokens; None: the teacher's own. ``files``: where
-    its tokenizer's files are. ``trimmed``: what replaces the tokenizer there.
+    ``kept_ids``: the teacher's id of each of its tokens; None: the same ids, or other tokens.
+    ``files``: where its tokenizer's files are. ``trimmed``: what replaces the tokenizer there.
     """
 
     student: Student
@@ -90,7 +91,7 @@ def _made_from_teacher(run: Run) -> Made:
     origin = Origin(model, own_ids, _probe(backend, texts, model.config))
     student = INITS[wish.init].make(origin, sizes)
     _also_ends_with(student.model, tokenizer.eos_token_id, own_ids)
-    kept_ids = own_ids
+    kept_ids = None if run.recipe.train.across_tokens else own_ids
     if own_ids is not None and source.in_teacher is not None:
         kept_ids = [source.in_teacher[number] for number in own_ids]
     return Made(student, kept_ids, source.files, trimmed)
@@ -115,8 +116,10 @@ def _of_teacher(run: Run) -> Source:
 
 
 def _of_checkpoint(run: Run, source: str) -> Source:
-    """A checkpoint whose tokens are the teacher's, or some of them."""
+    """A checkpoint whose tokens are the teacher's, or some of them; with `uld`, any."""
     teacher, folder = run.teacher.path, checkpoint_of(source).path
+    if run.recipe.train.across_tokens:
+        return Source(load_model(folder), folder)
     in_teacher = _matched(teacher, folder)
     model, n_tokens = load_model(folder), len(load_tokenizer(teacher).get_vocab())
     own_ids = list(range(len(in_teacher)))
@@ -184,10 +187,24 @@ def check_student(run: Run) -> None:
             where="student.steps",
         )
     if wish.source is not None:
-        try:
-            _matched(run.teacher.path, checkpoint_of(wish.source, fetch=False).path)
-        except NotAtHandError:
-            return  # a dry run fetches nothing
+        with suppress(NotAtHandError):  # a dry run fetches nothing
+            _check_tokens(run, checkpoint_of(wish.source, fetch=False).path)
+
+
+def _check_tokens(run: Run, checkpoint: Path) -> None:
+    """Refuse a checkpoint of other tokens than the teacher's; with `uld`, of the same."""
+    try:
+        _matched(run.teacher.path, checkpoint)
+    except InputError:
+        if run.recipe.train.across_tokens:
+            return
+        raise
+    if run.recipe.train.across_tokens:
+        raise InputError(
+            "uld is for other tokens than the teacher's, which these are",
+            where=FROM,
+            remedy="take another train.loss: it compares them one by one",
+        )
 
 
 def student_asked(run: Run) -> object:
@@ -196,6 +213,8 @@ def student_asked(run: Run) -> object:
     asked: list[object] = [recipe.seed, recipe.student.model_dump(mode="json")]
     if recipe.student.source is not None:
         asked.append(_print_of(recipe.student.source))
+    if recipe.train.across_tokens:
+        asked.append("its own tokens")
     if recipe.student.budget is not None:
         asked.append(costs_asked(run))
     if recipe.student.steps:

@@ -103,6 +103,8 @@ def check_imported(run: Run) -> None:
 
 def _prepared(recipe: Recipe) -> Run:
     """The run with its texts and its untrained student."""
+    if recipe.train.across_tokens:
+        raise InputError("uld takes no imported targets", where="train.loss")
     run = open_run(recipe)
     run_stages(run, until="student")
     return run

@@ -74,6 +74,11 @@ class Run:
         return self.folder / "reference.npz"
 
     @property
+    def known_reference(self) -> Path | None:
+        """The same; None where teacher and student have different tokens."""
+        return None if self.recipe.train.across_tokens else self.reference
+
+    @property
     def teacher_bundle(self) -> Path:
         """The teacher's own int8 bundle."""
         return self.lender.exported / f"{self.lender.recipe.name}-teacher-int8"

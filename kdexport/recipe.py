@@ -77,6 +77,14 @@ class Recipe(Section):
             raise ValueError("train.quantize_aware needs an export.scheme other than fp32")
         return self
 
+    @model_validator(mode="after")
+    def _compares_what_differs(self) -> "Recipe":
+        if self.train.across_tokens and self.student.init != "checkpoint":
+            raise ValueError(
+                "train.loss: uld needs student.init: checkpoint, of other tokens than the teacher's"
+            )
+        return self
+
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply ``KEY=VALUE`` overrides, each coerced by its field's type.

@@ -100,10 +100,18 @@ def check_searches(path: Path, overrides: Sequence[str], searches: Sequence[Sear
     for search in searches:
         for end in search.ends():
             try:
-                load_recipe(path, [*overrides, end])
+                _check_ranked(load_recipe(path, [*overrides, end]))
             except InputError as error:
                 where = f"--search {search.key}" if search.key in error.where else error.where
                 raise InputError(error.message, where=where, remedy=error.remedy) from None
+
+
+def _check_ranked(recipe: Recipe) -> None:
+    """Refuse what has no KL to rank trials by."""
+    if recipe.train.across_tokens:
+        raise InputError(
+            "no KL is measured with uld, and trials are ranked by it", where="train.loss"
+        )
 
 
 def value_of(recipe: Recipe, key: str) -> Any:

@@ -46,7 +46,7 @@ class Asked:
     """
 
     train: TargetFn | None
-    held_out: TargetFn
+    held_out: TargetFn | None
     seconds: float
     are_new: bool = False
 
@@ -122,6 +122,15 @@ class Service:
         seconds = asking * len(data.train) / len(asked_of) + seconds_asked(other.folder)
         targets = self._own_samples_too(targets)
         return Asked(targets, held_out, seconds / self.world.size, are_new=asking > before)
+
+    def of_own_texts(self, examples: Sequence[Encoded]) -> tuple[TargetFn, float]:
+        """Whole distributions over texts in the teacher's own tokens, and the seconds it took."""
+        wish = self.run.recipe.train
+        if wish.targets == "live":
+            return live_targets(self.teacher, None, wish.temperature, self.precision), 0.0
+        place = self._place(examples, FORMS[wish.targets](self))
+        self._make_room([place])
+        return self._filled(place), seconds_asked(place.folder) / self.world.size
 
     def _own_samples_too(self, kept: TargetFn) -> TargetFn:
         """Kept targets, and live ones for texts that the student writes."""

@@ -106,6 +106,11 @@ def train_student(run: Run) -> None:
     train_together("distill", run)
 
 
+def _distilled(run: Run) -> Sequence[Path]:
+    written = [run.student, run.known_reference, run.metrics]
+    return [path for path in written if path is not None]
+
+
 def make_bundle(run: Run) -> None:
     """Student -> fp32 bundle, parity checked."""
     _export(run.student, run.student_bundle, run.recipe, run)
@@ -121,7 +126,7 @@ def _export(checkpoint: Path, out: Path, recipe: Recipe, run: Run) -> Bundle:
         teacher=run.teacher.source,
         licence=run.teacher.licence,
         recipe_fingerprint=fingerprint(recipe.model_dump(mode="json", exclude=PLACES)),
-        reference=run.reference,
+        reference=run.known_reference,
     )
 
 
@@ -257,7 +262,7 @@ STAGES: Sequence[Stage] = (
         "distill",
         "Distillation",
         train_student,
-        lambda run: [run.student, run.reference, run.metrics],
+        _distilled,
         training_asked,
         after=("student",),
         check=check_training,

@@ -16,6 +16,7 @@ LossName = Literal[
     "total_variation",
     "adaptive_kl",
     "standardised_kl",
+    "uld",
 ]
 InnerName = Literal["hidden", "hidden_cosine", "blocks", "relations"]
 WHOLE = ("adaptive_kl", "standardised_kl")  # losses that need the teacher's whole distribution
@@ -204,6 +205,25 @@ class TrainSection(Section):
     def fingerprinted(self) -> dict[str, Any]:
         """What a student depends on, as JSON values: all but what is kept and seen."""
         return self.model_dump(mode="json", exclude=CHANGE_NOTHING)
+
+    @property
+    def across_tokens(self) -> bool:
+        """Whether teacher and student may have different tokenizers."""
+        return any(term.name == "uld" for term in self.loss)
+
+    @model_validator(mode="after")
+    def _across_tokens(self) -> "TrainSection":
+        if not self.across_tokens:
+            return self
+        if len(self.loss) > 1:
+            raise ValueError("uld stands alone: the other losses want one vocabulary")
+        if self.targets not in ("hidden", "live"):
+            raise ValueError("uld needs targets: hidden, or live")
+        if self.prompt_weight or self.hidden_weight:
+            raise ValueError("uld compares completions only: no prompt_weight, no hidden_weight")
+        if self.on_policy or self.inside:
+            raise ValueError("uld takes neither on_policy nor inside: they want one vocabulary")
+        return self
 
     @model_validator(mode="after")
     def _an_end(self) -> "TrainSection":

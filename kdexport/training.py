@@ -19,6 +19,7 @@ from kdexport.journal import fingerprint, folder_fingerprint
 from kdexport.learning import BEST, Places, learn
 from kdexport.machine import machine_facts
 from kdexport.metrics import read_curve
+from kdexport.other_tokens import ask_across_tokens
 from kdexport.pipeline import Run
 from kdexport.recipe import Recipe
 from kdexport.service import COMPARED, TEACHER_BATCH, Asked, Service, check_hidden, inside_of
@@ -89,6 +90,13 @@ def train_student(run: Run, world: World = ALONE) -> None:
     ready = trained(run, world)
     if not world.is_first:
         return
+    if run.recipe.train.across_tokens:
+        run.reference.unlink(missing_ok=True)  # a KL to the teacher wants one vocabulary
+    else:
+        _write_reference(run, ready)
+
+
+def _write_reference(run: Run, ready: Ready) -> None:
     data, reference = ready.data, run.checkpoints / run.reference.name
     write_reference(
         reference,
@@ -141,12 +149,16 @@ def _prepared(run: Run, world: World = ALONE) -> Ready:
     kept_ids = load_facts(run.student_init).get("kept_ids")
     teacher_tokenizer = load_tokenizer(run.teacher.path)
     tokenizer = load_tokenizer(run.student_init)
-    check_vocabularies(teacher_tokenizer.get_vocab(), tokenizer.get_vocab(), kept_ids)
     data = encode_splits(run, tokenizer, student)
-    check_hidden(wish, teacher, student)
     service = Service(run, teacher, kept_ids, precision, world)
     inside = inside_of(run, teacher, student)
-    asked = service.targets(data, _asked_of(run, data, tokenizer, student))
+    if wish.across_tokens:
+        both = teacher_tokenizer, tokenizer
+        data, asked = ask_across_tokens(run, service, both, data)
+    else:
+        check_vocabularies(teacher_tokenizer.get_vocab(), tokenizer.get_vocab(), kept_ids)
+        check_hidden(wish, teacher, student)
+        asked = service.targets(data, _asked_of(run, data, tokenizer, student))
     begins = world.is_first and not list_checkpoints(run.checkpoints)
     if asked.train and asked.are_new and wish.targets in COMPARED and begins:
         service.tell_fidelity(student, data.train, asked.train, objective_of(wish))

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def byte_level_bpe(vocab_size: int = 320) -> Tokenizer:
+def byte_level_bpe(vocab_size: int = 320, corpus: Sequence[str] = CORPUS) -> Tokenizer:
     """A byte-level BPE trained on a few lines, with chat markers."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -32,7 +33,7 @@ def byte_level_bpe(vocab_size: int = 320) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(CORPUS * 20, trainer)
+    tokenizer.train_from_iterator([*corpus] * 20, trainer)
     return tokenizer
 
 

@@ -63,6 +63,10 @@ def _jsd(p: torch.Tensor, q: torch.Tensor, beta: float) -> torch.Tensor:
     return beta * _kl(p, m) + (1 - beta) * _kl(q, m)
 
 
+def _falling(p: torch.Tensor) -> torch.Tensor:
+    return p.gather(-1, p.argsort(-1, descending=True))
+
+
 REFERENCES: Mapping[str, Reference] = {
     "forward_kl": _of(lambda p, q, _: _kl(p, q)),
     "reverse_kl": _of(lambda p, q, _: _kl(q, p)),
@@ -71,5 +75,6 @@ REFERENCES: Mapping[str, Reference] = {
     "skew_reverse_kl": _of(lambda p, q, a: _kl(q, a * q + (1 - a) * p)),
     "total_variation": _of(lambda p, q, _: (p - q).abs().sum(-1) / 2),
     "adaptive_kl": _of(_adaptive),
+    "uld": _of(lambda p, q, _: (_falling(p) - _falling(q)).abs().sum(-1)),
     "standardised_kl": _standardised,
 }

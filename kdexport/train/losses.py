@@ -28,7 +28,8 @@ class Loss:
 
     ``parameter``: its default; None where there is none. ``whole``: only whole distributions will
     do. ``standardised``: logits are brought to mean 0 and deviation 1 first. ``order``: where T is
-    high, the gradient falls off as T to this power, by which it is to be multiplied.
+    high, the gradient falls off as T to this power, by which it is to be multiplied. ``ranked``:
+    probabilities are compared by rank, whatever tokens they belong to.
     """
 
     terms: Terms
@@ -36,6 +37,7 @@ class Loss:
     whole: bool = False
     standardised: bool = False
     order: int = 2
+    ranked: bool = False
 
 
 def distance(
@@ -60,6 +62,12 @@ def distance(
     if loss.standardised:
         student, targets = _standardised(student, targets, temperature)
     student = F.log_softmax(student / temperature, dim=-1)
+    if loss.ranked:
+        p, q = _by_rank(targets.logprobs), _by_rank(student)
+        size = max(p.shape[-1], q.shape[-1])
+        p, q = (F.pad(x, (0, size - x.shape[-1]), value=-torch.inf) for x in (p, q))
+        says_something = targets.logprobs.isfinite().any(-1)
+        return terms(p, q, amount or 0.0).sum(-1) * says_something
     if targets.ids is None:
         return terms(targets.logprobs, student, amount or 0.0).sum(-1)
     n_top = targets.ids.shape[-1] - targets.n_drawn
@@ -107,6 +115,19 @@ def _skew_reverse_kl(p: torch.Tensor, q: torch.Tensor, alpha: float) -> torch.Te
 def _total_variation(p: torch.Tensor, q: torch.Tensor, _: float) -> torch.Tensor:
     """|p - q| / 2 (Wen et al. 2023, f-distill, section 3)."""
     return (p.exp() - q.exp()).abs() / 2
+
+
+def _rank_gap(p: torch.Tensor, q: torch.Tensor, _: float) -> torch.Tensor:
+    """|p_(i) - q_(i)| of the i-th likeliest (Boizard et al. 2024, ULD, equations 4 to 6).
+
+    Summed, it is the Wasserstein distance where all tokens are equally far from one another. The
+    shorter distribution goes on with zeros; where the teacher says nothing, nothing is lost.
+    """
+    return (p.exp() - q.exp()).abs()
+
+
+def _by_rank(logprobs: torch.Tensor) -> torch.Tensor:
+    return logprobs.sort(dim=-1, descending=True).values
 
 
 def _adaptive_kl(p: torch.Tensor, q: torch.Tensor, _: float) -> torch.Tensor:
@@ -167,5 +188,6 @@ LOSSES: Mapping[str, Loss] = {
     "skew_reverse_kl": Loss(_skew_reverse_kl, parameter=0.1),
     "total_variation": Loss(_total_variation, order=1),
     "adaptive_kl": Loss(_adaptive_kl, whole=True),
+    "uld": Loss(_rank_gap, whole=True, order=1, ranked=True),
     "standardised_kl": Loss(_forward_kl, whole=True, standardised=True),
 }

@@ -135,6 +135,6 @@ def ids_of_tokens(teacher_vocab: dict[str, int], vocab: dict[str, int], where: s
             raise InputError(
                 f"the vocabularies do not match: {what}{reason}",
                 where=where,
-                remedy="take a checkpoint with the teacher's tokenizer, or init: scratch",
+                remedy="take a checkpoint of the teacher's tokens, init: scratch, or loss: uld",
             )
     return [teacher_vocab[token] for _, token in by_id]

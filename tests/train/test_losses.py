@@ -135,6 +135,7 @@ FORMULAS = {
     "skew_reverse_kl": lambda p, q: kl(q, 0.1 * q + 0.9 * p),
     "total_variation": lambda p, q: np.abs(p - q).sum(-1) / 2,
     "adaptive_kl": adaptive,
+    "uld": lambda p, q: np.abs(np.sort(p, -1) - np.sort(q, -1)).sum(-1),
 }
 
 
