@@ -10,11 +10,11 @@ from typing import Any
 import click
 
 from kdexport import __version__
+from kdexport.cli_bench import bench
 from kdexport.cli_options import (
     EXISTING,
     FiniteRange,
     json_option,
-    print_report,
     recipe_of,
     set_option,
 )
@@ -81,7 +81,7 @@ def cli(context: click.Context, verbose: bool) -> None:
     context.obj = {"verbose": verbose}
 
 
-for command in (run, distill, finetune, sweep, import_targets):
+for command in (run, distill, finetune, sweep, import_targets, bench):
     cli.add_command(command)
 
 
@@ -119,48 +119,6 @@ def export(checkpoint: Path, quantize: bool, as_json: bool, **asked: Any) -> Non
             click.echo(f"{bundle.path}  {bundle.n_bytes / 1e6:.1f} MB")
             if LEDGER in bundle.manifest.files:
                 print_rich(describe_ledger(bundle.file(LEDGER)))
-
-
-@cli.command()
-@click.argument("bundles", type=EXISTING, nargs=-1, required=True)
-@click.option("--teacher", metavar="SOURCE", help="Also measure this model in PyTorch.")
-@click.option("--threads", type=click.IntRange(1), help="Threads [default: physical cores].")
-@click.option("--prompt-tokens", type=click.IntRange(1), default=128, show_default=True)
-@click.option("--new-tokens", type=click.IntRange(2), default=64, show_default=True)
-@click.option("--runs", type=click.IntRange(1), default=5, show_default=True)
-@click.option("--out", type=EXISTING, help="Also write bench.json and report.html to this folder.")
-@json_option
-def bench(
-    bundles: Sequence[Path],
-    teacher: str | None,
-    threads: int | None,
-    prompt_tokens: int,
-    new_tokens: int,
-    runs: int,
-    out: Path | None,
-    as_json: bool,
-) -> None:
-    """Measure latency, memory and, where a bundle has a reference, quality.
-
-    Each bundle runs in a process of its own and they take turns. Timed is what `generate` does:
-    tokenizing, sampling and detokenizing included.
-    """
-    from kdexport.arms import bench_bundles
-    from kdexport.machine import make_folder
-    from kdexport.verdict.report import BenchSettings, write_report
-
-    settings = BenchSettings(
-        n_threads=threads or _physical_cores(),
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
-        n_runs=runs,
-    )
-    if out:
-        make_folder(out)
-    report = bench_bundles(list(bundles), teacher, settings)
-    if out:
-        write_report(report, out)
-    print_report(report, as_json)
 
 
 @cli.command(context_settings={"show_default": True})
@@ -307,9 +265,3 @@ def _end(error: BaseException) -> None:
 def _fail(text: str, code: int) -> None:
     click.echo(f"kdexport: {' '.join(text.splitlines())}", err=True)
     raise SystemExit(code)
-
-
-def _physical_cores() -> int:
-    from kdexport.machine import physical_cores
-
-    return physical_cores()

@@ -1,12 +1,14 @@
 """Options that several commands have, and how they show a report."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
+from kdexport.errors import InputError
 from kdexport.streams import stdout_console
 
 EXISTING = click.Path(path_type=Path)
@@ -19,6 +21,23 @@ set_option = click.option(
     help="Override a value of the recipe, as in --set train.lr=3e-4. May be repeated.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a machine.")
+
+
+@contextmanager
+def refusing(option: str) -> Iterator[None]:
+    """A ValueError within becomes a refusal of what an option was given."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(str(error), where=option) from None
+
+
+def fail_on(lines: Sequence[str]) -> None:
+    """End with exit code 1 and these lines on stderr, if there are any."""
+    for line in lines:
+        click.echo(f"kdexport: {line}", err=True)
+    if lines:
+        raise SystemExit(1)
 
 
 class FiniteRange(click.FloatRange):

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from kdexport.cli import cli, main
+from kdexport.cli import cli
 from kdexport.errors import InputError
 from kdexport.export.bundles import export_bundle
 from kdexport.export.quantize import quantize_bundle
+from tests.calling import call
 from tests.models import make_llama
 
 ROOT = Path(__file__).parent.parent
@@ -42,24 +43,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     brief = {"id": "endless", "product": "Tea", "facts": ["green " * 400]}
     (folder / "long.jsonl").write_text(json.dumps(brief))
     return folder
-
-
-def call(*arguments: object) -> tuple[int, str]:
-    """Exit code and stderr of `kdexport`, in this process."""
-    import contextlib
-    import io
-
-    said = io.StringIO()
-    before = sys.argv
-    sys.argv = ["kdexport", *map(str, arguments)]
-    try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-            main()
-    except SystemExit as end:
-        return int(end.code or 0), said.getvalue()
-    finally:
-        sys.argv = before
-    return 0, said.getvalue()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -72,7 +72,7 @@ def test_briefs_stand_in_for_copy_that_is_not_written_yet(folder: Path) -> None:
 
 
 def test_what_cannot_be_examined_is_one_line(folder: Path) -> None:
-    from tests.test_cli import call
+    from tests.calling import call
 
     code, said = call("doctor", "recipe.yaml", "--set", "train.max_length=2")
     assert code == 2

@@ -48,6 +48,7 @@ __all__ = [
     "short",
     "summary",
     "write_report",
+    "write_schema",
 ]
 
 SCHEMA_VERSION = 1
@@ -354,6 +355,11 @@ def write_report(report: BenchReport, folder: str | Path) -> tuple[Path, Path]:
 def report_json_schema() -> dict[str, Any]:
     """JSON Schema of bench.json."""
     return BenchReport.model_json_schema(mode="serialization")
+
+
+def write_schema(path: Path) -> None:
+    """Write the JSON Schema; a test keeps the one in ``docs`` up to date."""
+    write_whole(path, [json.dumps(report_json_schema(), indent=2) + "\n"])
 
 
 def _ratio(above: float | None, below: float | None) -> float | None:

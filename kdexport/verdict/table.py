@@ -1,15 +1,19 @@
 """One table of a bench report, shared by the terminal, the README and the page.
 
-Knows the columns and how many decimals each deserves; knows no colours and no HTML.
+Knows the columns and how many decimals each deserves; knows no colours and no HTML. As CSV it has
+all measures, and every decimal.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from kdexport.verdict.measures import MEASURES, read_measure
 from kdexport.verdict.report import REFERENCE_ARM, ArmResult, BenchReport, quality_texts
 
 if TYPE_CHECKING:
@@ -189,6 +193,23 @@ def markdown_table(report: BenchReport, *, notes: bool = True) -> str:
     if notes:
         lines += ["", *(f"- {note}" for note in footnotes(report))]
     return "\n".join(lines) + "\n"
+
+
+def csv_table(report: BenchReport) -> Iterator[str]:
+    """All numbers as lines of CSV: a row an arm, whole floats, nothing where none was measured."""
+    facts = ("arm", "engine", "n_parameters", "n_quality_tokens", "quality_split")
+    settings = report.settings.model_dump()
+    yield _csv_line([*facts, *MEASURES, *settings, "cpu", "created"])
+    for arm in report.ordered_arms:
+        numbers = [read_measure(report, arm, name) for name in MEASURES]
+        about = [*settings.values(), report.machine.cpu, report.created]
+        yield _csv_line([*(getattr(arm, name) for name in facts), *numbers, *about])
+
+
+def _csv_line(cells: Sequence[object]) -> str:
+    line = io.StringIO(newline="")
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue()
 
 
 def shared_decimals(values: Sequence[float | None], digits: int, most: int) -> int:

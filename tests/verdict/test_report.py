@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from kdexport.verdict.report import (
     BenchReport,
     load_report,
     percentile,
+    report_json_schema,
     short,
     summary,
     write_report,
@@ -89,3 +91,27 @@ def test_a_report_of_another_form_is_refused(tmp_path: Path, change: object, mes
 )
 def test_about_three_digits(value: float, text: str) -> None:
     assert short(value) == text
+
+
+def test_the_published_schema_is_up_to_date() -> None:
+    path = Path(__file__).parents[2] / "docs" / "bench.schema.json"
+    committed = json.loads(path.read_text("utf-8"))
+    assert committed == report_json_schema(), "write it again: kdexport.verdict.report.write_schema"
+
+
+def test_the_schema_names_what_a_report_has() -> None:
+    """Every key of a report, at any depth, is one that the schema knows."""
+    schema = report_json_schema()
+
+    def check(value: object, known: dict[str, Any]) -> None:
+        known = schema["$defs"][known["$ref"].rpartition("/")[2]] if "$ref" in known else known
+        if isinstance(value, list) and "items" in known:
+            for item in value:
+                check(item, known["items"])
+        if isinstance(value, dict) and "properties" in known:
+            assert set(value) <= set(known["properties"])
+            assert set(known["required"]) <= set(value)
+            for name, inner in value.items():
+                check(inner, known["properties"][name])
+
+    check(json.loads(example_report().model_dump_json()), schema)

@@ -1,0 +1,90 @@
+"""The commands that measure and decide. Everything heavy is imported inside them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdexport.cli_options import (
+    EXISTING,
+    fail_on,
+    json_option,
+    print_report,
+    refusing,
+)
+from kdexport.errors import InputError
+
+
+@click.command()
+@click.argument("bundles", type=EXISTING, nargs=-1, required=True)
+@click.option("--teacher", metavar="SOURCE", help="Also measure this model in PyTorch.")
+@click.option("--threads", type=click.IntRange(1), help="Threads [default: physical cores].")
+@click.option("--prompt-tokens", type=click.IntRange(1), default=128, show_default=True)
+@click.option("--new-tokens", type=click.IntRange(2), default=64, show_default=True)
+@click.option("--runs", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--out", type=EXISTING, help="Also write bench.json and report.html to this folder.")
+@click.option("--csv", type=EXISTING, help="Also write the numbers to this file, a row an arm.")
+@click.option(
+    "--fail-if",
+    "fail_if",
+    multiple=True,
+    metavar="MEASURE>LIMIT",
+    help="Exit with 1 where this is so, as in 'kl_p99>1.0' or 'speedup<8'. May be repeated.",
+)
+@json_option
+def bench(
+    bundles: Sequence[Path],
+    out: Path | None,
+    csv: Path | None,
+    fail_if: Sequence[str],
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Measure latency, memory and, where a bundle has a reference, quality.
+
+    Each bundle runs in a process of its own and they take turns. Timed is what `generate` does:
+    tokenizing, sampling and detokenizing included.
+
+    --fail-if is of the arm in bold, the last bundle, unless another is named: 'NAME:kl_mean>0.5'.
+    docs/verdict.md has the names of all measures.
+    """
+    from kdexport.arms import arm_names, bench_bundles
+    from kdexport.files import write_whole
+    from kdexport.machine import make_folder
+    from kdexport.verdict.conditions import check_arms, parse_threshold, report_failures
+    from kdexport.verdict.report import REFERENCE_ARM, write_report
+    from kdexport.verdict.table import csv_table
+
+    names = [*arm_names(bundles), *([REFERENCE_ARM] if asked["teacher"] else [])]
+    with refusing("--fail-if"):
+        thresholds = [parse_threshold(text) for text in fail_if]
+        check_arms(thresholds, names)
+    _check_csv(csv)
+    if out:
+        make_folder(out)
+    report = bench_bundles(list(bundles), asked.pop("teacher"), _settings(**asked))
+    if out:
+        write_report(report, out)
+    if csv:
+        write_whole(csv, csv_table(report))
+    print_report(report, as_json)
+    fail_on(report_failures(report, thresholds))
+
+
+def _settings(threads: int | None, prompt_tokens: int, new_tokens: int, runs: int) -> Any:
+    from kdexport.machine import physical_cores
+    from kdexport.verdict.report import BenchSettings
+
+    return BenchSettings(
+        n_threads=threads or physical_cores(),
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        n_runs=runs,
+    )
+
+
+def _check_csv(path: Path | None) -> None:
+    """Refuse a place for a file before minutes are spent on what it is to hold."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise InputError("cannot be written: its folder is missing or it is one", where=str(path))

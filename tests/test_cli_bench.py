@@ -1,0 +1,92 @@
+"""The commands that measure and decide, in front of made-up measurements."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdexport import arms
+from kdexport.verdict.measures import MEASURES
+from kdexport.verdict.report import BenchReport, load_report
+from tests.calling import call
+from tests.verdict.fixture import example_report
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the bench was asked to measure; it finds the example."""
+    calls: list[Any] = []
+
+    def found(*arguments: Any) -> BenchReport:
+        calls.append(arguments)
+        return example_report()
+
+    monkeypatch.setattr(arms, "bench_bundles", found)
+    return calls
+
+
+BENCH = ("bench", "exported/student-int8", "--threads", "2")
+
+
+def test_a_threshold_that_is_passed_ends_with_1(asked: list[Any], tmp_path: Path) -> None:
+    limits = ("--fail-if", "kl_p99>1.0", "--fail-if", "speedup<8", "--fail-if", "size_mb>40")
+    code, said = call(*BENCH, *limits, "--out", tmp_path, "--csv", tmp_path / "x.csv")
+    assert code == 1
+    assert said.splitlines()[-2:] == [
+        "kdexport: student-int8: kl_p99 is 2.666 nats (fails if kl_p99>1)",
+        "kdexport: student-int8: size_mb is 47.2 MB (fails if size_mb>40)",
+    ]
+    assert load_report(tmp_path) == example_report()
+    assert (tmp_path / "x.csv").exists()
+
+
+def test_the_results_are_on_stdout_whatever_failed(
+    asked: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from click.testing import CliRunner
+
+    from kdexport.cli import cli
+
+    ran = CliRunner().invoke(cli, [*BENCH, "--fail-if", "size_mb>40", "--json"])
+    assert ran.exit_code == 1
+    assert json.loads(ran.stdout)["name"] == example_report().name
+    assert "size_mb is 47.2 MB" in ran.stderr
+
+
+def test_thresholds_that_hold_say_nothing(asked: list[Any]) -> None:
+    assert call(*BENCH, "--fail-if", "kl_p99>3", "--fail-if", "speedup<8") == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--fail-if", "kl_p98>1"], "--fail-if: unknown measure 'kl_p98'; did you mean 'kl_p99'?"),
+        (["--fail-if", "speedup>8"], "fails what is good"),
+        (["--fail-if", "student:kl_p99>8"], "did you mean 'student-int8'?"),
+        (["--csv", "none/x.csv"], "none/x.csv: cannot be written"),
+    ],
+)
+def test_bad_input_ends_with_2_before_anything_is_measured(
+    asked: list[Any], options: list[str], message: str
+) -> None:
+    code, said = call(*BENCH, *options)
+    assert code == 2
+    assert len(said.splitlines()) == 1
+    assert message in said
+    assert asked == []
+
+
+def test_csv_has_a_row_an_arm_and_every_decimal(asked: list[Any], tmp_path: Path) -> None:
+    assert call(*BENCH, "--csv", tmp_path / "x.csv") == (0, "")
+    with (tmp_path / "x.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    report = example_report()
+    assert [row["arm"] for row in rows] == [arm.arm for arm in report.arms]
+    for row, arm in zip(rows, report.arms, strict=True):
+        assert set(MEASURES) < set(row)
+        assert float(row["ttft_p50_ms"]) == arm.ttft_p50_ms
+        assert float(row["kl_mean"]) == arm.kl_mean
+        assert row["n_threads"] == "2"
+    assert rows[0]["speedup"] == ""
