@@ -9,13 +9,13 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kdexport.bundle import check_files, open_bundle
+from kdexport.bundle import Bundle, check_files, open_bundle
 from kdexport.console import Tracker, tracked
 from kdexport.content.prompts import split_opening
 from kdexport.errors import InputError, KdexportError
@@ -34,6 +34,7 @@ from kdexport.verdict.report import (
     gather_samples,
     write_report,
 )
+from kdexport.verdict.stage_losses import stage_losses
 
 SAMPLE_TOKENS = 96
 Answer = dict[str, Any]
@@ -41,13 +42,17 @@ Answer = dict[str, Any]
 
 @dataclass(frozen=True)
 class ArmSpec:
-    """What an arm measures. ``reference``: quality is scored where there is one."""
+    """What an arm measures. ``reference``: quality is scored where there is one.
+
+    ``made_from``: the arm that it was made from, as far as that is measured too.
+    """
 
     name: str
     path: Path
     in_torch: bool = False
     reference: Path | None = None
     teacher_vocabulary: bool = False
+    made_from: str | None = None
 
 
 class Arm:
@@ -179,6 +184,7 @@ def _result(arm: Arm, runs: Sequence[Answer], samples: Sequence[Pair]) -> ArmRes
         quality["n_quality_tokens"] = quality.pop("n_tokens")
     return ArmResult(
         arm=arm.spec.name,
+        made_from=arm.spec.made_from,
         ttft_ms=[run["ttft_ms"] for run in runs],
         itl_ms=[gap for run in runs for gap in run["itl_ms"]],
         prefill_tok_s=sorted(run["prefill_tok_s"] for run in runs)[len(runs) // 2],
@@ -206,18 +212,26 @@ def settings_of(wish: BenchSection) -> BenchSettings:
     )
 
 
+def arms_of(run: Run) -> list[ArmSpec]:
+    """Teacher and student of a run, before and after export and quantization."""
+    known = run.known_reference
+    torch, fp32 = "student-torch-fp32", "student-fp32"
+    specs = [
+        ArmSpec(REFERENCE_ARM, run.teacher.path, True, known, True),
+        ArmSpec("teacher-int8", run.teacher_bundle, False, known, True, REFERENCE_ARM),
+        ArmSpec(torch, run.student, True, known, made_from=REFERENCE_ARM),
+        ArmSpec(fp32, run.student_bundle, False, known, made_from=torch),
+    ]
+    if run.quantized_bundle != run.student_bundle and run.recipe.export.scheme != "fp32":
+        specs.append(ArmSpec("student-int8", run.quantized_bundle, False, known, made_from=fp32))
+    return specs
+
+
 def bench_run(run: Run) -> BenchReport:
     """The bench at the end of a run: teacher and student, before and after export and int8."""
     wish = run.recipe.bench
     settings = settings_of(wish)
-    specs = [
-        ArmSpec(REFERENCE_ARM, run.teacher.path, True, run.known_reference, True),
-        ArmSpec("teacher-int8", run.teacher_bundle, False, run.known_reference, True),
-        ArmSpec("student-torch-fp32", run.student, True, run.known_reference),
-        ArmSpec("student-fp32", run.student_bundle, False, run.known_reference),
-    ]
-    if run.quantized_bundle != run.student_bundle and run.recipe.export.scheme != "fp32":
-        specs.append(ArmSpec("student-int8", run.quantized_bundle, False, run.known_reference))
+    specs = arms_of(run)
     asked = [p for p in by_split(load_pairs(run.pairs), "test") if p.messages]
     samples = spread(asked, wish.n_samples)
     with tracked("    bench", "steps") as progress:
@@ -229,6 +243,7 @@ def bench_run(run: Run) -> BenchReport:
         machine=machine_facts(),
         settings=settings,
         arms=arms,
+        losses=stage_losses(arms),
         samples=gather_samples(arms, {p.id: _request(p) for p in samples}),
         training=training_points(run.metrics),
         recipe=run.recipe.model_dump(mode="json", by_alias=True),
@@ -246,7 +261,12 @@ def bench_bundles(
     The teacher is scored on the reference of the first bundle that has one.
     """
     names = arm_names(paths)
-    specs = [_bundle_arm(name, path, settings) for name, path in zip(names, paths, strict=True)]
+    bundles = [open_bundle(path) for path in paths]
+    known = {bundle.manifest_sha256: name for name, bundle in zip(names, bundles, strict=True)}
+    specs = [
+        _bundle_arm(name, bundle, settings, known)
+        for name, bundle in zip(names, bundles, strict=True)
+    ]
     if teacher is not None:
         from kdexport.sources import resolve_teacher
 
@@ -261,6 +281,7 @@ def bench_bundles(
         machine=machine_facts(),
         settings=settings,
         arms=arms,
+        losses=stage_losses(arms),
         baseline=specs[0].name,
     )
 
@@ -275,15 +296,19 @@ def arm_names(paths: Sequence[Path]) -> list[str]:
     return next(names for names in ways if len({*names, REFERENCE_ARM}) > len(paths))
 
 
-def _bundle_arm(name: str, path: Path, settings: BenchSettings) -> ArmSpec:
-    """The arm of a bundle that can hold what will be measured."""
-    bundle = open_bundle(path)
-    max_length = bundle.manifest.model.max_length
-    check_room(settings.prompt_tokens, settings.new_tokens, max_length, where=str(path))
-    if "reference.npz" not in bundle.manifest.files:
-        return ArmSpec(name, path)
+def _bundle_arm(
+    name: str, bundle: Bundle, settings: BenchSettings, known: Mapping[str, str]
+) -> ArmSpec:
+    """The arm of a bundle that can hold what will be measured; ``known``: arms by their hash."""
+    manifest, path = bundle.manifest, bundle.path
+    check_room(
+        settings.prompt_tokens, settings.new_tokens, manifest.model.max_length, where=str(path)
+    )
+    parent = known.get(manifest.parent.manifest_sha256) if manifest.parent else None
+    if "reference.npz" not in manifest.files:
+        return ArmSpec(name, path, made_from=parent)
     check_files(bundle, {"reference.npz"})
-    return ArmSpec(name, path, reference=bundle.file("reference.npz"))
+    return ArmSpec(name, path, reference=bundle.file("reference.npz"), made_from=parent)
 
 
 def training_points(log: Path) -> list[TrainPoint]:

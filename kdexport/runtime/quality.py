@@ -16,8 +16,18 @@ import numpy as np
 
 from kdexport.errors import InputError, first_words
 from kdexport.runtime.generate import Runs
+from kdexport.runtime.token_scores import (
+    N_TOP,
+    Quality,
+    TeacherScores,
+    TextScores,
+    score_text,
+    sum_up,
+)
 
 Array = np.ndarray[Any, Any]
+FORMAT = 2
+"""Of a reference: 1 had no log-probabilities of the targets. Told by ``meta["format"]``."""
 NOT_NPZ = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
 
 
@@ -36,21 +46,7 @@ class Reference:
     kept_ids: Array
     kept_mass: Array
     meta: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Quality:
-    """KL(teacher ‖ model) in nats per token, share of equal top tokens, exp(mean NLL).
-
-    The KL is exact over the teacher's top k and estimated without bias over the rest.
-    """
-
-    kl_mean: float
-    kl_p50: float
-    kl_p99: float
-    top1: float
-    perplexity: float
-    n_tokens: int
+    target_logprobs: Array | None = None  # of format 1
 
 
 def load_reference(path: Path) -> Reference:
@@ -59,9 +55,12 @@ def load_reference(path: Path) -> Reference:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         meta = json.loads(arrays.pop("meta").tobytes())
+        _check_format(meta, path)
         reference = Reference(**arrays, meta=meta)
         _check(reference)
         return reference
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError("there is no such file", where=str(path)) from None
     except (*NOT_NPZ, ValueError, KeyError, TypeError, IndexError, OSError) as error:
@@ -70,16 +69,28 @@ def load_reference(path: Path) -> Reference:
         ) from error
 
 
+def _check_format(meta: dict[str, Any], path: Path) -> None:
+    if int(meta.get("format", 1)) > FORMAT:
+        raise InputError(
+            f"is a quality reference of format {meta['format']}, "
+            f"this kdexport reads up to {FORMAT}",
+            where=str(path),
+            remedy="upgrade kdexport",
+        )
+
+
 def _check(reference: Reference) -> None:
     """Raise ValueError unless sizes fit, texts follow one another and ids are of the vocabulary."""
     n_tokens, n_targets = len(reference.ids), len(reference.target)
-    per_target = (
+    per_target = [
         reference.topk_ids,
         reference.topk_logprobs,
         reference.tail_logprob,
         reference.drawn_ids,
         reference.drawn_logprobs,
-    )
+    ]
+    if reference.target_logprobs is not None:
+        per_target.append(reference.target_logprobs)
     if not n_targets or any(len(array) != n_targets for array in per_target):
         raise ValueError("it has no targets, or not what belongs to each")
     offsets = reference.offsets
@@ -102,41 +113,46 @@ def measure_quality(session: Runs, reference: Reference, *, teacher_vocabulary: 
 
     ``teacher_vocabulary``: the model has the teacher's vocabulary; it reads the same tokens under
     their ids there, and its distribution is renormalised over the student's.
+    The KL is exact over the teacher's top k and estimated without bias over the rest.
     """
     kept = reference.kept_ids.astype(np.int64) if teacher_vocabulary else None
-    kl, agree, nll = [], [], []
+    texts: list[TextScores] = []
     for begin, end in zip(reference.offsets, reference.offsets[1:], strict=False):
         rows = (reference.target >= begin) & (reference.target < end)
         if not rows.any():
             continue
         ids = reference.ids[begin:end].astype(np.int64)
-        logits = _target_logits(session, ids, reference.target[rows] - begin - 1, kept)
+        places = reference.target[rows] - begin
+        logits = target_logits(session, ids, places, kept)
         if logits.shape[-1] != len(reference.kept_ids):
             raise InputError(
                 f"the reference is of {len(reference.kept_ids)} tokens, "
                 f"the model of {logits.shape[-1]}"
             )
         logprobs = log_softmax(logits.astype(np.float64))
-        kl.append(kl_per_token(reference, rows, logprobs))
-        teacher_best = reference.topk_ids[rows, reference.topk_logprobs[rows].argmax(-1)]
-        agree.append(logprobs.argmax(-1) == teacher_best)
-        nll.append(-logprobs[np.arange(len(logprobs)), ids[reference.target[rows] - begin]])
-    values = np.concatenate(kl)
-    return Quality(
-        kl_mean=float(values.mean()),
-        kl_p50=float(np.percentile(values, 50)),
-        kl_p99=float(np.percentile(values, 99)),
-        top1=float(np.concatenate(agree).mean()),
-        perplexity=float(np.exp(np.concatenate(nll).mean())),
-        n_tokens=len(values),
+        texts.append(score_text(logprobs, ids[places], _teacher(reference, rows, logprobs)))
+    return sum_up(texts)
+
+
+def _teacher(reference: Reference, rows: Array, logprobs: Array) -> TeacherScores:
+    """What the reference tells of some of its targets, beside a model's [n, V] of the same."""
+    best = np.argsort(-reference.topk_logprobs[rows], axis=-1, kind="stable")[:, :N_TOP]
+    known = reference.target_logprobs
+    return TeacherScores(
+        kl=kl_per_token(reference, rows, logprobs),
+        top=np.take_along_axis(reference.topk_ids[rows], best, axis=-1),
+        logprobs=None if known is None else known[rows].astype(np.float64),
     )
 
 
-def _target_logits(session: Runs, ids: Array, positions: Array, kept: Array | None) -> Array:
-    """Logits at the given positions of one text, over the student's vocabulary; float32 [n, V]."""
+def target_logits(session: Runs, ids: Array, targets: Array, kept: Array | None = None) -> Array:
+    """What a model foretells of the tokens at ``targets`` of one text, float32 [n, V].
+
+    ``kept``: the model's id of each of the vocabulary's tokens; None: they are the same.
+    """
     read = ids if kept is None else kept[ids]
     cache = session.new_cache(1, len(ids))
-    logits = session.run(read[None], cache, logit_rows=positions.astype(np.int64))
+    logits = session.run(read[None], cache, logit_rows=targets.astype(np.int64) - 1)
     return logits if kept is None else logits[:, kept]
 
 

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdexport.train.data import Encoded, ordered_batches
+from kdexport.train.data import Batch, Encoded, ordered_batches
 from kdexport.train.model import read_batch, written
-from kdexport.train.teacher import live_targets, top_k_targets
+from kdexport.train.targets import TargetRows, runs
+from kdexport.train.teacher import TargetFn, live_targets, top_k_targets
+
+FORMAT = 2  # that of kdexport.runtime.quality, which this does not know
 
 
 def write_reference(
@@ -31,15 +34,18 @@ def write_reference(
     vocabulary, ``offsets`` int64 [T + 1], ``target`` int64 [M] (flat index of each target token),
     ``topk_ids`` int32 [M, k], ``topk_logprobs`` float32 [M, k], ``tail_logprob`` float32 [M],
     ``drawn_ids`` int32 [M, d] and ``drawn_logprobs`` float32 [M, d] (draws from the tail, with
-    replacement), ``kept_ids`` int32 [V], ``kept_mass`` float32 [M], ``meta`` UTF-8 JSON as uint8.
+    replacement), ``target_logprobs`` float32 [M] (of the target tokens themselves), ``kept_ids``
+    int32 [V], ``kept_mass`` float32 [M], ``meta`` UTF-8 JSON as uint8, its ``format`` `FORMAT`.
     """
-    ask = top_k_targets(live_targets(teacher, kept_ids, 1.0), min(top_k, vocab_size - 1), n_drawn)
+    ask_whole = live_targets(teacher, kept_ids, 1.0)
     mass_of = _kept_mass(teacher, kept_ids)
     columns: dict[str, list[np.ndarray]] = {}
     offset = 0
     offsets = [0]
     for batch in ordered_batches(examples, batch_size):
-        targets = ask(batch).rows(slice(None))
+        whole = ask_whole(batch)
+        few = top_k_targets(_always(whole), min(top_k, vocab_size - 1), n_drawn)
+        targets = few(batch).rows(slice(None))
         if targets.ids is None or targets.tail is None:
             raise ValueError("a reference needs top-k targets")
         for example in batch.examples:
@@ -55,16 +61,32 @@ def write_reference(
         columns.setdefault("drawn_ids", []).append(ids[:, n_top:])
         columns.setdefault("drawn_logprobs", []).append(logprobs[:, n_top:])
         columns.setdefault("tail_logprob", []).append(targets.tail.float().cpu().numpy())
+        columns.setdefault("target_logprobs", []).append(_target_logprobs(whole, batch))
         columns.setdefault("kept_mass", []).append(mass_of(batch))
     arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
     arrays["offsets"] = np.asarray(offsets, dtype=np.int64)
     kept = range(vocab_size) if kept_ids is None else kept_ids
     arrays["kept_ids"] = np.asarray(kept, dtype=np.int32)
-    arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
+    arrays["meta"] = np.frombuffer(json.dumps({"format": FORMAT, **meta}).encode(), dtype=np.uint8)
     beside = path.with_name(f".{path.name}.partial.npz")
     with written(path):
         np.savez_compressed(beside, **arrays)  # type: ignore[arg-type]
         beside.replace(path)
+
+
+def _always(targets: TargetRows) -> TargetFn:
+    """A teacher that has been asked already."""
+    return lambda batch: targets
+
+
+def _target_logprobs(whole: TargetRows, batch: Batch) -> np.ndarray:
+    """The log-probability of each target token, float32 [M]."""
+    labels = batch.labels[:, None]
+    parts = []
+    for rows in runs(batch.n_targets):
+        logprobs = whole.rows(rows).logprobs
+        parts.append(logprobs.gather(1, labels[rows].to(logprobs.device))[:, 0])
+    return np.asarray(torch.cat(parts).float().cpu().numpy())
 
 
 def _kept_mass(teacher: Any, kept_ids: Sequence[int] | None) -> Any:

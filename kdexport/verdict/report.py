@@ -12,12 +12,9 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     FiniteFloat,
     JsonValue,
@@ -29,6 +26,7 @@ from pydantic import (
 from kdexport.errors import InputError
 from kdexport.files import write_whole
 from kdexport.machine import Machine, machine_facts
+from kdexport.verdict.scores import Measured, Record, StageLoss, TextSums
 
 __all__ = [
     "ARM_LABELS",
@@ -73,22 +71,11 @@ _NOUNS: dict[str, str] = {
 }
 
 
-def _none_unless_finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-Measured = Annotated[FiniteFloat | None, BeforeValidator(_none_unless_finite)]
-"""A float that may be missing; NaN and infinity count as missing, since JSON has neither."""
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ArmResult(_Model):
+class ArmResult(Record):
     """What one arm (a model in an engine, in a process of its own) measured."""
 
     arm: str
+    made_from: str | None = Field(default=None, description="the arm that it was made from")
     engine: str
     n_parameters: NonNegativeInt
     size_mb: FiniteFloat = Field(description="weights or bundle on disk, 10^6 bytes")
@@ -99,12 +86,22 @@ class ArmResult(_Model):
     prefill_tok_s: FiniteFloat
     decode_tok_s: list[FiniteFloat] = Field(description="one per run")
     perplexity: Measured = None
+    perplexity_se: Measured = Field(default=None, description="standard error, over tokens")
+    ppl_ratio: Measured = Field(default=None, description="perplexity over the teacher's")
+    ppl_ratio_se: Measured = Field(default=None, description="standard error, paired by token")
+    ece: Measured = Field(default=None, description="expected calibration error, 0 to 1")
     kl_mean: Measured = Field(default=None, description="KL(teacher || arm), nats per token")
     kl_p50: Measured = None
+    kl_p90: Measured = None
     kl_p99: Measured = None
+    kl_max: Measured = None
     top1: Measured = Field(default=None, description="share of tokens, 0 to 1")
+    top5: Measured = Field(
+        default=None, description="share of tokens: the arm's likeliest is of the teacher's five"
+    )
     n_quality_tokens: NonNegativeInt = 0
     quality_split: str = Field(default="test", description="the split of the texts scored")
+    texts: TextSums | None = Field(default=None, description="quality text by text, for pairing")
     samples: dict[str, str] = Field(default={}, description="brief_id -> copy")
 
     @property
@@ -143,7 +140,7 @@ class ArmResult(_Model):
         return statistics.stdev(self.decode_tok_s) if len(self.decode_tok_s) > 1 else None
 
 
-class BenchSettings(_Model):
+class BenchSettings(Record):
     """What every arm was asked to do."""
 
     n_threads: int
@@ -152,7 +149,7 @@ class BenchSettings(_Model):
     n_runs: int
 
 
-class Sample(_Model):
+class Sample(Record):
     """One brief and the copy each arm wrote for it."""
 
     brief_id: str
@@ -160,7 +157,7 @@ class Sample(_Model):
     copies: dict[str, str] = Field(default={}, description="arm -> copy")
 
 
-class TrainPoint(_Model):
+class TrainPoint(Record):
     """One line of the training log; losses and KL in nats per target token."""
 
     step: NonNegativeInt
@@ -173,7 +170,7 @@ class TrainPoint(_Model):
     lr: Measured = None
 
 
-class BenchReport(_Model):
+class BenchReport(Record):
     """Everything a bench found, and everything needed to read it a year later."""
 
     schema_version: Literal[1] = 1
@@ -182,10 +179,11 @@ class BenchReport(_Model):
     machine: Machine
     settings: BenchSettings
     arms: list[ArmResult]
+    losses: list[StageLoss] = Field(default=[], description="what each stage cost")
     baseline: str = REFERENCE_ARM
-    samples: list[Sample] = []
-    training: list[TrainPoint] = []
-    recipe: dict[str, JsonValue] = {}
+    samples: list[Sample] = Field(default=[])
+    training: list[TrainPoint] = Field(default=[])
+    recipe: dict[str, JsonValue] = Field(default={})
     stages: dict[str, FiniteFloat] = Field(default={}, description="stage -> seconds")
 
     @model_validator(mode="after")

@@ -1,0 +1,114 @@
+"""The reference that is written, and what is measured by it, against PyTorch itself."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kdexport.errors import InputError
+from kdexport.export.bundles import export_bundle
+from kdexport.runtime.quality import FORMAT, load_reference, measure_quality
+from kdexport.runtime.session import open_session
+from kdexport.train.data import Encoded
+from kdexport.train.model import load_model, save_model
+from kdexport.train.reference import write_reference
+from kdexport.train.sizes import StudentSpec
+from kdexport.train.student import Origin, prune
+
+
+@pytest.fixture(scope="module")
+def teacher(llama: Path) -> Any:
+    model = load_model(llama)
+    with torch.no_grad():  # random heads are nearly uniform: this one has opinions
+        model.get_output_embeddings().weight.mul_(12)
+    return model
+
+
+def write(path: Path, teacher: Any, examples: list[Encoded], kept: list[int] | None) -> None:
+    write_reference(
+        path,
+        teacher,
+        examples,
+        kept,
+        vocab_size=len(kept or range(320)),
+        top_k=400,  # all but one: exact
+        n_drawn=4,
+        batch_size=8,
+        meta={"teacher": "t"},
+    )
+
+
+def direct(model: Any, texts: list[np.ndarray], kept: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities over the kept tokens at every target, [M, V], by PyTorch alone."""
+    parts = []
+    for ids in texts:
+        with torch.no_grad():
+            logits = model(torch.from_numpy(ids)[None]).logits[0, 2:-1]
+        parts.append(torch.log_softmax(logits[:, kept].double(), -1))
+    return torch.cat(parts)
+
+
+def test_kl_and_perplexity_ratio_are_pytorch_s(
+    llama: Path, teacher: Any, examples: list[Encoded], tmp_path: Path
+) -> None:
+    path = tmp_path / "r.npz"
+    write(path, teacher, examples, None)
+    student = prune(Origin(teacher, None, [torch.arange(40)[None]]), StudentSpec(n_layers=3)).model
+    save_model(student, tmp_path / "student", tokenizer_from=llama)
+    bundle = export_bundle(tmp_path / "student", tmp_path / "bundle", name="x")
+    found = measure_quality(
+        open_session(bundle, n_threads=1), load_reference(path), teacher_vocabulary=False
+    )
+    texts = [example.ids for example in examples]
+    whole = torch.arange(320)
+    p, q = direct(teacher, texts, whole), direct(student, texts, whole)
+    kl = (p.exp() * (p - q)).sum(-1)
+    assert kl.mean() > 0.05
+    assert found.kl_mean == pytest.approx(float(kl.mean()), abs=1e-4)
+    assert found.kl_max == pytest.approx(float(kl.max()), abs=1e-4)
+    labels = torch.from_numpy(np.concatenate([ids[3:] for ids in texts]))
+    gained = (p - q).gather(1, labels[:, None]).mean()
+    assert found.ppl_ratio == pytest.approx(float(gained.exp()), rel=1e-4)
+    top5 = (q.argmax(-1)[:, None] == p.topk(5).indices).any(-1).double().mean()
+    assert found.top5 == pytest.approx(float(top5))
+
+
+def test_targets_are_told_over_the_student_s_vocabulary(
+    teacher: Any, examples: list[Encoded], tmp_path: Path
+) -> None:
+    kept = list(range(0, 320, 2))
+    halved = [Encoded(e.example_id, e.ids // 2, 3, 3) for e in examples]
+    write(tmp_path / "r.npz", teacher, halved, kept)
+    reference = load_reference(tmp_path / "r.npz")
+    assert reference.meta == {"format": FORMAT, "teacher": "t"}
+    texts = [
+        reference.ids[begin:end].astype(np.int64) * 2  # in the teacher's ids
+        for begin, end in zip(reference.offsets, reference.offsets[1:], strict=False)
+    ]
+    labels = torch.from_numpy(reference.ids[reference.target].astype(np.int64))
+    expected = direct(teacher, texts, torch.tensor(kept)).gather(1, labels[:, None])[:, 0]
+    np.testing.assert_allclose(reference.target_logprobs, expected, atol=1e-4)
+
+
+def test_references_of_other_formats(teacher: Any, examples: list[Encoded], tmp_path: Path) -> None:
+    path = tmp_path / "r.npz"
+    write(path, teacher, examples[:2], None)
+    with np.load(path) as file:
+        arrays = dict(file)
+
+    def save(format_: int | None, **changed: np.ndarray) -> None:
+        meta = json.dumps({} if format_ is None else {"format": format_}).encode()
+        np.savez(path, **(arrays | changed | {"meta": np.frombuffer(meta, dtype=np.uint8)}))
+
+    save(FORMAT + 1, novelty=np.zeros(3))
+    with pytest.raises(InputError, match=rf"reads up to {FORMAT}; upgrade kdexport"):
+        load_reference(path)
+    save(FORMAT, target_logprobs=np.zeros(3))
+    with pytest.raises(InputError, match="not what belongs to each"):
+        load_reference(path)
+    del arrays["target_logprobs"]
+    save(None)
+    assert load_reference(path).target_logprobs is None
