@@ -5,9 +5,10 @@ touched.
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,14 +21,15 @@ from kdexport.pairs import SPLITS, Pair, by_split, load_pairs, write_pairs
 from kdexport.pipeline import Run, open_run
 from kdexport.preflight import check_student, check_training, load_asked_briefs, load_own_pairs
 from kdexport.recipe import Recipe
-from kdexport.service import check_hidden
+from kdexport.service import check_hidden, inside_of
 from kdexport.splits import renderer
 from kdexport.stages import make_student
-from kdexport.train.case import WAYS, Case, Proof
-from kdexport.train.data import encode_pairs
+from kdexport.train.case import WAYS, Across, Case, Proof, Spell
+from kdexport.train.data import Encoded, encode_pairs
 from kdexport.train.model import load_facts, load_model, load_tokenizer
-from kdexport.train.proofs import prove
-from kdexport.training import device_of, objective_of
+from kdexport.train.prove import prove
+from kdexport.train.uld import pairs_of
+from kdexport.training import device_of, objective_of, own_samples_of
 
 N_TEXTS = 8
 
@@ -86,27 +88,25 @@ def _case(trial: Run, handful: Sequence[Pair], pairs: Sequence[Pair]) -> Case:
     student = load_model(trial.student_init, attention="eager").to(device)
     theirs, own = load_tokenizer(trial.teacher.path), load_tokenizer(trial.student_init)
     check_hidden(wish, teacher, student)
-    longest = min(wish.max_length, student.config.max_position_embeddings)
-    examples, _ = encode_pairs(
-        handful,
-        own.backend_tokenizer,
-        renderer(own),
-        own.eos_token_id,
-        longest,
-        prompts_too=wish.learns_prompts,
-    )
+    examples = _encoded(trial, handful, own, student)
+    across = None
+    if wish.across_tokens:
+        asked = {e.example_id: e for e in _encoded(trial, handful, theirs, teacher)}
+        examples = [e for e in examples if e.example_id in asked]
+        across = _across(handful, examples, asked, theirs, own)
     if len(examples) < 2:
         raise InputError(
-            f"of {len(handful)} training pairs, {len(examples)} fit in {longest} tokens; two are "
-            "needed to compare batches",
+            f"of {len(handful)} training pairs, {len(examples)} fit in {wish.max_length} tokens; "
+            "two are needed to compare batches",
             where="train.max_length",
         )
+    inside = inside_of(trial, teacher, student)
     return Case(
         teacher=teacher,
         student=student,
         kept_ids=load_facts(trial.student_init).get("kept_ids"),
         examples=examples,
-        objective=objective_of(wish),
+        objective=replace(objective_of(wish), inside=inside),
         folder=trial.folder / "proofs",
         top_k=wish.top_k,
         teacher_tokens={i: token for token, i in theirs.get_vocab().items()},
@@ -115,7 +115,40 @@ def _case(trial: Run, handful: Sequence[Pair], pairs: Sequence[Pair]) -> Case:
         splits={split: [_read(pair) for pair in by_split(pairs, split)] for split in SPLITS},
         way=wish.targets if wish.targets in WAYS else "cached",  # as imported ones are
         n_sampled=wish.n_sampled,
+        own=own_samples_of(trial, student, own.eos_token_id, "float32"),
+        across=across,
     )
+
+
+def _encoded(trial: Run, handful: Sequence[Pair], tokenizer: Any, model: Any) -> list[Encoded]:
+    wish = trial.recipe.train
+    examples, _ = encode_pairs(
+        handful,
+        tokenizer.backend_tokenizer,
+        renderer(tokenizer),
+        tokenizer.eos_token_id,
+        min(wish.max_length, model.config.max_position_embeddings),
+        prompts_too=wish.learns_prompts,
+    )
+    return examples
+
+
+def _across(
+    handful: Sequence[Pair],
+    examples: Sequence[Encoded],
+    asked: Mapping[str, Encoded],
+    theirs: Any,
+    own: Any,
+) -> Across:
+    """What is known of a student of other tokens, as training pairs them."""
+    plain = frozenset(pair.id for pair in handful if not pair.messages)
+    first, second = theirs.backend_tokenizer, own.backend_tokenizer
+    pairs = pairs_of(examples, asked, first, second, plain)
+    return Across(pairs, _spelling(first), _spelling(second), plain)
+
+
+def _spelling(backend: Any) -> Spell:
+    return lambda ids: str(backend.decode([int(i) for i in ids]))
 
 
 def _read(pair: Pair) -> str:

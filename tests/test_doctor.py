@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from kdexport.cli import cli
 from kdexport.describe import describe_proofs, proof_rows
 from kdexport.train.case import Proof
-from tests.models import make_llama
+from tests.models import byte_level_bpe, make_gpt2, make_llama
 
 RECIPE = """\
 name: tiny
@@ -52,6 +52,32 @@ def test_a_recipe_is_proved_and_nothing_is_left(folder: Path) -> None:
     names = [row["name"] for row in rows]
     assert "jsd is its formula" in names and "cached hidden states are the live ones" in names
     assert sorted(folder.iterdir()) == before
+
+
+def test_layers_and_own_samples_are_examined_where_they_are_asked_for(folder: Path) -> None:
+    code, rows = examined(
+        *("--set", "train.targets=live", "--set", "train.inside=[blocks,relations]"),
+        *("--set", "train.on_policy.max_new_tokens=8"),
+    )
+    assert (code, [row for row in rows if not row["ok"]]) == (0, [])
+    names = [row["name"] for row in rows]
+    assert "blocks between layers is its formula" in names
+    assert "relations between layers is its formula" in names
+    assert "own samples have no cross-entropy" in names
+
+
+def test_a_student_of_other_tokens_is_examined(folder: Path) -> None:
+    texts = ["Frisches Brot aus dem Ofen.", "Zwei Paar Schuhe, ein Preis; das Meer."]
+    make_gpt2(folder / "own", tokenizer=byte_level_bpe(400, texts))
+    asked, place = (folder / "recipe.yaml").read_text(), "{init: checkpoint, from: own}"
+    asked = asked.replace("{n_layers: 2, vocab_size: 300}", place)
+    asked = asked.replace("hidden_weight: 1, prompt_weight: 1", "loss: uld")
+    (folder / "recipe.yaml").write_text(asked)
+    code, rows = examined()
+    assert (code, [row for row in rows if not row["ok"]]) == (0, [])
+    names = [row["name"] for row in rows]
+    assert "paired tokens follow the same text" in names
+    assert "jsd is its formula" not in names  # which wants one vocabulary
 
 
 def test_a_text_in_two_splits_fails_and_is_told(folder: Path) -> None:

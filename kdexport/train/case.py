@@ -8,8 +8,13 @@ from typing import Any
 from kdexport.train.cache import TargetCache, fill_cache
 from kdexport.train.columns import Form, hidden_form, sampled_form, top_k_form
 from kdexport.train.data import Encoded
-from kdexport.train.objective import Objective
+from kdexport.train.losses import LOSSES
+from kdexport.train.objective import Objective, Term
+from kdexport.train.on_policy import OnPolicy
 from kdexport.train.teacher import TargetFn, live_targets
+from kdexport.train.uld import Paired, paired_targets
+
+Spell = Callable[[Any], str]
 
 
 @dataclass(frozen=True)
@@ -28,13 +33,28 @@ class Proof:
 
 
 @dataclass(frozen=True)
+class Across:
+    """What is known of a student of other tokens.
+
+    ``pairs``: by the examples' ids. ``teacher_spells``, ``student_spells``: ids -> text. ``plain``:
+    the ids of texts without a prompt.
+    """
+
+    pairs: Mapping[str, Paired]
+    teacher_spells: Spell
+    student_spells: Spell
+    plain: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class Case:
     """What is examined, all in float32.
 
     ``examples``: a handful, of different lengths, in the student's tokens. ``folder``: to write in.
     ``teacher_tokens`` and ``student_tokens``: id -> token. ``tokenizer_from``: where the student's
     tokenizer lies. ``splits``: the texts of each split, as they are read. ``way``: of `WAYS`, how
-    steps ask the teacher.
+    steps ask the teacher. ``own``: how the student writes texts of its own, where it does.
+    ``across``: None where the tokens are the teacher's.
     """
 
     teacher: Any
@@ -50,6 +70,18 @@ class Case:
     splits: Mapping[str, Sequence[str]] = field(default_factory=dict)
     way: str = "live"
     n_sampled: int = 12
+    own: OnPolicy | None = None
+    across: Across | None = None
+
+    @property
+    def losses(self) -> Sequence[str]:
+        """The divergences that there can be."""
+        return ["uld"] if self.across else list(LOSSES)
+
+    @property
+    def plain(self) -> Objective:
+        """The plainest objective: one divergence at a temperature of 1."""
+        return Objective((Term("uld"),) if self.across else (Term(),))
 
     @property
     def n_kept(self) -> int:
@@ -59,7 +91,10 @@ class Case:
 
 def live(case: Case) -> TargetFn:
     """Whole distributions, asked at every call."""
-    return live_targets(case.teacher, case.kept_ids, case.objective.temperature)
+    ask = live_targets(case.teacher, case.kept_ids, case.objective.temperature)
+    if case.objective.inside:
+        ask = case.objective.inside.of_teacher(ask, case.teacher)
+    return paired_targets(ask, case.across.pairs) if case.across else ask
 
 
 def cached(case: Case) -> TargetFn:
@@ -84,8 +119,11 @@ def hidden(case: Case) -> TargetFn:
 
 def _from_disk(case: Case, name: str, form: Form) -> TargetFn:
     folder = case.folder / name
-    fill_cache(folder, case.examples, form.ask, batch_size=2)
-    return form.targets(TargetCache(folder))
+    across = case.across
+    examples = [across.pairs[e.example_id].teacher if across else e for e in case.examples]
+    fill_cache(folder, examples, form.ask, batch_size=2)
+    kept = form.targets(TargetCache(folder))
+    return paired_targets(kept, across.pairs) if across else kept
 
 
 WAYS: Mapping[str, Callable[[Case], TargetFn]] = {

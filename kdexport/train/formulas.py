@@ -1,6 +1,7 @@
-"""Every loss in float64, from probabilities: what `losses` is held against.
+"""Every loss in float64: what `losses` and `inside` are held against.
 
-Shares nothing with it, which goes by log-probabilities, but the share that counts as a head.
+From probabilities, where `losses` goes by their logs; it shares nothing with it but the mass that
+counts as a head.
 """
 
 from collections.abc import Callable, Mapping
@@ -63,10 +64,42 @@ def _jsd(p: torch.Tensor, q: torch.Tensor, beta: float) -> torch.Tensor:
     return beta * _kl(p, m) + (1 - beta) * _kl(q, m)
 
 
-def _falling(p: torch.Tensor) -> torch.Tensor:
-    return p.gather(-1, p.argsort(-1, descending=True))
+def _by_rank(p: torch.Tensor, q: torch.Tensor, _: float) -> torch.Tensor:
+    size = max(p.shape[-1], q.shape[-1])
+    falling = (x.gather(-1, x.argsort(-1, descending=True)) for x in (p, q))
+    one, other = (torch.nn.functional.pad(x, (0, size - x.shape[-1])) for x in falling)
+    return (one - other).abs().sum(-1)
 
 
+def _far(h: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    apart: torch.Tensor = ((h - t) ** 2).sum(-1) / (t**2).sum(-1)
+    return apart
+
+
+def _turned(h: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    lengths = [x.square().sum(-1).sqrt() for x in (h, t)]
+    return 1 - (h * t).sum(-1) / (lengths[0] * lengths[1])
+
+
+def relation_kl(own: torch.Tensor, other: torch.Tensor, n_heads: int) -> torch.Tensor:
+    """KL of a teacher's relations and a student's, [n] from states of one text, [n, width] each."""
+    n = len(own)
+    cut, theirs = (x.reshape(n, n_heads, -1) for x in (own, other))
+    values = []
+    for t in range(n):
+        q, p = (
+            torch.softmax(torch.einsum("hd,shd->hs", x[t], x[: t + 1]) / x.shape[-1] ** 0.5, -1)
+            for x in (cut, theirs)
+        )
+        values.append(_kl(p, q).mean())
+    return torch.stack(values)
+
+
+STATE_REFERENCES: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "hidden": _far,
+    "hidden_cosine": _turned,
+    "blocks": _far,  # of differences
+}
 REFERENCES: Mapping[str, Reference] = {
     "forward_kl": _of(lambda p, q, _: _kl(p, q)),
     "reverse_kl": _of(lambda p, q, _: _kl(q, p)),
@@ -75,6 +108,6 @@ REFERENCES: Mapping[str, Reference] = {
     "skew_reverse_kl": _of(lambda p, q, a: _kl(q, a * q + (1 - a) * p)),
     "total_variation": _of(lambda p, q, _: (p - q).abs().sum(-1) / 2),
     "adaptive_kl": _of(_adaptive),
-    "uld": _of(lambda p, q, _: (_falling(p) - _falling(q)).abs().sum(-1)),
+    "uld": _of(_by_rank),
     "standardised_kl": _standardised,
 }

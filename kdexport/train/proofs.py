@@ -20,22 +20,16 @@ from kdexport.train.evaluate import evaluate
 from kdexport.train.formulas import REFERENCES
 from kdexport.train.model import head_is_plain, save_model
 from kdexport.train.objective import Objective, Term
+from kdexport.train.on_policy import by_origin
 from kdexport.train.step import Stepper
 from kdexport.train.targets import Targets, runs
-from kdexport.train.teacher import live_targets, top_k_targets
+from kdexport.train.teacher import top_k_targets
 
 MIDDLE = 0.5  # the progress at which schedules are looked at
 N_ROWS = 64  # tokens that losses are tried on
 FAR = 64.0  # a temperature at which every distribution is flat
 FLOAT32 = 1e-4  # of sums that are ordered otherwise
 HALF = 1e-2  # of what is kept in half precision
-
-
-def prove(case: Case) -> Iterator[Proof]:
-    """Every proof of `PROOFS`, one after another."""
-    case.student.eval()  # without dropout: what is compared is to be the same
-    for rows in PROOFS:
-        yield from rows(case)
 
 
 # Losses, at some tokens
@@ -45,7 +39,8 @@ def losses_are_their_formulas(case: Case) -> Iterator[Proof]:
     """Value and gradient of every loss, whole and with top k and tail, against float64."""
     z_teacher, z_student = _logits(case)
     order = z_teacher.topk(case.n_kept, dim=-1).indices
-    for name, loss in losses.LOSSES.items():
+    for name in case.losses:
+        loss = losses.LOSSES[name]
         worst = _apart(case, name, z_teacher, z_student, None)
         note = "value and gradient, whole"
         if not loss.whole:
@@ -82,6 +77,8 @@ def _apart(
 
 def gradients_keep_their_size(case: Case) -> Iterator[Proof]:
     """T² (T for a loss of first order) times the gradient, where T doubles and all is flat."""
+    if case.across:  # two vocabularies are not equally flat
+        return
     z_teacher, z_student = (z.float() for z in _logits(case))
 
     def norm(name: str, temperature: float) -> float:
@@ -92,7 +89,7 @@ def gradients_keep_their_size(case: Case) -> Iterator[Proof]:
         (gradient,) = torch.autograd.grad(temperature**2 * apart, z)
         return float(gradient.norm())
 
-    for name in losses.LOSSES:
+    for name in case.losses:
         ratio = norm(name, 2 * FAR) / norm(name, FAR)
         note = f"the gradient at T = {2 * FAR:.0f} beside that at {FAR:.0f}"
         yield Proof(f"{name} keeps its gradient as T grows", abs(ratio - 1), 0.1, note)
@@ -103,24 +100,39 @@ def _logits(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
     """Both models' logits [N, V] of some target tokens, float64, each example read alone."""
     both: list[list[torch.Tensor]] = [[], []]
     for example in case.examples:
-        where = slice(example.first_target - 1, len(example.ids) - 1)
-        for found, z in zip(both, _read_alone(case, example), strict=True):
-            found.append(z[where])
+        theirs, own, said = read_alone(case, example)
+        said[: example.first_target - 1] = False
+        for found, z in zip(both, (theirs, own), strict=True):
+            found.append(z[said])
     z_teacher, z_student = (torch.cat(found) for found in both)
     every = max(1, len(z_teacher) // N_ROWS)
     return z_teacher[::every], z_student[::every]
 
 
 @torch.no_grad()
-def _read_alone(case: Case, example: Encoded) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits [n, V] of teacher and student over one example: no batch, no padding, no chunks."""
+def read_alone(case: Case, example: Encoded) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What teacher and student say over one example: no batch, no padding, no chunks.
+
+    Logits [n, V] of both, and where the teacher says something of the next token, bool [n].
+    """
     ids = torch.from_numpy(example.ids)
+    own = case.student(ids[None].to(case.student.device), use_cache=False).logits[0]
+    said = torch.arange(len(ids)) < len(ids) - 1
     theirs = ids if case.kept_ids is None else torch.as_tensor(case.kept_ids)[ids]
+    if case.across:
+        pair = case.across.pairs[example.example_id]
+        theirs = torch.from_numpy(pair.teacher.ids)
     asked = case.teacher(theirs[None].to(case.teacher.device), use_cache=False).logits[0]
     if case.kept_ids is not None:
         asked = asked[:, torch.as_tensor(case.kept_ids)]
-    own = case.student(ids[None].to(case.student.device), use_cache=False).logits[0]
-    return asked.double().cpu(), own.double().cpu()
+    if case.across:
+        places = torch.zeros(len(ids), dtype=torch.long)
+        said[: example.first_completion - 1] = False
+        for number, partner in enumerate(pair.partners.tolist(), example.first_completion - 1):
+            said[number] = partner >= 0
+            places[number] = pair.teacher.first_completion - 1 + max(partner, 0)
+        asked = asked[places.to(asked.device)]
+    return asked.double().cpu(), own.double().cpu(), said
 
 
 # A step
@@ -128,25 +140,39 @@ def _read_alone(case: Case, example: Encoded) -> tuple[torch.Tensor, torch.Tenso
 
 def one_mask_is_shifted(case: Case) -> Iterator[Proof]:
     """Labels, student and teacher are read at one place: a loop over tokens gives the same sums."""
-    task = soft = 0.0
-    for example in case.examples:
-        z_teacher, z_student = _read_alone(case, example)
-        for t in range(example.first_target, len(example.ids)):
-            q = torch.log_softmax(z_student[t - 1], -1)
-            p = torch.log_softmax(z_teacher[t - 1], -1)
-            is_prompt = t < example.first_completion
-            share = case.objective.prompt_weight if is_prompt else 1.0
-            soft += example.weight * share * float((p.exp() * (p - q)).sum())
-            task -= 0.0 if is_prompt else example.weight * float(q[example.ids[t]])
-    plain = Objective(prompt_weight=case.objective.prompt_weight)
-    batch = collate(case.examples)
-    with torch.no_grad():
-        asked = live_targets(case.teacher, case.kept_ids, 1.0)(batch)
-        found = objective.batch_loss(case.student, batch, asked, plain, MIDDLE)
+    task, soft = summed_alone(case, case.examples)
+    found = summed_at_once(case, collate(case.examples))
     note = "a loop over single texts, nats"
-    yield Proof("texts are read at the shifted places", _relative(found.task, task), FLOAT32, note)
+    yield Proof("texts are read at the shifted places", relative(found.task, task), FLOAT32, note)
     name = "teacher and student are read at the same places"
-    yield Proof(name, _relative(found.divergence, soft), FLOAT32, note)
+    yield Proof(name, relative(found.divergence, soft), FLOAT32, note)
+
+
+def summed_alone(case: Case, examples: Sequence[Encoded]) -> tuple[float, float]:
+    """Cross-entropy on texts and divergence, nats: a loop over their tokens."""
+    task = soft = 0.0
+    (term,) = case.plain.terms
+    for example in examples:
+        z_teacher, z_student, said = read_alone(case, example)
+        for t in range(example.first_target, len(example.ids)):
+            is_prompt = t < example.first_completion
+            if said[t - 1]:
+                share = case.objective.prompt_weight if is_prompt else 1.0
+                rows = slice(t - 1, t)
+                apart = REFERENCES[term.loss](z_teacher[rows], z_student[rows], 1.0, 0.0, None)
+                soft += example.weight * share * float(apart)
+            q = torch.log_softmax(z_student[t - 1], -1)
+            task -= 0.0 if is_prompt else example.weight * float(q[example.ids[t]])
+    return task, soft
+
+
+@torch.no_grad()
+def summed_at_once(case: Case, batch: Batch) -> objective.Parts:
+    """The same as training sums it; own samples are asked of as beside kept targets."""
+    plain = replace(case.plain, prompt_weight=case.objective.prompt_weight)
+    at_one = replace(case, objective=plain)
+    ask = by_origin(WAYS[case.way](at_one), live(at_one)) if batch.is_own else live(at_one)
+    return objective.batch_loss(case.student, batch, ask(batch), plain, MIDDLE)
 
 
 def steps_do_not_depend_on_batches(case: Case) -> Iterator[Proof]:
@@ -164,27 +190,27 @@ def steps_do_not_depend_on_batches(case: Case) -> Iterator[Proof]:
     }
     for name, gradient in ways.items():
         note = f"{len(examples)} texts; relative"
-        yield Proof(name, _relative_norm(gradient, whole), FLOAT32, note)
+        yield Proof(name, relative_norm(gradient, whole), FLOAT32, note)
 
 
 def judging_does_not_depend_on_batches(case: Case) -> Iterator[Proof]:
     """KL and perplexity on held-out texts are the same one by one and all at once."""
-    found = [
-        evaluate(case.student, case.examples, live(case), size) for size in (1, len(case.examples))
-    ]
+    ask = None if case.across else live(case)
+    found = [evaluate(case.student, case.examples, ask, size) for size in (1, len(case.examples))]
     one, all_at_once = (f for f in found if f is not None)
-    for name, shown in (("kl", "KL"), ("perplexity", "perplexity")):
-        apart = _relative(getattr(one, name), getattr(all_at_once, name))
+    judged = (("kl", "KL"), ("perplexity", "perplexity"))
+    for name, shown in judged[1:] if case.across else judged:
+        apart = relative(getattr(one, name), getattr(all_at_once, name))
         yield Proof(f"{shown} does not depend on batches", apart, FLOAT32, "relative")
 
 
 def chunks_are_the_plain_loss(case: Case) -> Iterator[Proof]:
     """Head and loss in chunks give the gradient of the loss of all logits at once."""
     batch = collate(case.examples)
-    plain = replace(case.objective, hidden_weight=0.0)
+    plain = replace(case.objective, hidden_weight=0.0, inside=None)
     asked = WAYS[case.way](case)(batch)
     chunked = objective.batch_loss(case.student, batch, asked, plain, MIDDLE).loss
-    found = _gradient(case.student, chunked)
+    found = gradient_of(case.student, chunked)
     logits = case.student(batch.ids.to(case.student.device), use_cache=False).logits
     logits = logits[:, :-1][batch.targets.to(logits.device)].float()
     share = batch.weights * torch.where(batch.is_completion, 1.0, plain.prompt_weight)
@@ -195,15 +221,17 @@ def chunks_are_the_plain_loss(case: Case) -> Iterator[Proof]:
     loss = plain.task_weight.at(MIDDLE) * (of_task * task).sum()
     strength = plain.kd_weight.at(MIDDLE) * plain.temperature**2
     loss = loss + strength * (share.to(logits.device) * soft).sum()
-    apart = _relative_norm(_gradient(case.student, loss), found)
+    apart = relative_norm(gradient_of(case.student, loss), found)
     n_chunks = len(runs(len(logits), logits.shape[-1]))
     yield Proof("chunks give the plain gradient", apart, 1e-5, f"{n_chunks} chunks; relative")
 
 
-def _gradient(model: Any, loss: torch.Tensor) -> torch.Tensor:
+def gradient_of(model: Any, loss: torch.Tensor) -> torch.Tensor:
+    """The gradient of a loss by all that is learnt of a model, flat; 0 where it does not reach."""
     own = [p for p in model.parameters() if p.requires_grad]
     found: tuple[Any, ...] = torch.autograd.grad(loss, own, allow_unused=True)
-    return torch.cat([g.flatten().cpu() for g in found if g is not None])
+    filled = (torch.zeros_like(p) if g is None else g for p, g in zip(own, found, strict=True))
+    return torch.cat([g.flatten().cpu() for g in filled])
 
 
 class _Watched(torch.optim.Optimizer):
@@ -221,9 +249,8 @@ class _Watched(torch.optim.Optimizer):
 
 def step_gradient(case: Case, group: Sequence[Batch], **wishes: Any) -> torch.Tensor:
     """The gradient by which a step over these batches would move the student, flat."""
-    own = [p for p in case.student.parameters() if p.requires_grad]
-    watched = _Watched(own)
     wish = case.objective
+    watched = _Watched([p for p in wish.learner(case.student).parameters() if p.requires_grad])
     stepper = Stepper(case.student, watched, wish, clip_norm=float("inf"), **wishes)
     stepper.step(group, WAYS[case.way](case) if wish.kd_weight.at(MIDDLE) else None, 0.0, MIDDLE)
     return watched.gradient
@@ -243,8 +270,8 @@ def teacher_is_at_rest(case: Case) -> Iterator[Proof]:
     finally:
         case.student.eval()
     again = ask(batch).rows(slice(None))
-    apart = float((asked.logprobs - again.logprobs).abs().max())
-    yield Proof("the teacher says the same twice", apart, 1e-6, "largest difference, nats")
+    apart = float((asked.logprobs.exp() - again.logprobs.exp()).abs().max())
+    yield Proof("the teacher says the same twice", apart, 1e-6, "largest difference of p")
     alone = [ask(collate([e])).rows(slice(None)).logprobs for e in case.examples]
     apart = float((torch.cat(alone).exp() - again.logprobs.exp()).abs().max())
     yield Proof("the teacher says the same of a text alone", apart, 1e-4, "largest difference of p")
@@ -261,20 +288,25 @@ def caches_are_near_the_teacher(case: Case) -> Iterator[Proof]:
     """What is kept on disk gives the divergence that the teacher gives when asked live."""
     batch, ask = collate(case.examples), live(case)
     whole = _divergence(case, batch, ask(batch))
+    if not case.across:
+        yield _top_k_is_near(case, batch, whole)
+    if head_is_plain(case.teacher):
+        apart = relative(_divergence(case, batch, hidden(case)(batch)), whole)
+        yield Proof("cached hidden states are the live ones", apart, HALF, "relative")
+
+
+def _top_k_is_near(case: Case, batch: Batch, whole: float) -> Proof:
     found = _divergence(case, batch, cached(case)(batch))
-    same = _divergence(case, batch, top_k_targets(ask, case.n_kept)(batch))
+    same = _divergence(case, batch, top_k_targets(live(case), case.n_kept)(batch))
     less = 100 * (1 - same / max(whole, 1e-12))
     note = f"relative; {case.n_kept} tokens and the rest as one see {less:.1f} % less than all"
-    yield Proof("cached targets are the live ones", _relative(found, same), HALF, note)
-    if head_is_plain(case.teacher):
-        apart = _relative(_divergence(case, batch, hidden(case)(batch)), whole)
-        yield Proof("cached hidden states are the live ones", apart, HALF, "relative")
+    return Proof("cached targets are the live ones", relative(found, same), HALF, note)
 
 
 @torch.no_grad()
 def _divergence(case: Case, batch: Batch, asked: Any) -> float:
-    """Forward KL of a batch, nats."""
-    wish = Objective(temperature=case.objective.temperature, prompt_weight=1.0)
+    """The plainest divergence of a batch, nats."""
+    wish = replace(case.plain, temperature=case.objective.temperature, prompt_weight=1.0)
     return objective.batch_loss(case.student, batch, asked, wish, MIDDLE).divergence
 
 
@@ -283,12 +315,14 @@ def _divergence(case: Case, batch: Batch, asked: Any) -> float:
 
 def tokens_are_the_same(case: Case) -> Iterator[Proof]:
     """Each of the student's tokens is the teacher's, and logits are as wide on both sides."""
+    if case.across:
+        return
     theirs = range(len(case.student_tokens)) if case.kept_ids is None else case.kept_ids
     asked = {i: case.teacher_tokens.get(their) for i, their in enumerate(theirs)}
     other = sum(asked.get(i) != token for i, token in case.student_tokens.items())
     note = f"of {len(case.student_tokens)} tokens"
     yield Proof("the tokens are the teacher's, one by one", other, 0, note)
-    z_teacher, z_student = _read_alone(case, case.examples[0])
+    z_teacher, z_student, _ = read_alone(case, case.examples[0])
     apart = abs(z_teacher.shape[-1] - z_student.shape[-1])
     yield Proof("logits are as wide on both sides", apart, 0, "columns more or fewer")
 
@@ -329,11 +363,13 @@ def _plain(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _relative(found: float, expected: float) -> float:
+def relative(found: float, expected: float) -> float:
+    """How far a number is off, beside what it should be."""
     return abs(found - expected) / max(abs(expected), 1e-12)
 
 
-def _relative_norm(found: torch.Tensor, expected: torch.Tensor) -> float:
+def relative_norm(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """How far a vector is off, beside the length that it should have."""
     return float((found - expected).norm() / expected.norm().clamp(min=1e-30))
 
 

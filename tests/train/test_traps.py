@@ -21,47 +21,12 @@ from kdexport.train.data import Batch, Encoded
 from kdexport.train.evaluate import Evaluation
 from kdexport.train.formulas import REFERENCES
 from kdexport.train.losses import LOSSES
-from kdexport.train.model import load_model
 from kdexport.train.objective import Objective, Term
-from kdexport.train.schedule import Schedule
-from kdexport.train.sizes import StudentSpec
-from kdexport.train.student import Origin, prune
+from kdexport.train.prove import prove
 from kdexport.train.targets import HeadTargets, Targets
 from kdexport.train_section import PARTS
 
 Patch = pytest.MonkeyPatch
-KEPT = list(range(0, 320, 2))
-
-
-@pytest.fixture(scope="module")
-def models(llama: Path) -> tuple[Any, Any]:
-    """A teacher, and a student of half of its tokens."""
-    whole = load_model(llama)
-    probe = [torch.arange(40)[None]]
-    return whole, prune(Origin(whole, KEPT, probe), StudentSpec(n_layers=2)).model
-
-
-@pytest.fixture
-def case(models: tuple[Any, Any], llama: Path, tmp_path: Path) -> Case:
-    rng = np.random.default_rng(1)
-    return Case(
-        teacher=models[0],
-        student=models[1],
-        kept_ids=KEPT,
-        examples=[
-            Encoded(f"e{n}", rng.integers(2, 160, size=int(size)), 1, 4, 1.0 + n / 2)
-            for n, size in enumerate((9, 19, 14, 24))
-        ],
-        objective=Objective(
-            kd_weight=Schedule(1.0, 5.0), temperature=2.0, prompt_weight=0.5, hidden_weight=0.2
-        ),
-        folder=tmp_path,
-        top_k=64,
-        teacher_tokens={i: f"t{i}" for i in range(320)},
-        student_tokens={new: f"t{old}" for new, old in enumerate(KEPT)},
-        tokenizer_from=llama,
-        splits={"train": ["Fresh bread", "Tea"], "validation": ["Cake"], "test": ["Milk "]},
-    )
 
 
 def told(rows: Any) -> dict[str, Proof]:
@@ -69,7 +34,7 @@ def told(rows: Any) -> dict[str, Proof]:
 
 
 def test_every_proof_holds(case: Case) -> None:
-    found = told(proofs.prove(case))
+    found = told(prove(case))
     assert [row for row in found.values() if not row.ok] == []
     assert len(found) > 2 * len(LOSSES) + 15
     assert "less than all" in found["cached targets are the live ones"].note
