@@ -6,6 +6,7 @@ side can be divided.
 
 import contextlib
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from typing import Any
 from kdexport.bundle import Bundle, check_files, open_bundle
 from kdexport.console import Tracker, tracked
 from kdexport.content.prompts import split_opening
+from kdexport.energy import Meter, find_meter
 from kdexport.errors import InputError, KdexportError
 from kdexport.machine import machine_facts, physical_cores
 from kdexport.metrics import read_curve
@@ -35,6 +37,7 @@ from kdexport.verdict.report import (
     write_report,
 )
 from kdexport.verdict.stage_losses import stage_losses
+from kdexport.verdict.timing import Case, Timing
 
 SAMPLE_TOKENS = 96
 Answer = dict[str, Any]
@@ -131,30 +134,78 @@ def running(specs: Sequence[ArmSpec], n_threads: int) -> Iterator[list[Arm]]:
 def measure_arms(
     specs: Sequence[ArmSpec], settings: BenchSettings, samples: Sequence[Pair], progress: Tracker
 ) -> list[ArmResult]:
-    """Latency in turns (a warm-up first), then memory, quality and sample copies of each arm."""
-    n_steps = len(specs) * (settings.n_runs + 3)
-    done = 0
-    with running(specs, settings.n_threads) as arms:
-        done += len(arms)
+    """Each case in turns, the report's own first; after it memory, quality and copies of each arm.
+
+    For another number of threads the arms are started anew.
+    """
+    cases = settings.cases
+    counts = list(dict.fromkeys(case.n_threads for case in cases))
+    turns = _Turns(settings.n_runs, find_meter(), progress)
+    turns.n_left = len(specs) * (len(cases) * (settings.n_runs + 1) + len(counts) + 1)
+    results: list[ArmResult] = []
+    others: list[list[Timing]] = [[] for _ in specs]
+    for n_threads in counts:
+        with running(specs, n_threads) as arms:
+            turns.advance(len(arms))
+            for case in cases:
+                if case.n_threads != n_threads:
+                    continue
+                timed = turns.take(arms, case)
+                if results:
+                    for found, one in zip(others, timed, strict=True):
+                        found.append(Timing(**case.model_dump(), **one))
+                    continue
+                for arm, one in zip(arms, timed, strict=True):
+                    turns.advance(1, note=f"{arm.spec.name}: quality and samples")
+                    results.append(_result(arm, one, samples))
+    turns.advance(0)
+    return [
+        result.model_copy(update={"others": found})
+        for result, found in zip(results, others, strict=True)
+    ]
+
+
+@dataclass
+class _Turns:
+    """The arms' turns at a case, and how far all of them are."""
+
+    n_runs: int
+    meter: Meter | None
+    progress: Tracker
+    n_left: int = 0
+    n_done: int = 0
+
+    def take(self, arms: Sequence[Arm], case: Case) -> list[Answer]:
+        """What each arm took, run by run; the first turn of each warms up and does not count."""
+        asked = case.model_dump(exclude={"n_threads"})
         runs: list[list[Answer]] = [[] for _ in arms]
-        for number in range(settings.n_runs + 1):
+        for number in range(self.n_runs + 1):
             for arm, found in zip(arms, runs, strict=True):
-                progress(done, n_steps, note=f"{arm.spec.name}: latency")
-                answer = arm.ask(
-                    "latency",
-                    prompt_tokens=settings.prompt_tokens,
-                    new_tokens=settings.new_tokens,
-                )
-                if number:  # the first is the warm-up
+                self.advance(1, note=f"{arm.spec.name}: {case.label}")
+                before = self.meter.read() if self.meter else ()
+                answer = arm.ask("latency", **asked)
+                if self.meter:
+                    answer["joules"] = self.meter.joules(before, self.meter.read())
+                if number:
                     found.append(answer)
-                done += 1
-        results = []
-        for arm, found in zip(arms, runs, strict=True):
-            progress(done, n_steps, note=f"{arm.spec.name}: quality and samples")
-            results.append(_result(arm, found, samples))
-            done += 1
-    progress(n_steps, n_steps)
-    return results
+        return [_timed(found) for found in runs]
+
+    def advance(self, n: int, note: str = "") -> None:
+        """Tell how far all turns are, before the next begins."""
+        self.progress(self.n_done, self.n_done + self.n_left, note=note)
+        self.n_done += n
+        self.n_left -= n
+
+
+def _timed(runs: Sequence[Answer]) -> Answer:
+    """The fields of `Timed`."""
+    return {
+        "ttft_ms": [run["ttft_ms"] for run in runs],
+        "itl_ms": [gap for run in runs for gap in run["itl_ms"]],
+        "prefill_tok_s": statistics.median(run["prefill_tok_s"] for run in runs),
+        "decode_tok_s": [run["decode_tok_s"] for run in runs],
+        "joules": [run["joules"] for run in runs if "joules" in run],
+    }
 
 
 def _request(pair: Pair) -> str:
@@ -163,7 +214,7 @@ def _request(pair: Pair) -> str:
     return asked[-1]["content"]
 
 
-def _result(arm: Arm, runs: Sequence[Answer], samples: Sequence[Pair]) -> ArmResult:
+def _result(arm: Arm, timed: Answer, samples: Sequence[Pair]) -> ArmResult:
     memory = arm.ask("memory")
     copies = {
         pair.id: arm.ask(
@@ -185,11 +236,8 @@ def _result(arm: Arm, runs: Sequence[Answer], samples: Sequence[Pair]) -> ArmRes
     return ArmResult(
         arm=arm.spec.name,
         made_from=arm.spec.made_from,
-        ttft_ms=[run["ttft_ms"] for run in runs],
-        itl_ms=[gap for run in runs for gap in run["itl_ms"]],
-        prefill_tok_s=sorted(run["prefill_tok_s"] for run in runs)[len(runs) // 2],
-        decode_tok_s=[run["decode_tok_s"] for run in runs],
         samples=copies,
+        **timed,
         **arm.facts,
         **memory,
         **quality,
@@ -242,6 +290,7 @@ def bench_run(run: Run) -> BenchReport:
         created=_now(),
         machine=machine_facts(),
         settings=settings,
+        command=_command(),
         arms=arms,
         losses=stage_losses(arms),
         samples=gather_samples(arms, {p.id: _request(p) for p in samples}),
@@ -280,6 +329,7 @@ def bench_bundles(
         created=_now(),
         machine=machine_facts(),
         settings=settings,
+        command=_command(),
         arms=arms,
         losses=stage_losses(arms),
         baseline=specs[0].name,
@@ -301,9 +351,8 @@ def _bundle_arm(
 ) -> ArmSpec:
     """The arm of a bundle that can hold what will be measured; ``known``: arms by their hash."""
     manifest, path = bundle.manifest, bundle.path
-    check_room(
-        settings.prompt_tokens, settings.new_tokens, manifest.model.max_length, where=str(path)
-    )
+    for case in settings.cases:
+        check_room(case.prompt_tokens, case.new_tokens, manifest.model.max_length, where=str(path))
     parent = known.get(manifest.parent.manifest_sha256) if manifest.parent else None
     if "reference.npz" not in manifest.files:
         return ArmSpec(name, path, made_from=parent)
@@ -324,6 +373,10 @@ def training_points(log: Path) -> list[TrainPoint]:
         )
         for point in read_curve(log)
     ]
+
+
+def _command() -> list[str]:
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
 def _now() -> str:

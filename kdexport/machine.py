@@ -42,6 +42,7 @@ class Machine(BaseModel):
     cpu_quota: float | None = None
     features: list[str] = []
     memory_gb: float | None = None
+    governor: str = ""
     os: str = ""
     python: str = ""
     versions: dict[str, str] = {}
@@ -51,7 +52,8 @@ def machine_facts() -> Machine:
     """Facts of this machine; whatever the system does not tell stays empty, nothing raises.
 
     `n_cores` counts logical CPUs that this process may use, `cpu_quota` how many of them at a time
-    a container is given (None: all); `memory_gb` is in 10^9 bytes.
+    a container is given (None: all); `memory_gb` is in 10^9 bytes; `governor` is Linux's for the
+    first CPU's frequency.
     """
     try:
         cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
@@ -65,6 +67,7 @@ def machine_facts() -> Machine:
         cpu_quota=cpu_quota(),
         features=[name for name, any_of in FEATURES.items() if any_of & flags],
         memory_gb=_memory_gb(),
+        governor=_governor(),
         os=_os_name(),
         python=platform.python_version(),
         versions={name: found for name in VERSIONS_OF if (found := _version(name)) is not None},
@@ -150,6 +153,14 @@ def _memory_gb() -> float | None:
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf
         return None
     return round(n_bytes / 1e9, 1) if n_bytes > 0 else None
+
+
+def _governor() -> str:
+    try:
+        path = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+        return path.read_text("ascii").strip()
+    except OSError:
+        return ""
 
 
 def _os_name() -> str:

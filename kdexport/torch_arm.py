@@ -27,7 +27,7 @@ Array = np.ndarray[Any, Any]
 class TorchSession:
     """A causal language model behind the interface of `kdexport.runtime.session.Session`.
 
-    One text at a time; transformers' own cache.
+    One text, or texts of equal length; transformers' own cache.
     """
 
     def __init__(self, model: Any, text: TextFacts) -> None:
@@ -51,7 +51,9 @@ class TorchSession:
         lengths: Array | None = None,
         logit_rows: Array | None = None,
     ) -> Array:
-        """Logits, float32 [K, V]; see `Session.run`."""
+        """Logits, float32 [K, V] of one text or [B, V] of several; see `Session.run`."""
+        if lengths is not None and (lengths != ids.shape[1]).any():
+            raise InputError("texts of several lengths are not for the model in PyTorch")
         check_ids(ids, self.model.get_input_embeddings().num_embeddings)
         wanted = torch.tensor([ids.shape[1] - 1] if logit_rows is None else logit_rows)
         out = self.model(
@@ -60,7 +62,8 @@ class TorchSession:
             use_cache=True,
             logits_to_keep=wanted,
         )
-        logits: Array = out.logits[0].float().numpy()
+        rows = out.logits[0] if len(ids) == 1 else out.logits[:, -1]
+        logits: Array = rows.float().numpy()
         return logits
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 from kdexport import arms
 from kdexport.arms import Arm, ArmSpec, arm_names, bench_bundles
 from kdexport.bundle import Bundle, commit_bundle, staged_bundle
+from kdexport.energy import Meter
 from kdexport.errors import InputError, KdexportError
 from kdexport.export.bundles import export_bundle
 from kdexport.pairs import Pair
 from kdexport.verdict.report import BenchSettings
+from kdexport.verdict.timing import Case
 from tests.models import make_llama
 
 ROOT = Path(__file__).parent.parent
@@ -105,6 +108,43 @@ def test_the_teacher_is_scored_on_the_first_reference(
     assert [spec.reference and spec.reference.parent.name for spec in seen] == [
         *("first", None, "first", "second", None)
     ]
+
+
+def test_other_cases_are_measured_beside_the_reports_own(bundle: Bundle, model: Path) -> None:
+    others = [
+        Case(n_threads=1, batch_size=3, prompt_tokens=4, new_tokens=5),
+        Case(n_threads=2, prompt_tokens=6, new_tokens=3),
+    ]
+    settings = FEW.model_copy(update={"n_runs": 2, "others": others})
+    report = bench_bundles([bundle.path], str(model), settings)
+    for arm in report.arms:
+        assert (len(arm.ttft_ms), len(arm.itl_ms)) == (2, 2 * 2)
+        assert [Case(**one.model_dump(include=set(Case.model_fields))) for one in arm.others] == (
+            others
+        )
+        batch, longer = arm.others
+        assert (len(batch.itl_ms), len(longer.itl_ms)) == (2 * 4, 2 * 2)
+        slowest, quickest = (1000 * 3 / f(batch.itl_ms) for f in (max, min))
+        assert all(slowest <= rate <= quickest for rate in batch.decode_tok_s)  # of three texts
+        assert 0 < arm.steady_rss_mb <= arm.peak_rss_mb
+    assert report.command[1:] == sys.argv[1:]
+
+
+def test_every_turn_is_metered_where_there_is_a_meter(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings = iter(range(0, 10**9, 500_000))
+
+    class Counting(Meter):
+        def read(self) -> tuple[int, ...]:
+            return (next(readings),)
+
+    monkeypatch.setattr(arms, "find_meter", lambda: Counting((), (2**32,)))
+    (arm,) = bench_bundles([bundle.path], None, FEW).arms
+    assert arm.joules == [0.5]
+    monkeypatch.setattr(arms, "find_meter", lambda: None)
+    (arm,) = bench_bundles([bundle.path], None, FEW).arms
+    assert arm.joules == []
 
 
 def test_a_changed_reference_is_refused(bundle: Bundle, tmp_path: Path) -> None:

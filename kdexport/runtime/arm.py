@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from kdexport.content.prompts import split_opening
 from kdexport.errors import InputError, KdexportError
+from kdexport.machine import rss_mb
 from kdexport.runtime.generate import Runs, generate
 from kdexport.runtime.latency import measure_once, prompt_of
 from kdexport.runtime.quality import load_reference, measure_quality
@@ -33,7 +34,7 @@ def serve_arm(session: Runs, codec: Any, facts: Answer) -> None:
         "latency": lambda **request: _latency(session, codec, **request),
         "quality": lambda **request: _quality(session, **request),
         "sample": lambda **request: _sample(session, codec, **request),
-        "memory": lambda: {"peak_rss_mb": peak_rss_mb()},
+        "memory": lambda: {"peak_rss_mb": peak_rss_mb(), "steady_rss_mb": rss_mb()},
     }
     _answer(facts)
     for line in sys.stdin:
@@ -58,8 +59,11 @@ def _answer(answer: Answer) -> None:
         os._exit(1)  # whoever asked is gone
 
 
-def _latency(session: Runs, codec: Any, prompt_tokens: int, new_tokens: int) -> Answer:
-    latency = measure_once(session, codec, prompt_of(codec, prompt_tokens), new_tokens)
+def _latency(
+    session: Runs, codec: Any, prompt_tokens: int, new_tokens: int, batch_size: int = 1
+) -> Answer:
+    prompt = prompt_of(codec, prompt_tokens)
+    latency = measure_once(session, codec, prompt, new_tokens, batch_size)
     return {**asdict(latency), "decode_tok_s": latency.decode_tok_s}
 
 

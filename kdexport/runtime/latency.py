@@ -1,4 +1,4 @@
-"""How long writing takes: the `generate` that users run, from text to text."""
+"""How long writing takes: `generate` and `generate_batch` as users run them, from text to text."""
 
 import itertools
 import time
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdexport.errors import InputError
-from kdexport.runtime.generate import Runs, generate
+from kdexport.runtime.generate import Runs, generate, generate_batch
 from kdexport.runtime.sample import make_sampler
 
 FILLER = (
@@ -19,33 +19,57 @@ FILLER = (
 class Latency:
     """One run: time to first token, then the gaps between tokens (ITL), in milliseconds.
 
-    ``prefill_tok_s`` counts the prompt's tokens over the time to first token, tokenizing included.
+    Of a batch: to the first token of every text, then between the steps of all.
+    ``prefill_tok_s`` counts the prompts' tokens over the time to first token, tokenizing included.
     """
 
     ttft_ms: float
     itl_ms: list[float]
     prefill_tok_s: float
+    batch_size: int = 1
 
     @property
     def decode_tok_s(self) -> float:
-        """Tokens after the first, over the time they took."""
-        return 1000 * len(self.itl_ms) / sum(self.itl_ms)
+        """Tokens of all texts after their first, over the time they took."""
+        return 1000 * self.batch_size * len(self.itl_ms) / sum(self.itl_ms)
 
 
-def measure_once(session: Runs, codec: Any, prompt: str, n_new: int) -> Latency:
+def measure_once(
+    session: Runs, codec: Any, prompt: str, n_new: int, batch_size: int = 1
+) -> Latency:
     """Write ``n_new`` tokens greedily after ``prompt``; an end token does not end the run.
 
-    Raises InputError where the model has no room for them.
+    ``batch_size``: the same for so many texts at a time. Raises InputError where the model has no
+    room for them.
     """
-    decoder = codec.stream()
+    decoders = [codec.stream() for _ in range(batch_size)]
     marks = [time.perf_counter()]
-    ids = codec.encode(prompt)
-    check_room(len(ids), n_new, session.manifest.model.max_length)
-    for step in generate(session, ids, make_sampler(), max_new_tokens=n_new, ignore_eos=True):
-        decoder.push(step.token_id)
-        marks.append(time.perf_counter())
+    prompts = [codec.encode(prompt) for _ in range(batch_size)]
+    n_read = len(prompts[0])
+    check_room(n_read, n_new, session.manifest.model.max_length)
+
+    def written(number: int, token_id: int) -> bool:
+        decoders[number].push(token_id)
+        if number == batch_size - 1:
+            marks.append(time.perf_counter())
+        return False
+
+    if batch_size == 1:
+        steps = generate(session, prompts[0], make_sampler(), max_new_tokens=n_new, ignore_eos=True)
+        for step in steps:
+            written(0, step.token_id)
+    else:
+        generate_batch(
+            session,
+            prompts,
+            make_sampler(),
+            max_new_tokens=[n_new] * batch_size,
+            batch_size=batch_size,
+            stops=written,
+            ignore_eos=True,
+        )
     gaps = [1000 * (b - a) for a, b in itertools.pairwise(marks)]
-    return Latency(gaps[0], gaps[1:], len(ids) / (gaps[0] / 1000))
+    return Latency(gaps[0], gaps[1:], batch_size * n_read / (gaps[0] / 1000), batch_size)
 
 
 def check_room(n_prompt: int, n_new: int, max_length: int, where: str = "") -> None:

@@ -8,8 +8,6 @@ Units are in the names: `_ms` milliseconds, `_s` seconds, `_mb` 10^6 bytes, `kl_
 from __future__ import annotations
 
 import json
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +25,7 @@ from kdexport.errors import InputError
 from kdexport.files import write_whole
 from kdexport.machine import Machine, machine_facts
 from kdexport.verdict.scores import Measured, Record, StageLoss, TextSums
+from kdexport.verdict.timing import Case, Timed, Timing, percentile
 
 __all__ = [
     "ARM_LABELS",
@@ -71,7 +70,7 @@ _NOUNS: dict[str, str] = {
 }
 
 
-class ArmResult(Record):
+class ArmResult(Timed):
     """What one arm (a model in an engine, in a process of its own) measured."""
 
     arm: str
@@ -81,10 +80,8 @@ class ArmResult(Record):
     size_mb: FiniteFloat = Field(description="weights or bundle on disk, 10^6 bytes")
     peak_rss_mb: FiniteFloat = Field(description="of the whole process, 10^6 bytes")
     load_s: FiniteFloat
-    ttft_ms: list[FiniteFloat] = Field(description="prompt text to first token, one per run")
-    itl_ms: list[FiniteFloat] = Field(description="gaps between tokens, all runs pooled")
-    prefill_tok_s: FiniteFloat
-    decode_tok_s: list[FiniteFloat] = Field(description="one per run")
+    steady_rss_mb: Measured = Field(default=None, description="after the runs, 10^6 bytes")
+    others: list[Timing] = Field(default=[], description="the other cases, in the settings' order")
     perplexity: Measured = None
     perplexity_se: Measured = Field(default=None, description="standard error, over tokens")
     ppl_ratio: Measured = Field(default=None, description="perplexity over the teacher's")
@@ -109,44 +106,18 @@ class ArmResult(Record):
         """The arm as tables name it."""
         return ARM_LABELS.get(self.arm, self.arm)
 
-    @property
-    def ttft_p50_ms(self) -> float | None:
-        """Median time to first token."""
-        return percentile(self.ttft_ms, 50)
 
-    @property
-    def ttft_p99_ms(self) -> float | None:
-        """99th percentile of the time to first token; near the slowest for few runs."""
-        return percentile(self.ttft_ms, 99)
+class BenchSettings(Case):
+    """What every arm was asked to do: a case, which is the report's own, and others."""
 
-    @property
-    def tpot_p50_ms(self) -> float | None:
-        """Median gap between two tokens."""
-        return percentile(self.itl_ms, 50)
-
-    @property
-    def tpot_p99_ms(self) -> float | None:
-        """99th percentile of the gap between two tokens."""
-        return percentile(self.itl_ms, 99)
-
-    @property
-    def decode_mean_tok_s(self) -> float | None:
-        """Mean over runs of the decoding speed."""
-        return statistics.fmean(self.decode_tok_s) if self.decode_tok_s else None
-
-    @property
-    def decode_sd_tok_s(self) -> float | None:
-        """Sample standard deviation (n - 1) over runs; None for fewer than two."""
-        return statistics.stdev(self.decode_tok_s) if len(self.decode_tok_s) > 1 else None
-
-
-class BenchSettings(Record):
-    """What every arm was asked to do."""
-
-    n_threads: int
-    prompt_tokens: int
-    new_tokens: int
     n_runs: int
+    others: list[Case] = Field(default=[])
+
+    @property
+    def cases(self) -> list[Case]:
+        """All of them, the report's own first."""
+        own = {name: getattr(self, name) for name in Case.model_fields}
+        return [Case(**own), *self.others]
 
 
 class Sample(Record):
@@ -178,6 +149,7 @@ class BenchReport(Record):
     created: str = Field(description="ISO 8601, UTC")
     machine: Machine
     settings: BenchSettings
+    command: list[str] = Field(default=[], description="what was called, word by word")
     arms: list[ArmResult]
     losses: list[StageLoss] = Field(default=[], description="what each stage cost")
     baseline: str = REFERENCE_ARM
@@ -239,17 +211,6 @@ class BenchReport(Record):
         if value is None and arm.arm == REFERENCE_ARM:
             return own if any(other.kl_mean is not None for other in self.arms) else None
         return value
-
-
-def percentile(values: Sequence[float], q: float) -> float | None:
-    """The q-th percentile (0 to 100), linear between ranks as in numpy; None for no values."""
-    if not values:
-        return None
-    ordered = sorted(values)
-    rank = (len(ordered) - 1) * q / 100
-    low = math.floor(rank)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (rank - low)
 
 
 def short(value: float) -> str:
