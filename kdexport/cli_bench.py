@@ -10,18 +10,22 @@ from kdexport.cli_options import (
     EXISTING,
     fail_on,
     json_option,
+    numbers_from,
     print_report,
     refusing,
 )
 from kdexport.errors import InputError
 
+LIST: Any = {"type": numbers_from(1), "metavar": "N[,N...]", "show_default": True}
+
 
 @click.command()
 @click.argument("bundles", type=EXISTING, nargs=-1, required=True)
 @click.option("--teacher", metavar="SOURCE", help="Also measure this model in PyTorch.")
-@click.option("--threads", type=click.IntRange(1), help="Threads [default: physical cores].")
-@click.option("--prompt-tokens", type=click.IntRange(1), default=128, show_default=True)
-@click.option("--new-tokens", type=click.IntRange(2), default=64, show_default=True)
+@click.option("--threads", help="Threads [default: physical cores].", **LIST)
+@click.option("--batch", default="1", help="Texts at a time.", **LIST)
+@click.option("--prompt", default="128", help="Tokens of the prompt.", **LIST)
+@click.option("--new", type=click.IntRange(2), default=64, show_default=True, help="New tokens.")
 @click.option("--runs", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--out", type=EXISTING, help="Also write bench.json and report.html to this folder.")
 @click.option("--csv", type=EXISTING, help="Also write the numbers to this file, a row an arm.")
@@ -44,7 +48,9 @@ def bench(
     """Measure latency, memory and, where a bundle has a reference, quality.
 
     Each bundle runs in a process of its own and they take turns. Timed is what `generate` does:
-    tokenizing, sampling and detokenizing included.
+    tokenizing, sampling and detokenizing included. Of --threads, --batch and --prompt several
+    values may be given, as in 1,2: the first of each is the report's own case, and all others are
+    measured beside it.
 
     --fail-if is of the arm in bold, the last bundle, unless another is named: 'NAME:kl_mean>0.5'.
     docs/verdict.md has the names of all measures.
@@ -72,16 +78,20 @@ def bench(
     fail_on(report_failures(report, thresholds))
 
 
-def _settings(threads: int | None, prompt_tokens: int, new_tokens: int, runs: int) -> Any:
+def _settings(
+    threads: Sequence[int] | None, batch: Sequence[int], prompt: Sequence[int], new: int, runs: int
+) -> Any:
     from kdexport.machine import physical_cores
     from kdexport.verdict.report import BenchSettings
+    from kdexport.verdict.timing import Case
 
-    return BenchSettings(
-        n_threads=threads or physical_cores(),
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
-        n_runs=runs,
+    own, *others = (
+        Case(n_threads=n_threads, batch_size=n_texts, prompt_tokens=n_read, new_tokens=new)
+        for n_threads in threads or [physical_cores()]
+        for n_texts in batch
+        for n_read in prompt
     )
+    return BenchSettings(**own.model_dump(), n_runs=runs, others=others)
 
 
 def _check_csv(path: Path | None) -> None:

@@ -1,7 +1,7 @@
 """Options that several commands have, and how they show a report."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,21 @@ def fail_on(lines: Sequence[str]) -> None:
         raise SystemExit(1)
 
 
+def numbers_from(least: int) -> Callable[[str], list[int]]:
+    """The type of an option: whole numbers of ``least`` or more, with commas between them."""
+
+    def numbers(text: str) -> list[int]:
+        try:
+            found = [int(part) for part in text.split(",")]
+        except ValueError:
+            raise click.BadParameter(f"{text!r} is not N or N,N,...") from None
+        if min(found) < least:
+            raise click.BadParameter(f"{min(found)} is below {least}.")
+        return list(dict.fromkeys(found))
+
+    return numbers
+
+
 class FiniteRange(click.FloatRange):
     """A range without nan and infinity, which compare as if they were in it."""
 
@@ -73,10 +88,12 @@ def print_report(report: Any, as_json: bool) -> None:
         click.echo(report.model_dump_json(indent=2))
         return
     from kdexport.verdict.report import summary
-    from kdexport.verdict.table import render_samples, render_table
+    from kdexport.verdict.table import render_cases, render_samples, render_table
 
     console = stdout_console()
     console.print(render_table(report, console.width))
+    if report.settings.others:
+        console.print(render_cases(report))
     if report.samples:
         console.print(render_samples(report))
     click.echo(summary(report))

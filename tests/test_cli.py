@@ -294,7 +294,7 @@ def test_what_a_text_may_hold_is_an_option(folder: Path) -> None:
         (["export", "{folder}/model", "-o", "/"], "name another folder"),
         (["export", "{folder}/model", "-o", "{folder}/model"], "other things in it"),
         (["bench", "{folder}/tiny", "--out", "{folder}/file"], "cannot be made a folder"),
-        (["bench", "{folder}/tiny", "--prompt-tokens", "256"], "beyond the model's 256"),
+        (["bench", "{folder}/tiny", "--prompt", "256"], "beyond the model's 256"),
         (["generate", "{folder}/tiny", "-p", "caf\udcff"], "not valid Unicode"),
         (["generate", "{folder}/tiny", "--raw", "-p", "caf\udcff"], "not valid Unicode"),
         *(

@@ -90,3 +90,25 @@ def test_csv_has_a_row_an_arm_and_every_decimal(asked: list[Any], tmp_path: Path
         assert float(row["kl_mean"]) == arm.kl_mean
         assert row["n_threads"] == "2"
     assert rows[0]["speedup"] == ""
+
+
+def test_the_first_of_each_list_is_the_reports_own_case(asked: list[Any]) -> None:
+    assert call("bench", "x", "--threads", "2,1", "--batch", "1,4", "--prompt", "16,32,16") == (
+        0,
+        "",
+    )
+    settings = asked[0][-1]
+    cases = [(c.n_threads, c.batch_size, c.prompt_tokens) for c in settings.cases]
+    assert cases == [
+        *((2, 1, 16), (2, 1, 32), (2, 4, 16), (2, 4, 32)),
+        *((1, 1, 16), (1, 1, 32), (1, 4, 16), (1, 4, 32)),
+    ]
+    assert settings.n_threads == 2 and {c.new_tokens for c in settings.cases} == {64}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [("0", "0 is below 1"), ("1,", "is not N or N,N"), ("two", "is not N or")]
+)
+def test_lists_of_no_numbers_are_refused(asked: list[Any], given: str, said: str) -> None:
+    code, line = call("bench", "x", "--batch", given)
+    assert code == 2 and said in line and not asked

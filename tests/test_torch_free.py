@@ -145,7 +145,7 @@ def test_verify_passes_a_whole_bundle_and_fails_a_changed_one(
 
 
 def test_bench_measures_latency(laptop: Laptop, bundles: list[Path]) -> None:
-    few = ["--runs", "2", "--prompt-tokens", "16", "--new-tokens", "4", "--threads", "1"]
+    few = ["--runs", "2", "--prompt", "16", "--new", "4", "--threads", "1"]
     report = json.loads(laptop.good("bench", *bundles, *few, "--json"))
     assert len(report["arms"]) == len(bundles)
     for arm in report["arms"]:

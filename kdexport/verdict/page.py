@@ -11,6 +11,7 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
+from kdexport.verdict.cases import CASE_COLUMNS, case_rows
 from kdexport.verdict.charts import (
     Bar,
     Bubble,
@@ -71,6 +72,8 @@ def render_html(report: BenchReport) -> str:
         columns=COLUMNS,
         rows=table_rows(report),
         footnotes=footnotes(report),
+        cases=case_rows(report),
+        case_columns=CASE_COLUMNS,
         figures=figures(report),
         samples=_samples(report),
         stages=[(name, _duration(seconds)) for name, seconds in report.stages.items()],

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from kdexport.verdict.cases import CASE_COLUMNS, case_rows, timing_notes
 from kdexport.verdict.measures import MEASURES, read_measure
 from kdexport.verdict.report import REFERENCE_ARM, ArmResult, BenchReport, quality_texts
 
@@ -98,13 +99,14 @@ def footnotes(report: BenchReport) -> list[str]:
     n_quality = max((arm.n_quality_tokens for arm in arms), default=0)
     n_gaps = max((len(arm.itl_ms) for arm in arms), default=0)
     notes = [
-        f"Each arm in its own process: {s.n_threads} {_plural('thread', s.n_threads)}, batch 1, "
-        f"{s.prompt_tokens} prompt and {s.new_tokens} new tokens, "
+        f"Each arm in its own process: {s.n_threads} {_plural('thread', s.n_threads)}, "
+        f"batch {s.batch_size}, {s.prompt_tokens} prompt and {s.new_tokens} new tokens, "
         f"{s.n_runs} {_plural('run', s.n_runs)}. Size is on disk; peak RSS is the whole process.",
         "TTFT: from prompt text to first token; with few runs its p99 is near the slowest. "
         f"TPOT: gaps between tokens, all runs pooled (n = {n_gaps:,}).",
         "decode: mean ± standard deviation over runs. Speed-up: decode against "
         f"{_label(report, report.baseline)}.",
+        *timing_notes(report),
     ]
     if n_quality:
         notes.append(
@@ -154,6 +156,22 @@ def render_table(report: BenchReport, width: int = WIDE) -> Table:
     return table
 
 
+def render_cases(report: BenchReport) -> Table:
+    """The cases beside the report's own, each arm under the other."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for title in CASE_COLUMNS:
+        table.add_column(title, justify="right")
+    before = ""
+    for row in case_rows(report):
+        table.add_row(row.case if row.case != before else "", row.label, *row.cells)
+        before = row.case
+    return table
+
+
 def render_samples(report: BenchReport) -> Table:
     """What teacher and student wrote for the sample briefs, one under the other."""
     from rich.table import Table
@@ -198,7 +216,7 @@ def markdown_table(report: BenchReport, *, notes: bool = True) -> str:
 def csv_table(report: BenchReport) -> Iterator[str]:
     """All numbers as lines of CSV: a row an arm, whole floats, nothing where none was measured."""
     facts = ("arm", "engine", "n_parameters", "n_quality_tokens", "quality_split")
-    settings = report.settings.model_dump()
+    settings = report.settings.model_dump(exclude={"others"})
     yield _csv_line([*facts, *MEASURES, *settings, "cpu", "created"])
     for arm in report.ordered_arms:
         numbers = [read_measure(report, arm, name) for name in MEASURES]

@@ -1,0 +1,138 @@
+"""The cases that were timed beside a report's own, a row each and arm; ratios with their intervals.
+
+Knows no colours and no HTML.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kdexport.verdict.bootstrap import Interval, ratio_of_sums
+from kdexport.verdict.report import ArmResult, BenchReport, short
+from kdexport.verdict.timing import Timed, percentile
+
+CASE_COLUMNS = ("TTFT p50 ms", "TPOT p50/p99 ms", "prefill tok/s", "decode tok/s", "speed-up")
+FAR = 2.0  # a gap of so many medians is told
+
+
+@dataclass(frozen=True)
+class CaseRow:
+    """One arm in one case: cells in the order of `CASE_COLUMNS`."""
+
+    case: str
+    arm: str
+    label: str
+    cells: tuple[str, ...]
+
+
+def case_rows(report: BenchReport) -> list[CaseRow]:
+    """A row for each case beside the report's own and each arm that was measured in it."""
+    baseline = report.baseline_arm
+    rows = []
+    for at, case in enumerate(report.settings.others):
+        against = baseline.others[at] if baseline and len(baseline.others) > at else None
+        for arm in report.ordered_arms:
+            if len(arm.others) > at:
+                cells = _cells(arm.others[at], against)
+                rows.append(CaseRow(case.label, arm.arm, arm.label, cells))
+    return rows
+
+
+def _cells(one: Timed, against: Timed | None) -> tuple[str, ...]:
+    gaps = [percentile(one.itl_ms, q) for q in (50, 99)]
+    speed = statistics.fmean(one.decode_tok_s)
+    gain = speed_up(one, against)
+    return (
+        short(statistics.median(one.ttft_ms)),
+        " / ".join(short(gap) for gap in gaps if gap is not None),
+        short(one.prefill_tok_s),
+        short(speed),
+        "" if gain is None else interval_text(gain),
+    )
+
+
+def speed_up(one: Timed, against: Timed | None) -> Interval | None:
+    """Mean decoding speed over another's, with the interval of runs drawn anew, turn by turn.
+
+    None where the two did not take the same number of turns. Of one turn it is its value alone.
+    """
+    if against is None or len(one.decode_tok_s) != len(against.decode_tok_s):
+        return None
+    return ratio_of_sums(one.decode_tok_s, against.decode_tok_s)
+
+
+def quicker_first_token(one: Timed, against: Timed | None) -> Interval | None:
+    """The other's mean time to first token over this one's; as `speed_up`."""
+    if against is None or len(one.ttft_ms) != len(against.ttft_ms):
+        return None
+    return ratio_of_sums(against.ttft_ms, one.ttft_ms)
+
+
+def interval_text(found: Interval) -> str:
+    """Such as ``9.61 (9.32 to 9.88)``."""
+    return f"{short(found.value)} ({short(found.low)} to {short(found.high)})"
+
+
+def timing_notes(report: BenchReport) -> list[str]:
+    """What a table's numbers do not show: intervals of ratios, gaps far out, energy."""
+    return [*_ratios(report), *_far_gaps(report), _energy(report)]
+
+
+def _ratios(report: BenchReport) -> list[str]:
+    hero, baseline = report.hero, report.baseline_arm
+    if hero is None or baseline is None or hero.arm == baseline.arm:
+        return []
+    found = {
+        "decode": speed_up(hero, baseline),
+        "time to first token": quicker_first_token(hero, baseline),
+    }
+    told = [f"{name} {interval_text(gain)}" for name, gain in found.items() if gain is not None]
+    if not told:
+        return []
+    return [
+        f"{hero.label} is quicker than {baseline.label} by (95 % interval, runs drawn anew): "
+        f"{'; '.join(told)}."
+    ]
+
+
+def _far_gaps(report: BenchReport) -> list[str]:
+    told = [_far_of(arm) for arm in report.ordered_arms if arm.itl_ms]
+    return [f"Gaps beyond {FAR:g} medians, which count: {'; '.join(told)}."] if told else []
+
+
+def _far_of(arm: ArmResult) -> str:
+    limit = FAR * statistics.median(arm.itl_ms)
+    n_far = sum(gap > limit for gap in arm.itl_ms)
+    longest = f", the longest {short(max(arm.itl_ms))} ms" if n_far else ""
+    return f"{arm.label} {n_far} of {len(arm.itl_ms):,}{longest}"
+
+
+def _energy(report: BenchReport) -> str:
+    found = [(arm, joules_a_token(arm, report.settings.new_tokens)) for arm in report.ordered_arms]
+    told = [f"{arm.label} {short(1000 * value)} mJ" for arm, value in found if value is not None]
+    if not told:
+        return "Energy: this machine does not tell it (no RAPL counters that may be read)."
+    return (
+        f"Energy of the CPU's packages for a token, prompt and idling included: {'; '.join(told)}."
+    )
+
+
+def joules_a_token(arm: ArmResult, new_tokens: int) -> float | None:
+    """Mean energy of a run over the tokens that it wrote; None where it was not told."""
+    return statistics.fmean(arm.joules) / new_tokens if arm.joules else None
+
+
+def markdown_cases(report: BenchReport) -> str:
+    """The rows in GitHub's Markdown; nothing where there are none."""
+    rows = case_rows(report)
+    if not rows:
+        return ""
+    lines = [_line(["", "", *CASE_COLUMNS]), "|---|---|" + "---:|" * len(CASE_COLUMNS)]
+    lines += [_line([row.case, row.label, *row.cells]) for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,106 @@
+"""The table of further cases, and what is said of times beside the table."""
+
+import pytest
+
+from kdexport.verdict.bootstrap import ratio_of_sums
+from kdexport.verdict.cases import (
+    CASE_COLUMNS,
+    case_rows,
+    joules_a_token,
+    markdown_cases,
+    quicker_first_token,
+    speed_up,
+    timing_notes,
+)
+from kdexport.verdict.page import render_html
+from kdexport.verdict.report import BenchReport
+from kdexport.verdict.timing import Case, Timing
+from tests.verdict.fixture import example_report
+
+CASE = Case(n_threads=1, batch_size=4, prompt_tokens=512, new_tokens=64)
+
+
+def with_case(times: dict[str, float]) -> BenchReport:
+    """The example, and one further case: every gap so many milliseconds, by arm."""
+    report = example_report()
+    arms = [
+        arm.model_copy(
+            update={
+                "others": [
+                    Timing(
+                        **CASE.model_dump(),
+                        ttft_ms=[10 * gap, 12 * gap, 14 * gap],
+                        itl_ms=[gap] * 6,
+                        prefill_tok_s=1000 / gap,
+                        decode_tok_s=[4000 / gap] * 3,
+                    )
+                ]
+            }
+        )
+        for arm in report.arms
+        if (gap := times[arm.arm])
+    ]
+    settings = report.settings.model_copy(update={"others": [CASE]})
+    return report.model_copy(update={"arms": arms, "settings": settings})
+
+
+TIMES = {
+    "teacher-torch-fp32": 80.0,
+    "teacher-int8": 20.0,
+    "student-torch-fp32": 40.0,
+    "student-fp32": 10.0,
+    "student-int8": 5.0,
+}
+
+
+def test_a_case_has_a_row_an_arm_against_the_baseline_in_that_case() -> None:
+    rows = case_rows(with_case(TIMES))
+    assert [row.arm for row in rows] == list(TIMES)
+    assert {row.case for row in rows} == {"1 thread, batch 4, prompt 512"}
+    assert rows[-1].cells == ("60.0", "5.00 / 5.00", "200", "800", "16.0 (16.0 to 16.0)")
+    assert rows[0].cells[-1] == "1.00 (1.00 to 1.00)"
+
+
+def test_the_rows_are_markdown_too() -> None:
+    lines = markdown_cases(with_case(TIMES)).splitlines()
+    assert len(lines) == 2 + len(TIMES)
+    assert {line.count("|") for line in lines} == {len(CASE_COLUMNS) + 3}
+    assert markdown_cases(example_report()) == ""
+
+
+def test_ratios_have_the_interval_of_runs_drawn_together() -> None:
+    report = example_report()
+    hero, baseline = report.hero, report.baseline_arm
+    assert hero is not None and baseline is not None
+    found = speed_up(hero, baseline)
+    assert found == ratio_of_sums(hero.decode_tok_s, baseline.decode_tok_s)
+    assert found.value == pytest.approx(report.speed_up(hero))
+    assert found.low < found.value < found.high
+    first = quicker_first_token(hero, baseline)
+    assert first is not None
+    assert first.value == pytest.approx(sum(baseline.ttft_ms) / sum(hero.ttft_ms))
+    fewer = hero.model_copy(update={"decode_tok_s": hero.decode_tok_s[1:], "ttft_ms": []})
+    assert speed_up(fewer, baseline) is None and quicker_first_token(fewer, baseline) is None
+
+
+def test_gaps_far_out_are_told_and_counted() -> None:
+    report = example_report()
+    gaps = [5.0] * 9 + [50.0]
+    arms = [arm.model_copy(update={"itl_ms": gaps}) for arm in report.arms]
+    (note,) = (n for n in timing_notes(report.model_copy(update={"arms": arms})) if "Gaps" in n)
+    assert note.endswith("student ONNX int8 1 of 10, the longest 50.0 ms.")
+
+
+def test_energy_is_told_where_there_is_a_meter_and_missed_where_there_is_none() -> None:
+    report = example_report()
+    assert "does not tell it" in timing_notes(report)[-1]
+    arms = [arm.model_copy(update={"joules": [6.4, 12.8]}) for arm in report.arms]
+    assert joules_a_token(arms[0], 64) == pytest.approx(0.15)
+    told = timing_notes(report.model_copy(update={"arms": arms}))[-1]
+    assert "student ONNX int8 150 mJ" in told
+
+
+def test_the_page_has_the_rows() -> None:
+    page = render_html(with_case(TIMES))
+    assert page.count("1 thread, batch 4, prompt 512") == len(TIMES)
+    assert "Other cases" not in render_html(example_report())
