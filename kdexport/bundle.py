@@ -21,6 +21,7 @@ from kdexport.machine import make_folder, need_room
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
+CARD = "README.md"  # written after the rest, and for people: no hash vouches for it
 LEDGER = "ledger.json"  # of a mix of kernels: what each product got, and is expected to cost
 WEIGHTS = "onnx/model.onnx_data"
 Count = Annotated[int, Field(ge=1)]
@@ -263,7 +264,7 @@ def verify_bundle(path: Path) -> list[str]:
             problem = f"{name} has changed: its sha256 differs"
         if problem:
             problems.append(problem)
-    strangers = _strangers(path, {MANIFEST, *manifest.files})
+    strangers = _strangers(path, {MANIFEST, CARD, *manifest.files})
     return problems + [f"{name} is not listed" for name in strangers]
 
 
@@ -308,7 +309,7 @@ def check_target(target: Path) -> None:
     except InputError as error:
         remedy = " or ".join(filter(None, (error.remedy, another)))
         raise InputError(error.message, where=error.where, remedy=remedy) from None
-    for name in _strangers(target, {MANIFEST, *manifest.files}):
+    for name in _strangers(target, {MANIFEST, CARD, *manifest.files}):
         raise InputError(
             f"{name} lies in the bundle there and is no part of it",
             where=str(target),

@@ -36,12 +36,14 @@ LIST: Any = {"type": numbers_from(1), "metavar": "N[,N...]", "show_default": Tru
     metavar="MEASURE>LIMIT",
     help="Exit with 1 where this is so, as in 'kl_p99>1.0' or 'speedup<8'. May be repeated.",
 )
+@click.option("--card", is_flag=True, help="Also write a model card, README.md, into each bundle.")
 @json_option
 def bench(
     bundles: Sequence[Path],
     out: Path | None,
     csv: Path | None,
     fail_if: Sequence[str],
+    card: bool,
     as_json: bool,
     **asked: Any,
 ) -> None:
@@ -56,6 +58,7 @@ def bench(
     docs/verdict.md has the names of all measures.
     """
     from kdexport.arms import arm_names, bench_bundles
+    from kdexport.cards import write_cards
     from kdexport.files import write_whole
     from kdexport.machine import make_folder
     from kdexport.verdict.conditions import check_arms, parse_threshold, report_failures
@@ -74,6 +77,8 @@ def bench(
         write_report(report, out)
     if csv:
         write_whole(csv, csv_table(report))
+    if card:
+        write_cards(report, dict(zip(arm_names(bundles), bundles, strict=True)))
     print_report(report, as_json)
     fail_on(report_failures(report, thresholds))
 

@@ -142,10 +142,14 @@ def make_quantized(run: Run) -> None:
 
 
 def measure(run: Run) -> None:
-    """Time and score teacher and student, and write bench.json and report.html."""
+    """Time and score teacher and student; write bench.json, report.html and the bundles' cards."""
     from kdexport.arms import bench_run
+    from kdexport.cards import write_cards
 
-    bench_run(run)
+    report = bench_run(run)
+    quantized = run.recipe.export.scheme != "fp32"
+    bundles = {"student-fp32": run.student_bundle}
+    write_cards(report, bundles | ({"student-int8": run.quantized_bundle} if quantized else {}))
 
 
 def export_checkpoint(

@@ -101,6 +101,9 @@ def test_a_run_ends_with_bundles_and_a_report(
         assert (folder / "runs" / "tiny" / name).is_file()
     for name in ("tiny", "tiny-int8", "tiny-teacher-int8"):
         assert kdexport(folder, "verify", f"exported/{name}").returncode == 0
+    for name in ("tiny", "tiny-int8"):
+        card = (folder / "exported" / name / "README.md").read_text("utf-8")
+        assert "distilled with" in card and "| **student ONNX int8** |" in card
 
 
 def test_every_draft_is_kept_or_counted(

