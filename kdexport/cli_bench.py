@@ -15,12 +15,13 @@ from kdexport.cli_options import (
     refusing,
 )
 from kdexport.errors import InputError
+from kdexport.streams import print_json, print_rich
 
 LIST: Any = {"type": numbers_from(1), "metavar": "N[,N...]", "show_default": True}
 
 
 @click.command()
-@click.argument("bundles", type=EXISTING, nargs=-1, required=True)
+@click.argument("bundles", type=EXISTING, nargs=-1)
 @click.option("--teacher", metavar="SOURCE", help="Also measure this model in PyTorch.")
 @click.option("--threads", help="Threads [default: physical cores].", **LIST)
 @click.option("--batch", default="1", help="Texts at a time.", **LIST)
@@ -37,6 +38,13 @@ LIST: Any = {"type": numbers_from(1), "metavar": "N[,N...]", "show_default": Tru
     help="Exit with 1 where this is so, as in 'kl_p99>1.0' or 'speedup<8'. May be repeated.",
 )
 @click.option("--card", is_flag=True, help="Also write a model card, README.md, into each bundle.")
+@click.option(
+    "--compare",
+    nargs=2,
+    type=EXISTING,
+    metavar="OLD NEW",
+    help="Measure nothing; tell what changed from one bench.json to another.",
+)
 @json_option
 def bench(
     bundles: Sequence[Path],
@@ -44,6 +52,7 @@ def bench(
     csv: Path | None,
     fail_if: Sequence[str],
     card: bool,
+    compare: tuple[Path, Path] | None,
     as_json: bool,
     **asked: Any,
 ) -> None:
@@ -55,8 +64,16 @@ def bench(
     measured beside it.
 
     --fail-if is of the arm in bold, the last bundle, unless another is named: 'NAME:kl_mean>0.5'.
-    docs/verdict.md has the names of all measures.
+    docs/verdict.md has the names of all measures. Of --compare it is 'regressions>0': measures that
+    got worse beyond noise.
     """
+    if compare is not None:
+        if bundles or out or csv or card:
+            raise InputError("reads two reports and takes nothing else", where="--compare")
+        _compare(*compare, fail_if, as_json)
+        return
+    if not bundles:
+        raise click.MissingParameter(param_hint="'BUNDLES...'", param_type="argument")
     from kdexport.arms import arm_names, bench_bundles
     from kdexport.cards import write_cards
     from kdexport.files import write_whole
@@ -81,6 +98,29 @@ def bench(
         write_cards(report, dict(zip(arm_names(bundles), bundles, strict=True)))
     print_report(report, as_json)
     fail_on(report_failures(report, thresholds))
+
+
+def _compare(old: Path, new: Path, fail_if: Sequence[str], as_json: bool) -> None:
+    from kdexport.verdict.compare import (
+        REGRESSIONS,
+        compare_reports,
+        comparison_lines,
+        render_comparison,
+    )
+    from kdexport.verdict.conditions import check_arms, failures, parse_threshold
+    from kdexport.verdict.report import load_report
+
+    with refusing("--fail-if"):
+        thresholds = [parse_threshold(text, REGRESSIONS) for text in fail_if]
+    found = compare_reports(load_report(old), load_report(new))
+    with refusing("--fail-if"):
+        check_arms(thresholds, found.arms)
+    if as_json:
+        print_json(found.as_json())
+    else:
+        print_rich(render_comparison(found))
+        click.echo("\n".join(comparison_lines(found)))
+    fail_on(failures(thresholds, found.arms, found.hero, lambda arm, _: found.regressions(arm)))
 
 
 def _settings(

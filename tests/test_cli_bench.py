@@ -9,7 +9,7 @@ import pytest
 
 from kdexport import arms
 from kdexport.verdict.measures import MEASURES
-from kdexport.verdict.report import BenchReport, load_report
+from kdexport.verdict.report import BenchReport, load_report, write_report
 from tests.calling import call
 from tests.verdict.fixture import example_report
 
@@ -66,6 +66,8 @@ def test_thresholds_that_hold_say_nothing(asked: list[Any]) -> None:
         (["--fail-if", "speedup>8"], "fails what is good"),
         (["--fail-if", "student:kl_p99>8"], "did you mean 'student-int8'?"),
         (["--csv", "none/x.csv"], "none/x.csv: cannot be written"),
+        (["--fail-if", "regressions>0"], "unknown measure 'regressions'"),
+        (["--compare", "a", "b"], "--compare: reads two reports and takes nothing else"),
     ],
 )
 def test_bad_input_ends_with_2_before_anything_is_measured(
@@ -112,3 +114,58 @@ def test_the_first_of_each_list_is_the_reports_own_case(asked: list[Any]) -> Non
 def test_lists_of_no_numbers_are_refused(asked: list[Any], given: str, said: str) -> None:
     code, line = call("bench", "x", "--batch", given)
     assert code == 2 and said in line and not asked
+
+
+@pytest.fixture
+def reports(tmp_path: Path) -> tuple[Path, Path]:
+    """A report, and one with a student that takes more memory on disk."""
+    old = example_report()
+    larger = old.arms[-1].model_copy(update={"size_mb": 60.0})
+    new = old.model_copy(update={"arms": [*old.arms[:-1], larger]})
+    for name, report in (("old", old), ("new", new)):
+        write_report(report, tmp_path / name)
+    return tmp_path / "old", tmp_path / "new" / "bench.json"
+
+
+def test_reports_are_compared(reports: tuple[Path, Path]) -> None:
+    from click.testing import CliRunner
+
+    from kdexport.cli import cli
+
+    ran = CliRunner().invoke(cli, ["bench", "--compare", *map(str, reports)])
+    assert ran.exit_code == 0
+    [line] = [line for line in ran.stdout.splitlines() if " size_mb " in line]
+    for part in ("student-int8", "47.2", "60", "1.271", "worse"):
+        assert part in line
+    assert "student-int8: 2 worse, 16 within noise" in ran.stdout
+    ran = CliRunner().invoke(cli, ["bench", "--compare", *map(str, reports), "--json"])
+    assert json.loads(ran.stdout)["regressions"]["student-int8"] == 2
+
+
+@pytest.mark.parametrize(
+    ("limit", "code", "message"),
+    [
+        ("regressions>0", 1, "student-int8: regressions is 2 (fails if regressions>0)"),
+        ("*:regressions>0", 1, "student-int8: regressions is 2"),
+        ("regressions>2", 0, ""),
+        ("teacher-int8:regressions>0", 0, ""),
+        ("kl_mean>0", 2, "unknown measure 'kl_mean'; known are regressions"),
+        ("teacher-int4:regressions>0", 2, "did you mean 'teacher-int8'"),
+    ],
+)
+def test_regressions_may_fail(
+    reports: tuple[Path, Path], limit: str, code: int, message: str
+) -> None:
+    ended, said = call("bench", "--compare", *reports, "--fail-if", limit)
+    assert ended == code
+    assert message in said
+
+
+def test_what_is_no_report_is_one_line(reports: tuple[Path, Path]) -> None:
+    code, said = call("bench", "--compare", reports[0], "none.json")
+    assert (code, len(said.splitlines())) == (2, 1)
+    assert "none.json" in said
+
+
+def test_a_bench_wants_bundles() -> None:
+    assert call("bench")[0] == 2

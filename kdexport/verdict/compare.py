@@ -1,0 +1,256 @@
+"""Two benches side by side: what changed, and whether beyond noise.
+
+A ratio's interval is Student's, on its logarithm, with the bootstrap's standard error: whole runs
+are drawn again, since gaps of one run are alike, and one fewer than there are, or few runs would
+seem surer than they are (Hesterberg 2015, What Teachers Should Know About the Bootstrap). Knows
+reports; not which of them is better overall.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from kdexport.verdict.measures import MEASURES, Measure, read_measure
+from kdexport.verdict.report import ArmResult, BenchReport
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+LEVEL = 0.99  # of an interval: a comparison has dozens
+N_DRAWS = 500
+LARGE = 10**6  # degrees of freedom of an error that comes from thousands of tokens
+N_BEYOND = 3  # samples that have to lie beyond a percentile for its noise to be known
+Verdict = Literal["worse", "better", "noise", "unknown"]
+Array = np.ndarray[Any, Any]
+
+REGRESSIONS: Mapping[str, Measure] = {
+    "regressions": Measure("", "less", lambda report, arm: None, exact=True)
+}
+"""What a threshold on a comparison may be of: how many measures of an arm got worse."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A measure of one arm, before and after. ``ratio`` is new over old; ``low`` to ``high`` its
+    interval, None where one measurement is all there is.
+    """
+
+    arm: str
+    measure: str
+    old: float
+    new: float
+    ratio: float | None
+    low: float | None
+    high: float | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``differences``: of machine, versions, settings, texts; with any, ratios are of these, too.
+
+    ``alone``: arms that only one of the two has. ``hero``: the arm that the new report is about.
+    """
+
+    changes: list[Change]
+    differences: list[str]
+    alone: list[str]
+    hero: str | None
+
+    @property
+    def arms(self) -> list[str]:
+        """Arms that both have, in order."""
+        return list(dict.fromkeys(change.arm for change in self.changes))
+
+    def regressions(self, arm: str) -> int:
+        """How many measures of an arm got worse beyond noise."""
+        return self.counts(arm)["worse"]
+
+    def counts(self, arm: str) -> Counter[Verdict]:
+        """How many measures of an arm there are of each verdict."""
+        return Counter(change.verdict for change in self.changes if change.arm == arm)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        regressions = {arm: self.regressions(arm) for arm in self.arms}
+        return {**asdict(self), "regressions": regressions}
+
+
+def compare_reports(old: BenchReport, new: BenchReport) -> Comparison:
+    """What changed from one report to another, for each arm that both have."""
+    arms = [arm.arm for arm in new.ordered_arms if old.arm(arm.arm)]
+    changes = [
+        change
+        for name in arms
+        for measure in MEASURES
+        if (change := _change(old, new, name, measure)) is not None
+    ]
+    alone = [
+        f"{arm.arm} is in the {which} report alone"
+        for which, one in (("old", old), ("new", new))
+        for arm in one.ordered_arms
+        if arm.arm not in arms
+    ]
+    hero = new.hero
+    return Comparison(changes, list(_differences(old, new)), alone, hero.arm if hero else None)
+
+
+def _change(old: BenchReport, new: BenchReport, arm: str, name: str) -> Change | None:
+    measure = MEASURES[name]
+    reports = [(report, found) for report in (old, new) if (found := report.arm(arm))]
+    values = [read_measure(report, found, name) for report, found in reports]
+    before, after = values
+    if before is None or after is None:
+        return None
+    ratio = after / before if before else None
+    interval = _interval(reports, measure, before, after)
+    verdict = _verdict(measure, before, after, interval)
+    low, high = interval or (None, None)
+    return Change(arm, name, before, after, ratio, low, high, verdict)
+
+
+def _interval(
+    reports: Sequence[tuple[BenchReport, ArmResult]], measure: Measure, before: float, after: float
+) -> tuple[float, float] | None:
+    """Of new over old at LEVEL; None where nothing is known of the noise."""
+    if not before or not after:
+        return None
+    if measure.exact:
+        return after / before, after / before
+    errors: list[float | None] = [None, None]
+    n_free = LARGE
+    if measure.samples is not None:
+        errors = [_timed_error(*one, measure) for one in reports]
+        n_free = sum(len(arm.decode_tok_s) - 1 for _, arm in reports)
+    elif measure.error is not None:
+        found = [measure.error(arm) for _, arm in reports]
+        errors = [e and e / v for e, v in zip(found, (before, after), strict=True)]
+    first, second = errors
+    if first is None or second is None:
+        return None
+    width = student_t(n_free) * math.hypot(first, second)
+    return after / before * math.exp(-width), after / before * math.exp(width)
+
+
+def _timed_error(report: BenchReport, arm: ArmResult, measure: Measure) -> float | None:
+    """The bootstrap's standard error of a measure's logarithm; None for too few runs.
+
+    Arms of one report draw the same runs: they took turns, and share what disturbed them.
+    """
+    draws = _draws(arm, measure)
+    if measure.against_baseline and draws is not None:
+        baseline = report.baseline_arm
+        below = _draws(baseline, measure) if baseline else None
+        draws = None if below is None else draws / below
+    return None if draws is None else float(np.log(draws).std())
+
+
+def _draws(arm: ArmResult, measure: Measure) -> Array | None:
+    """The measure over runs that are drawn again, float64 [N_DRAWS]; None for too few runs."""
+    assert measure.samples is not None
+    samples = np.asarray(measure.samples(arm), dtype=np.float64)
+    n_runs = len(arm.decode_tok_s)
+    if n_runs < 2 or not len(samples) or len(samples) % n_runs:
+        return None
+    runs = samples.reshape(n_runs, -1)  # what a run measured, in the order of the runs
+    picks = np.random.default_rng(0).integers(0, n_runs, (N_DRAWS, n_runs - 1))
+    drawn = runs[picks].reshape(N_DRAWS, -1)
+    if measure.q is None:
+        return np.asarray(drawn.mean(-1))
+    if measure.q > 50 and len(samples) * (100 - measure.q) / 100 < N_BEYOND:
+        return None
+    return np.asarray(np.percentile(drawn, measure.q, axis=-1))
+
+
+def student_t(n_free: int) -> float:
+    """Half the width of an interval at LEVEL in standard errors, for so many degrees of freedom.
+
+    Cornish and Fisher's expansion about the normal (Abramowitz & Stegun 26.7.5).
+    """
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / n_free + second / n_free**2 + third / n_free**3
+
+
+def _verdict(
+    measure: Measure, before: float, after: float, interval: tuple[float, float] | None
+) -> Verdict:
+    """Beyond noise is what lies beyond the margin with the whole of its interval."""
+    if before == after:
+        return "noise"
+    if interval is None:
+        return "unknown"
+    low, high = interval
+    up, down = low > 1 + measure.margin, high < 1 / (1 + measure.margin)
+    if not up and not down:
+        return "noise"
+    return "better" if up == (measure.better == "more") else "worse"
+
+
+def _differences(old: BenchReport, new: BenchReport) -> Iterator[str]:
+    """What makes two reports ones of different things, a line each."""
+    pairs: dict[str, tuple[Any, Any]] = {"baseline": (old.baseline, new.baseline)}
+    for part in ("machine", "settings"):
+        one, other = (getattr(report, part).model_dump() for report in (old, new))
+        versions = [facts.pop("versions", {}) for facts in (one, other)]
+        pairs |= {name: (one.get(name), other.get(name)) for name in one | other}
+        pairs |= {name: tuple(v.get(name) for v in versions) for name in versions[0] | versions[1]}
+    yield from (f"{name}: {a}, now {b}" for name, (a, b) in pairs.items() if a != b)
+    for arm in new.ordered_arms:
+        before = old.arm(arm.arm)
+        texts = [(a.n_quality_tokens, a.quality_split) for a in (before, arm) if a]
+        if len(set(texts)) > 1 and all(n for n, _ in texts):
+            was, now = (f"{n:,} tokens ({split})" for n, split in texts)
+            yield f"texts that {arm.arm} is scored on: {was}, now {now}"
+
+
+def render_comparison(comparison: Comparison) -> Table:
+    """All measures of the report's own arm, and what changed of the others beyond noise."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("arm", overflow="fold")
+    table.add_column("measure", no_wrap=True)
+    for name in ("old", "new", "new / old", f"{LEVEL:.0%} interval"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
+    for change in comparison.changes:
+        if change.arm != comparison.hero and change.verdict in ("noise", "unknown"):
+            continue
+        words, style = SHOWN[change.verdict]
+        ratio = "" if change.ratio is None else f"{change.ratio:.3f}"
+        interval = "" if change.low is None else f"{change.low:.3f} to {change.high:.3f}"
+        cells = [change.arm, change.measure, f"{change.old:,.4g}", f"{change.new:,.4g}"]
+        cells += [ratio, interval, words]
+        table.add_row(*map(partial(Text, style=style), cells))
+    return table
+
+
+SHOWN: Mapping[Verdict, tuple[str, str]] = {
+    "worse": ("worse", "bold red"),
+    "better": ("better", "bold green"),
+    "noise": ("within noise", ""),
+    "unknown": ("measured once", "dim"),
+}
+
+
+def comparison_lines(comparison: Comparison) -> list[str]:
+    """What a reader has to know beside the table, and what it comes to for each arm."""
+    lines = [f"not the same: {line}" for line in comparison.differences]
+    lines += [f"not compared: {line}" for line in comparison.alone]
+    for arm in comparison.arms:
+        counts = comparison.counts(arm)
+        told = [f"{counts[v]} {SHOWN[v][0]}" for v in SHOWN if counts[v] or v == "worse"]
+        lines.append(f"{arm}: {', '.join(told)}")
+    return lines

@@ -1,0 +1,157 @@
+import random
+
+import numpy as np
+import pytest
+
+from kdexport.verdict.compare import Change, compare_reports, comparison_lines, student_t
+from kdexport.verdict.report import ArmResult, BenchReport
+from tests.verdict.fixture import example_report
+
+TIMES = {"ttft_p50_ms", "tpot_p50_ms", "decode_tok_s"}
+
+
+def measured_again(
+    report: BenchReport, seed: int, *, slower: float = 1.0, arms: tuple[str, ...] = ()
+) -> BenchReport:
+    """The same bench once more: other noise of runs (4 %) and gaps; some arms slower."""
+    draw = random.Random(seed)
+
+    def again(arm: ArmResult) -> ArmResult:
+        factor = slower if not arms or arm.arm in arms else 1.0
+        n_runs = len(arm.decode_tok_s)
+        tpot = factor * 1000 / np.mean(example_report().arm(arm.arm).decode_tok_s)  # type: ignore[union-attr]
+        runs = [tpot * draw.gauss(1, 0.04) for _ in range(n_runs)]
+        gaps = [[run * draw.lognormvariate(0, 0.05) for _ in range(63)] for run in runs]
+        ttft = [factor * arm.ttft_p50_ms * draw.gauss(1, 0.04) for _ in range(n_runs)]  # type: ignore[operator]
+        return arm.model_copy(
+            update={
+                "ttft_ms": ttft,
+                "itl_ms": [gap for run in gaps for gap in run],
+                "decode_tok_s": [1000 / np.mean(run) for run in gaps],
+            }
+        )
+
+    return report.model_copy(update={"arms": [again(arm) for arm in report.arms]})
+
+
+def change(old: BenchReport, new: BenchReport, arm: str, measure: str) -> Change:
+    [found] = [c for c in compare_reports(old, new).changes if (c.arm, c.measure) == (arm, measure)]
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_slower_runtime_is_caught(seed: int) -> None:
+    base = example_report()
+    old = measured_again(base, seed)
+    new = measured_again(base, seed + 100, slower=1.2, arms=("student-int8",))
+    comparison = compare_reports(old, new)
+    worse = {c.measure for c in comparison.changes if c.verdict == "worse"}
+    assert worse >= TIMES
+    assert {c.arm for c in comparison.changes if c.verdict == "worse"} == {"student-int8"}
+    assert comparison.regressions("student-int8") >= 3
+    for name, ratio in (("ttft_p50_ms", 1.2), ("tpot_p50_ms", 1.2), ("decode_tok_s", 1 / 1.2)):
+        one = change(old, new, "student-int8", name)
+        assert one.low is not None
+        assert one.high is not None
+        assert one.low < ratio < one.high
+        assert one.ratio == pytest.approx(ratio, rel=0.1)
+    faster = compare_reports(new, old)
+    assert {c.verdict for c in faster.changes if c.arm == "student-int8"} >= {"better"}
+    assert faster.regressions("student-int8") == 0
+
+
+def test_noise_alone_is_not_caught() -> None:
+    """12 comparisons of five arms, 400 of timed measures: at most one sees what is not there."""
+    base = example_report()
+    found = 0
+    for seed in range(12):
+        comparison = compare_reports(measured_again(base, seed), measured_again(base, seed + 100))
+        found += any(c.verdict in ("worse", "better") for c in comparison.changes)
+    assert found <= 1
+
+
+def test_a_machine_that_is_slower_as_a_whole_leaves_the_speed_up_as_it_is() -> None:
+    base = example_report()
+    old, new = measured_again(base, 1), measured_again(base, 2, slower=1.3)
+    assert change(old, new, "student-int8", "decode_tok_s").verdict == "worse"
+    assert change(old, new, "student-int8", "speedup").verdict == "noise"
+
+
+def test_a_report_and_itself() -> None:
+    comparison = compare_reports(example_report(), example_report())
+    assert {c.verdict for c in comparison.changes} == {"noise"}
+    assert comparison.differences == comparison.alone == []
+    assert comparison.regressions("student-int8") == 0
+
+
+def test_the_interval_covers_what_is_true_about_as_often_as_it_says() -> None:
+    """Five runs of 4 % each, 400 times; at 99 % and 400 draws, 97.5 is three deviations below."""
+    from kdexport.verdict.compare import _interval
+    from kdexport.verdict.measures import MEASURES
+
+    base = example_report()
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(400):
+        arms = [
+            base.arms[-1].model_copy(update={"decode_tok_s": list(100 * rng.normal(1, 0.04, 5))})
+            for _ in range(2)
+        ]
+        found = _interval([(base, arm) for arm in arms], MEASURES["decode_tok_s"], 1.0, 1.0)
+        assert found is not None
+        hits += found[0] <= 1 <= found[1]
+    assert hits / 400 >= 0.975
+
+
+def with_hero(**update: object) -> BenchReport:
+    report = example_report()
+    arms = [*report.arms[:-1], report.arms[-1].model_copy(update=update)]
+    return report.model_copy(update={"arms": arms})
+
+
+@pytest.mark.parametrize(
+    ("measure", "update", "verdict"),
+    [
+        ("size_mb", {"size_mb": 60.0}, "worse"),
+        ("size_mb", {"size_mb": 47.3}, "noise"),
+        ("shrinkage", {"size_mb": 40.0}, "better"),
+        ("load_s", {"load_s": 9.0}, "unknown"),
+        ("top1", {"top1": 0.66}, "worse"),
+        ("top1", {"top1": 0.70}, "noise"),
+        ("decode_tok_s", {"decode_tok_s": [100.0]}, "unknown"),
+        ("ttft_p99_ms", {"ttft_ms": [900.0, 901.0, 902.0, 903.0, 904.0]}, "unknown"),
+    ],
+)
+def test_what_is_known_of_the_noise_decides(
+    measure: str, update: dict[str, object], verdict: str
+) -> None:
+    assert change(example_report(), with_hero(**update), "student-int8", measure).verdict == verdict
+
+
+def test_what_is_not_the_same_is_said() -> None:
+    old = example_report()
+    machine = old.machine.model_copy(
+        update={"cpu": "another", "versions": {**old.machine.versions, "onnxruntime": "1.33.0"}}
+    )
+    new = with_hero(n_quality_tokens=99).model_copy(
+        update={
+            "machine": machine,
+            "settings": old.settings.model_copy(update={"n_threads": 1}),
+            "arms": with_hero(n_quality_tokens=99).arms[1:],
+        }
+    )
+    lines = comparison_lines(compare_reports(old, new))
+    for part in (
+        "not the same: cpu: AMD EPYC 7763 64-Core Processor, now another",
+        "not the same: onnxruntime: 1.32.0, now 1.33.0",
+        "not the same: n_threads: 2, now 1",
+        "scored on: 6,128 tokens (test), now 99 tokens (test)",
+        "not compared: teacher-torch-fp32 is in the old report alone",
+    ):
+        assert any(part in line for line in lines), part
+    assert lines[-1].startswith("student-int8: 0 worse")
+
+
+@pytest.mark.parametrize(("n_free", "expected"), [(4, 4.604), (8, 3.355), (18, 2.878), (98, 2.627)])
+def test_student_s_t_is_the_table_s(n_free: int, expected: float) -> None:
+    assert student_t(n_free) == pytest.approx(expected, rel=0.02)
