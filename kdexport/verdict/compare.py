@@ -20,13 +20,14 @@ import numpy as np
 
 from kdexport.verdict.measures import MEASURES, Measure, read_measure
 from kdexport.verdict.report import ArmResult, BenchReport
+from kdexport.verdict.scores import TextSums
+from kdexport.verdict.stage_losses import same_texts
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 LEVEL = 0.99  # of an interval: a comparison has dozens
 N_DRAWS = 500
-LARGE = 10**6  # degrees of freedom of an error that comes from thousands of tokens
 N_BEYOND = 3  # samples that have to lie beyond a percentile for its noise to be known
 Verdict = Literal["worse", "better", "noise", "unknown"]
 Array = np.ndarray[Any, Any]
@@ -40,7 +41,7 @@ REGRESSIONS: Mapping[str, Measure] = {
 @dataclass(frozen=True)
 class Change:
     """A measure of one arm, before and after. ``ratio`` is new over old; ``low`` to ``high`` its
-    interval, None where one measurement is all there is.
+    interval, None where its noise is not known.
     """
 
     arm: str
@@ -105,39 +106,64 @@ def compare_reports(old: BenchReport, new: BenchReport) -> Comparison:
 
 def _change(old: BenchReport, new: BenchReport, arm: str, name: str) -> Change | None:
     measure = MEASURES[name]
-    reports = [(report, found) for report in (old, new) if (found := report.arm(arm))]
-    values = [read_measure(report, found, name) for report, found in reports]
+    pairs = [(report, found) for report in (old, new) if (found := report.arm(arm))]
+    values = [read_measure(report, found, name) for report, found in pairs]
     before, after = values
     if before is None or after is None:
         return None
     ratio = after / before if before else None
-    interval = _interval(reports, measure, before, after)
-    verdict = _verdict(measure, before, after, interval)
+    interval = None
+    if before > 0 and after > 0:
+        interval = _interval(measure, pairs, before, after)
     low, high = interval or (None, None)
+    verdict = _verdict(measure, before, after, interval)
     return Change(arm, name, before, after, ratio, low, high, verdict)
 
 
 def _interval(
-    reports: Sequence[tuple[BenchReport, ArmResult]], measure: Measure, before: float, after: float
+    measure: Measure, pairs: Sequence[tuple[BenchReport, ArmResult]], before: float, after: float
 ) -> tuple[float, float] | None:
     """Of new over old at LEVEL; None where nothing is known of the noise."""
-    if not before or not after:
-        return None
     if measure.exact:
         return after / before, after / before
-    errors: list[float | None] = [None, None]
-    n_free = LARGE
-    if measure.samples is not None:
-        errors = [_timed_error(*one, measure) for one in reports]
-        n_free = sum(len(arm.decode_tok_s) - 1 for _, arm in reports)
-    elif measure.error is not None:
-        found = [measure.error(arm) for _, arm in reports]
-        errors = [e and e / v for e, v in zip(found, (before, after), strict=True)]
+    if measure.sums is not None:
+        return _paired([arm.texts for _, arm in pairs], measure.sums, before)
+    if measure.samples is None:
+        return None
+    errors = [_timed_error(report, arm, measure) for report, arm in pairs]
     first, second = errors
     if first is None or second is None:
         return None
+    n_free = sum(len(arm.decode_tok_s) - 1 for _, arm in pairs)
     width = student_t(n_free) * math.hypot(first, second)
     return after / before * math.exp(-width), after / before * math.exp(width)
+
+
+def _paired(
+    sides: Sequence[TextSums | None], column: str, before: float
+) -> tuple[float, float] | None:
+    """From the same texts on both sides: the error of a ratio of sums over texts.
+
+    A mean over tokens is Σx / Σn over texts, whose error is that of Σ(x - n Σx / Σn) (Cochran 1977,
+    Sampling Techniques, 6.4).
+    """
+    old, new = sides
+    if old is None or new is None or not same_texts(old, new):
+        return None
+    sums = [getattr(side, column) for side in (old, new)]
+    if any(side is None or None in side for side in sums):
+        return None
+    tokens = np.asarray(old.tokens)
+    more = np.asarray(sums[1], dtype=np.float64) - np.asarray(sums[0], dtype=np.float64)
+    n = len(tokens)
+    if n < 2:
+        return None
+    mean = more.sum() / tokens.sum()
+    error = math.sqrt(n / (n - 1) * ((more - mean * tokens) ** 2).sum()) / tokens.sum()
+    ends = [float(mean + side * student_t(n - 1) * error) for side in (-1, 1)]
+    if column == "nll":
+        return math.exp(ends[0]), math.exp(ends[1])
+    return 1 + ends[0] / before, 1 + ends[1] / before
 
 
 def _timed_error(report: BenchReport, arm: ArmResult, measure: Measure) -> float | None:
@@ -208,10 +234,9 @@ def _differences(old: BenchReport, new: BenchReport) -> Iterator[str]:
     yield from (f"{name}: {a}, now {b}" for name, (a, b) in pairs.items() if a != b)
     for arm in new.ordered_arms:
         before = old.arm(arm.arm)
-        texts = [(a.n_quality_tokens, a.quality_split) for a in (before, arm) if a]
-        if len(set(texts)) > 1 and all(n for n, _ in texts):
-            was, now = (f"{n:,} tokens ({split})" for n, split in texts)
-            yield f"texts that {arm.arm} is scored on: {was}, now {now}"
+        texts = [a.texts for a in (before, arm) if a and a.texts]
+        if len(texts) == 2 and not same_texts(*texts):
+            yield f"the texts that {arm.arm} is scored on"
 
 
 def render_comparison(comparison: Comparison) -> Table:
@@ -241,7 +266,7 @@ SHOWN: Mapping[Verdict, tuple[str, str]] = {
     "worse": ("worse", "bold red"),
     "better": ("better", "bold green"),
     "noise": ("within noise", ""),
-    "unknown": ("measured once", "dim"),
+    "unknown": ("noise unknown", "dim"),
 }
 
 

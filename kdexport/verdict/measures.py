@@ -23,8 +23,8 @@ class Measure:
 
     Timed measures have ``samples``, in the order of the runs; the number is their percentile ``q``,
     or where that is None their mean. ``against_baseline``: divided by the baseline arm's.
-    ``error``: the number's standard error. Without any of these it is one measurement, or, where
-    ``exact``, the same each time.
+    ``sums``: the column of `TextSums` that it comes from. Without any of these its noise is not
+    known, unless it is ``exact``.
     """
 
     unit: str
@@ -34,11 +34,12 @@ class Measure:
     samples: Callable[[ArmResult], Sequence[float]] | None = None
     q: float | None = None
     against_baseline: bool = False
-    error: Callable[[ArmResult], float | None] | None = None
+    sums: Literal["kl", "nll", "top1"] | None = None
     exact: bool = False
 
 
-DRIFT = 0.03  # times of the same thing, minutes apart on the same machine, differ by as much
+DRIFT = 0.03  # times of one thing, minutes apart on one machine, differ by as much
+SMALL = 0.01  # nobody's decision hangs on less
 
 
 def _field(name: str) -> Reader:
@@ -78,16 +79,18 @@ def _shrinkage(report: BenchReport, arm: ArmResult) -> float | None:
     return None if arm.arm == report.baseline else report.shrinkage(arm)
 
 
-def _share_error(arm: ArmResult) -> float | None:
-    """Of a share of tokens, as if they were drawn one by one."""
-    if arm.top1 is None or not arm.n_quality_tokens:
-        return None
-    return math.sqrt(arm.top1 * (1 - arm.top1) / arm.n_quality_tokens)
+def _score(
+    name: str,
+    better: Literal["less", "more"] = "less",
+    unit: str = "",
+    sums: Literal["kl", "nll", "top1"] | None = None,
+) -> Measure:
+    return Measure(unit, better, _field(name), SMALL, sums=sums)
 
 
 MEASURES: Mapping[str, Measure] = {
-    "size_mb": Measure("MB", "less", _field("size_mb"), 0.01, exact=True),
-    "shrinkage": Measure("times", "more", _shrinkage, 0.01, exact=True),
+    "size_mb": Measure("MB", "less", _field("size_mb"), SMALL, exact=True),
+    "shrinkage": Measure("times", "more", _shrinkage, SMALL, exact=True),
     "peak_rss_mb": Measure("MB", "less", _field("peak_rss_mb"), DRIFT),
     "load_s": Measure("s", "less", _field("load_s"), DRIFT),
     "ttft_p50_ms": _ttft(50),
@@ -101,11 +104,16 @@ MEASURES: Mapping[str, Measure] = {
     "speedup": Measure(
         "times", "more", _speed_up, DRIFT, lambda arm: arm.decode_tok_s, against_baseline=True
     ),
-    "kl_mean": Measure("nats", "less", lambda report, arm: report.kl(arm)),
-    "kl_p50": Measure("nats", "less", _field("kl_p50")),
-    "kl_p99": Measure("nats", "less", _field("kl_p99")),
-    "top1": Measure(SHARE, "more", lambda report, arm: report.top1(arm), error=_share_error),
-    "perplexity": Measure("", "less", _field("perplexity")),
+    "kl_mean": Measure("nats", "less", lambda report, arm: report.kl(arm), SMALL, sums="kl"),
+    "kl_p50": _score("kl_p50", unit="nats"),
+    "kl_p90": _score("kl_p90", unit="nats"),
+    "kl_p99": _score("kl_p99", unit="nats"),
+    "kl_max": _score("kl_max", unit="nats"),
+    "top1": Measure(SHARE, "more", lambda report, arm: report.top1(arm), SMALL, sums="top1"),
+    "top5": _score("top5", "more", SHARE),
+    "perplexity": _score("perplexity", sums="nll"),
+    "ppl_ratio": _score("ppl_ratio", unit="times", sums="nll"),
+    "ece": _score("ece", unit=SHARE),
 }
 
 

@@ -21,7 +21,7 @@ def stage_losses(arms: Sequence[ArmResult]) -> list[StageLoss]:
             continue
         parent = scored.get(arm.made_from or "")
         before = None if parent is None or parent.arm == REFERENCE_ARM else parent.texts
-        if before is None or not _same_texts(before, arm.texts):
+        if before is None or not same_texts(before, arm.texts):
             before, name = _teacher(arm.texts, scored.get(REFERENCE_ARM)), REFERENCE_ARM
         else:
             name = arm.made_from or ""
@@ -59,7 +59,7 @@ def _is_whole(texts: TextSums | None) -> bool:
     )
 
 
-def _same_texts(one: TextSums, other: TextSums) -> bool:
+def same_texts(one: TextSums, other: TextSums) -> bool:
     """Whether two arms were scored by one reference, as far as their sums tell."""
     return one.tokens == other.tokens and one.teacher_nll == other.teacher_nll
 
@@ -68,7 +68,7 @@ def _teacher(texts: TextSums, measured: ArmResult | None) -> TextSums:
     """The teacher on these texts; its likelihood from the reference, or as it was measured."""
     nll = texts.teacher_nll
     if nll is None and measured is not None and measured.texts is not None:
-        nll = measured.texts.nll if _same_texts(measured.texts, texts) else None
+        nll = measured.texts.nll if same_texts(measured.texts, texts) else None
     zeros: list[float | None] = [0.0] * len(texts.tokens)
     return TextSums(
         tokens=texts.tokens,

@@ -3,8 +3,10 @@ import random
 import numpy as np
 import pytest
 
+from kdexport.verdict.bootstrap import ratio_of_sums
 from kdexport.verdict.compare import Change, compare_reports, comparison_lines, student_t
 from kdexport.verdict.report import ArmResult, BenchReport
+from kdexport.verdict.scores import TextSums
 from tests.verdict.fixture import example_report
 
 TIMES = {"ttft_p50_ms", "tpot_p50_ms", "decode_tok_s"}
@@ -97,7 +99,7 @@ def test_the_interval_covers_what_is_true_about_as_often_as_it_says() -> None:
             base.arms[-1].model_copy(update={"decode_tok_s": list(100 * rng.normal(1, 0.04, 5))})
             for _ in range(2)
         ]
-        found = _interval([(base, arm) for arm in arms], MEASURES["decode_tok_s"], 1.0, 1.0)
+        found = _interval(MEASURES["decode_tok_s"], [(base, arm) for arm in arms], 1.0, 1.0)
         assert found is not None
         hits += found[0] <= 1 <= found[1]
     assert hits / 400 >= 0.975
@@ -116,8 +118,7 @@ def with_hero(**update: object) -> BenchReport:
         ("size_mb", {"size_mb": 47.3}, "noise"),
         ("shrinkage", {"size_mb": 40.0}, "better"),
         ("load_s", {"load_s": 9.0}, "unknown"),
-        ("top1", {"top1": 0.66}, "worse"),
-        ("top1", {"top1": 0.70}, "noise"),
+        ("top1", {"top1": 0.66}, "unknown"),  # without sums of texts
         ("decode_tok_s", {"decode_tok_s": [100.0]}, "unknown"),
         ("ttft_p99_ms", {"ttft_ms": [900.0, 901.0, 902.0, 903.0, 904.0]}, "unknown"),
     ],
@@ -133,11 +134,11 @@ def test_what_is_not_the_same_is_said() -> None:
     machine = old.machine.model_copy(
         update={"cpu": "another", "versions": {**old.machine.versions, "onnxruntime": "1.33.0"}}
     )
-    new = with_hero(n_quality_tokens=99).model_copy(
+    new = old.model_copy(
         update={
             "machine": machine,
             "settings": old.settings.model_copy(update={"n_threads": 1}),
-            "arms": with_hero(n_quality_tokens=99).arms[1:],
+            "arms": old.arms[1:],
         }
     )
     lines = comparison_lines(compare_reports(old, new))
@@ -145,7 +146,6 @@ def test_what_is_not_the_same_is_said() -> None:
         "not the same: cpu: AMD EPYC 7763 64-Core Processor, now another",
         "not the same: onnxruntime: 1.32.0, now 1.33.0",
         "not the same: n_threads: 2, now 1",
-        "scored on: 6,128 tokens (test), now 99 tokens (test)",
         "not compared: teacher-torch-fp32 is in the old report alone",
     ):
         assert any(part in line for line in lines), part
@@ -155,3 +155,75 @@ def test_what_is_not_the_same_is_said() -> None:
 @pytest.mark.parametrize(("n_free", "expected"), [(4, 4.604), (8, 3.355), (18, 2.878), (98, 2.627)])
 def test_student_s_t_is_the_table_s(n_free: int, expected: float) -> None:
     assert student_t(n_free) == pytest.approx(expected, rel=0.02)
+
+
+def scored(seed: int, *, more: float = 0.0, scatter: float = 0.0, n: int = 120) -> BenchReport:
+    """A student with a KL of about 0.4; of each text ``more`` nats a token, give or take."""
+    texts = np.random.default_rng(7)
+    again = np.random.default_rng(seed)
+    tokens = texts.integers(10, 40, n).astype(float)
+    kl = tokens * texts.gamma(2, 0.2, n)
+    changed = tokens * (more + scatter * again.normal(size=n))
+    sums = TextSums(
+        tokens=list(tokens),
+        nll=list(2 * tokens + kl + changed),
+        kl=list(kl + changed),
+        top1=list(tokens * 0.7 - changed),
+        teacher_nll=list(2 * tokens),
+    )
+    total = tokens.sum()
+    nll = sum(x or 0 for x in sums.nll) / total
+    return with_hero(
+        texts=sums,
+        kl_mean=(kl + changed).sum() / total,
+        top1=(0.7 * tokens - changed).sum() / total,
+        perplexity=np.exp(nll),
+        ppl_ratio=np.exp(nll - 2),
+    )
+
+
+QUALITY = ("kl_mean", "top1", "perplexity", "ppl_ratio")
+
+
+def test_a_loss_of_quality_is_seen_through_the_scatter_of_texts() -> None:
+    """0.03 nats, where texts differ by 0.3: only pairs of the same text can tell."""
+    old, new = scored(0), scored(1, more=0.03, scatter=0.05)
+    for name in QUALITY:
+        one = change(old, new, "student-int8", name)
+        assert one.verdict == "worse", name
+        assert one.low is not None
+        assert one.high is not None
+        assert one.ratio is not None
+        assert one.low < one.ratio < one.high
+    assert change(old, new, "student-int8", "ppl_ratio").ratio == pytest.approx(1.03, abs=0.02)
+
+
+def test_other_rounding_is_no_loss_of_quality() -> None:
+    for seed in range(1, 8):
+        comparison = compare_reports(scored(0), scored(seed, scatter=0.03))
+        found = [
+            c.verdict
+            for c in comparison.changes
+            if c.measure in QUALITY and c.arm == "student-int8"
+        ]
+        assert found == ["noise"] * 4
+
+
+def test_the_error_of_a_difference_is_that_of_drawing_texts_anew() -> None:
+    old, new = scored(0), scored(1, more=0.03, scatter=0.1)
+    one = change(old, new, "student-int8", "kl_mean")
+    before, after = old.arms[-1].texts, new.arms[-1].texts
+    assert before is not None and after is not None
+    assert before.kl is not None and after.kl is not None
+    more = [(b or 0) - (a or 0) for a, b in zip(before.kl, after.kl, strict=True)]
+    drawn = ratio_of_sums(more, before.tokens)  # 95 %
+    assert one.high is not None and one.low is not None
+    width = (one.high - one.low) * one.old
+    assert width == pytest.approx((drawn.high - drawn.low) * 2.617 / 1.96, rel=0.12)
+
+
+def test_quality_of_other_texts_is_not_compared() -> None:
+    old, new = scored(0), scored(0, n=100, more=0.3)
+    comparison = compare_reports(old, new)
+    assert change(old, new, "student-int8", "kl_mean").verdict == "unknown"
+    assert comparison.differences == ["the texts that student-int8 is scored on"]
