@@ -225,18 +225,22 @@ def _verdict(
 
 def _differences(old: BenchReport, new: BenchReport) -> Iterator[str]:
     """What makes two reports ones of different things, a line each."""
-    pairs: dict[str, tuple[Any, Any]] = {"baseline": (old.baseline, new.baseline)}
-    for part in ("machine", "settings"):
-        one, other = (getattr(report, part).model_dump() for report in (old, new))
-        versions = [facts.pop("versions", {}) for facts in (one, other)]
-        pairs |= {name: (one.get(name), other.get(name)) for name in one | other}
-        pairs |= {name: tuple(v.get(name) for v in versions) for name in versions[0] | versions[1]}
-    yield from (f"{name}: {a}, now {b}" for name, (a, b) in pairs.items() if a != b)
+    one, other = (_facts(report) for report in (old, new))
+    for name in one | other:
+        if one.get(name) != other.get(name):
+            yield f"{name}: {one.get(name)}, now {other.get(name)}"
     for arm in new.ordered_arms:
         before = old.arm(arm.arm)
         texts = [a.texts for a in (before, arm) if a and a.texts]
         if len(texts) == 2 and not same_texts(*texts):
             yield f"the texts that {arm.arm} is scored on"
+
+
+def _facts(report: BenchReport) -> dict[str, Any]:
+    """What numbers depend on beside the arms; cases beside a report's own are not compared."""
+    machine = report.machine.model_dump(exclude={"versions"})
+    settings = report.settings.model_dump(exclude={"others"})
+    return {**machine, **report.machine.versions, **settings, "baseline": report.baseline}
 
 
 def render_comparison(comparison: Comparison) -> Table:

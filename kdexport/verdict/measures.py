@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from kdexport.verdict.report import ArmResult, BenchReport, percentile
+from kdexport.verdict.report import ArmResult, BenchReport
+from kdexport.verdict.timing import percentile
 
 Reader = Callable[[BenchReport, ArmResult], float | None]
 SHARE = "share"  # the unit of what lies between 0 and 1
@@ -79,6 +80,13 @@ def _shrinkage(report: BenchReport, arm: ArmResult) -> float | None:
     return None if arm.arm == report.baseline else report.shrinkage(arm)
 
 
+def _energy(report: BenchReport, arm: ArmResult) -> float | None:
+    if not arm.joules:
+        return None
+    n_tokens = report.settings.new_tokens * report.settings.batch_size
+    return 1000 * statistics.fmean(arm.joules) / n_tokens
+
+
 def _score(
     name: str,
     better: Literal["less", "more"] = "less",
@@ -92,6 +100,7 @@ MEASURES: Mapping[str, Measure] = {
     "size_mb": Measure("MB", "less", _field("size_mb"), SMALL, exact=True),
     "shrinkage": Measure("times", "more", _shrinkage, SMALL, exact=True),
     "peak_rss_mb": Measure("MB", "less", _field("peak_rss_mb"), DRIFT),
+    "steady_rss_mb": Measure("MB", "less", _field("steady_rss_mb"), DRIFT),
     "load_s": Measure("s", "less", _field("load_s"), DRIFT),
     "ttft_p50_ms": _ttft(50),
     "ttft_p90_ms": _ttft(90),
@@ -104,6 +113,7 @@ MEASURES: Mapping[str, Measure] = {
     "speedup": Measure(
         "times", "more", _speed_up, DRIFT, lambda arm: arm.decode_tok_s, against_baseline=True
     ),
+    "energy_mj": Measure("mJ", "less", _energy, DRIFT, lambda arm: arm.joules),
     "kl_mean": Measure("nats", "less", lambda report, arm: report.kl(arm), SMALL, sums="kl"),
     "kl_p50": _score("kl_p50", unit="nats"),
     "kl_p90": _score("kl_p90", unit="nats"),

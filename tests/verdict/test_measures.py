@@ -41,7 +41,9 @@ def test_what_is_read_is_what_the_report_says() -> None:
     }
     assert {name: found[name] for name in expected} == pytest.approx(expected)
     missing = {name for name, value in found.items() if value is None}
-    assert missing == {"kl_p90", "kl_max", "top5", "ppl_ratio", "ece"}  # not in the example
+    assert missing == {  # not in the example
+        *("kl_p90", "kl_max", "top5", "ppl_ratio", "ece", "steady_rss_mb", "energy_mj")
+    }
     assert read_measure(report, teacher, "kl_mean") == 0.0
 
 
@@ -53,6 +55,12 @@ def test_what_was_not_measured_is_none() -> None:
     alone = report.model_copy(update={"arms": [bare], "baseline": bare.arm})
     for name in ("tpot_p50_ms", "decode_tok_s", "kl_p99", "speedup", "shrinkage"):
         assert read_measure(alone, bare, name) is None, name
+
+
+def test_energy_is_of_a_token() -> None:
+    report = example_report()
+    arm = report.arms[-1].model_copy(update={"joules": [0.9, 1.1]})
+    assert read_measure(report, arm, "energy_mj") == pytest.approx(1000 / 64)
 
 
 def test_numbers_are_told_exactly_enough_for_a_limit() -> None:
