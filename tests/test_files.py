@@ -26,3 +26,4 @@ def test_what_ends_halfway_leaves_the_old_one(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         write_whole(path, lines())
     assert path.read_text("utf-8") == "whole\n"
+    assert list(tmp_path.iterdir()) == [path]
