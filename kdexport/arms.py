@@ -19,11 +19,12 @@ from typing import Any
 from kdexport.bundle import Bundle, check_files, open_bundle
 from kdexport.console import Tracker, tracked
 from kdexport.content.prompts import split_opening
+from kdexport.data_card import in_words, read_card
 from kdexport.energy import Meter, find_meter
 from kdexport.errors import InputError, KdexportError
 from kdexport.machine import machine_facts, physical_cores
 from kdexport.metrics import read_curve
-from kdexport.pairs import Pair, by_split, load_pairs
+from kdexport.pairs import Pair, read_pairs
 from kdexport.pipeline import Run
 from kdexport.runtime.latency import check_room
 from kdexport.sections import BenchSection
@@ -280,7 +281,7 @@ def bench_run(run: Run) -> BenchReport:
     wish = run.recipe.bench
     settings = settings_of(wish)
     specs = arms_of(run)
-    asked = [p for p in by_split(load_pairs(run.pairs), "test") if p.messages]
+    asked = [p for p in read_pairs(run.pairs) if p.split == "test" and p.messages]
     samples = spread(asked, wish.n_samples)
     with tracked("    bench", "steps") as progress:
         arms = measure_arms(specs, settings, samples, progress)
@@ -295,6 +296,7 @@ def bench_run(run: Run) -> BenchReport:
         losses=stage_losses(arms),
         samples=gather_samples(arms, {p.id: _request(p) for p in samples}),
         training=training_points(run.metrics),
+        data=in_words(read_card(run.folder)),
         recipe=run.recipe.model_dump(mode="json", by_alias=True),
         stages={name: entry["seconds"] for name, entry in journal["stages"].items()},
     )

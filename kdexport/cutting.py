@@ -5,9 +5,10 @@ short distillations between cuts.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from kdexport.budget import candidate_shapes, choose, costs_asked
 from kdexport.console import say
 from kdexport.errors import InputError, NotAtHandError
 from kdexport.journal import file_digest, folder_fingerprint
-from kdexport.pairs import by_split, load_pairs
+from kdexport.pairs import read_pairs
 from kdexport.pipeline import Run, Stage, run_stages
 from kdexport.preflight import longest_text, sizes_of
 from kdexport.sources import ResolvedModel, resolve_teacher
@@ -81,14 +82,13 @@ def _made_from_teacher(run: Run) -> Made:
     source = _of_teacher(run) if wish.source is None else _of_checkpoint(run, wish.source)
     tokenizer = load_tokenizer(source.files)
     backend = tokenizer.backend_tokenizer
-    texts = _texts(run, tokenizer)
     trimmed, own_ids = None, source.own_ids
     if wish.vocab_size is not None and wish.vocab_size < backend.get_vocab_size():
-        trimmed, own_ids = trim_tokenizer(backend, texts, wish.vocab_size)
+        trimmed, own_ids = trim_tokenizer(backend, _texts(run, tokenizer), wish.vocab_size)
     model = source.model
     sizes = sizes_of(run) if wish.budget is None else choose(run, model, own_ids, trimmed)
     torch.manual_seed(run.recipe.seed)
-    origin = Origin(model, own_ids, _probe(backend, texts, model.config))
+    origin = Origin(model, own_ids, _probe(run, tokenizer, model.config))
     student = INITS[wish.init].make(origin, sizes)
     _also_ends_with(student.model, tokenizer.eos_token_id, own_ids)
     kept_ids = None if run.recipe.train.across_tokens else own_ids
@@ -144,23 +144,25 @@ def _also_ends_with(model: Any, eos_id: int | None, own_ids: Sequence[int] | Non
 def _cut_again(run: Run, before: Path) -> Made:
     """A student that was trained for a while loses more layers."""
     model, tokenizer, facts = load_model(before), load_tokenizer(before), load_facts(before)
-    texts = _probe(tokenizer.backend_tokenizer, _texts(run, tokenizer), model.config)
+    texts = _probe(run, tokenizer, model.config)
     spec = StudentSpec(n_layers=run.recipe.student.final_layers)
     student = INITS["prune"].make(Origin(model, None, texts), spec)
     of_teacher = [facts["kept_layers"][number] for number in student.kept_layers or []]
     return Made(replace(student, kept_layers=of_teacher), facts["kept_ids"], before)
 
 
-def _texts(run: Run, tokenizer: Any) -> list[str]:
-    """The training texts as the model reads them."""
+def _texts(run: Run, tokenizer: Any) -> Iterator[str]:
+    """The training texts as the model reads them, one in memory at a time."""
     render = renderer(tokenizer)
-    pairs = by_split(load_pairs(run.pairs), "train")
-    return [render(list(pair.messages)) + pair.completion for pair in pairs]
+    for pair in read_pairs(run.pairs):
+        if pair.split == "train":
+            yield render(list(pair.messages)) + pair.completion
 
 
-def _probe(backend: Any, texts: Sequence[str], config: Any) -> list[torch.Tensor]:
-    longest = longest_text(config)
-    return [torch.tensor([backend.encode(t).ids[:longest]]) for t in texts[:N_PROBE_TEXTS]]
+def _probe(run: Run, tokenizer: Any, config: Any) -> list[torch.Tensor]:
+    longest, backend = longest_text(config), tokenizer.backend_tokenizer
+    texts = islice(_texts(run, tokenizer), N_PROBE_TEXTS)
+    return [torch.tensor([backend.encode(text).ids[:longest]]) for text in texts]
 
 
 def checkpoint_of(source: str, *, fetch: bool = True) -> ResolvedModel:

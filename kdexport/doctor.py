@@ -5,7 +5,7 @@ touched.
 """
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,24 +14,28 @@ import torch
 
 from kdexport.arms import spread
 from kdexport.console import say, tracked
+from kdexport.contamination import Overlap
 from kdexport.content.channels import load_channels
 from kdexport.content.prompts import brief_messages
+from kdexport.data_card import Drops
+from kdexport.dataset import sieved
 from kdexport.errors import InputError
-from kdexport.pairs import SPLITS, Pair, by_split, load_pairs, write_pairs
+from kdexport.pairs import SPLITS, Pair, by_split, read_pairs, write_pairs
 from kdexport.pipeline import Run, open_run
-from kdexport.preflight import check_student, check_training, load_asked_briefs, load_own_pairs
+from kdexport.preflight import check_student, check_training, load_asked_briefs, own_pairs
 from kdexport.recipe import Recipe
 from kdexport.service import check_hidden, inside_of
-from kdexport.splits import renderer
+from kdexport.splits import encoder
 from kdexport.stages import make_student
 from kdexport.train.case import WAYS, Across, Case, Proof, Spell
-from kdexport.train.data import Encoded, encode_pairs
+from kdexport.train.data import Encoded
 from kdexport.train.model import load_facts, load_model, load_tokenizer
 from kdexport.train.prove import prove
 from kdexport.train.uld import pairs_of
 from kdexport.training import device_of, objective_of, own_samples_of
 
 N_TEXTS = 8
+MOST_PAIRS = 20_000  # for training, that are looked at
 
 
 def examine(recipe: Recipe) -> list[Proof]:
@@ -62,9 +66,9 @@ def _texts(run: Run) -> list[Pair]:
     """The run's pairs, or the user's, or what briefs say where their copy is not written yet."""
     if run.pairs.is_file():
         say(f"texts of {run.pairs}")
-        return load_pairs(run.pairs)
+        return list(_some(read_pairs(run.pairs)))
     if run.recipe.data.briefs is None:
-        return load_own_pairs(run)
+        return list(_some(sieved(own_pairs(run), run.recipe.data, Drops(), Overlap())))
     say("the teacher has written nothing yet: the briefs' own facts stand in for its copy")
     channels = load_channels()
     return [
@@ -76,6 +80,15 @@ def _texts(run: Run) -> list[Pair]:
         )
         for brief in load_asked_briefs(run)
     ]
+
+
+def _some(pairs: Iterable[Pair]) -> Iterator[Pair]:
+    """All that is held out, and the first pairs for training."""
+    n_train = 0
+    for pair in pairs:
+        n_train += pair.split == "train"
+        if pair.split != "train" or n_train <= MOST_PAIRS:
+            yield pair
 
 
 def _case(trial: Run, handful: Sequence[Pair], pairs: Sequence[Pair]) -> Case:
@@ -117,20 +130,19 @@ def _case(trial: Run, handful: Sequence[Pair], pairs: Sequence[Pair]) -> Case:
         n_sampled=wish.n_sampled,
         own=own_samples_of(trial, student, own.eos_token_id, "float32"),
         across=across,
+        row_length=_longest(trial, student) if wish.packing else None,
     )
 
 
 def _encoded(trial: Run, handful: Sequence[Pair], tokenizer: Any, model: Any) -> list[Encoded]:
-    wish = trial.recipe.train
-    examples, _ = encode_pairs(
-        handful,
-        tokenizer.backend_tokenizer,
-        renderer(tokenizer),
-        tokenizer.eos_token_id,
-        min(wish.max_length, model.config.max_position_embeddings),
-        prompts_too=wish.learns_prompts,
-    )
-    return examples
+    """Those of the pairs that fit."""
+    longest = _longest(trial, model)
+    encode = encoder(tokenizer, prompts_too=trial.recipe.train.learns_prompts)
+    return [example for example in map(encode, handful) if len(example.ids) <= longest]
+
+
+def _longest(trial: Run, model: Any) -> int:
+    return min(trial.recipe.train.max_length, int(model.config.max_position_embeddings))
 
 
 def _across(

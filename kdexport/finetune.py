@@ -18,16 +18,22 @@ from kdexport.learning import BEST, Places, learn
 from kdexport.pipeline import Run, Stage, open_run, run_stages
 from kdexport.recipe import Recipe
 from kdexport.splits import Splits, encode_splits
-from kdexport.stages import STAGES
+from kdexport.stages import STAGES, reading_asked
 from kdexport.together import train_together
-from kdexport.train.cache import fingerprint_examples
 from kdexport.train.evaluate import evaluate
-from kdexport.train.feed import Epochs
-from kdexport.train.model import load_tokenizer, swap_folder, written
+from kdexport.train.model import check_packing, load_tokenizer, swap_folder, written
 from kdexport.train.trainer import Material
 from kdexport.train.world import ALONE, World
 from kdexport.train_section import ONE, Line, TrainSection
-from kdexport.training import check_device, model_on, precision_of, settled, train_settings
+from kdexport.training import (
+    batches_of,
+    check_device,
+    feed_of,
+    model_on,
+    precision_of,
+    settled,
+    train_settings,
+)
 
 FACTS = "kdexport.json"
 
@@ -107,10 +113,14 @@ def _train(run: Run, teacher: Any, data: Splits, device: str, world: World) -> f
     """The lowest perplexity of a trained teacher, which is kept."""
     wish = run.recipe.train
     precision = precision_of(wish.precision, device)
-    settings = train_settings(wish, len(data.train), precision, 0.0)
+    if wish.packing:
+        check_packing(teacher)
+    feed = feed_of(run.recipe, data)
+    settings = train_settings(wish, batches_of(wish, feed), precision, 0.0)
     key = fingerprint(
         run.teacher.fingerprint,
-        fingerprint_examples(data.train),
+        data.key,
+        reading_asked(run),
         wish.fingerprinted,
         run.recipe.seed,
     )
@@ -119,9 +129,7 @@ def _train(run: Run, teacher: Any, data: Splits, device: str, world: World) -> f
         teacher.get_input_embeddings().requires_grad_(False)
     ended = learn(
         teacher,
-        Material(
-            Epochs(data.train, settings.batch_size, run.recipe.seed), None, data.validation, None
-        ),
+        Material(feed, None, data.validation, None),
         settings,
         Places(
             _checkpoints(run),
@@ -144,7 +152,11 @@ STAGES_TO_TEACHER = (
         "Teacher learns the texts",
         lambda run: train_together("finetune", run),
         lambda run: [adapted(run), _log(run)],
-        lambda run: [run.recipe.seed, wish_of(run.recipe).fingerprinted],
+        lambda run: [
+            run.recipe.seed,
+            wish_of(run.recipe).fingerprinted,
+            reading_asked(run),
+        ],
         after=("pairs",),
         check=lambda run: check_device(run.recipe.train),
         goes_on_from=_checkpoints,

@@ -20,7 +20,7 @@ from kdexport.console import say
 from kdexport.errors import InputError
 from kdexport.files import write_whole
 from kdexport.journal import fingerprint
-from kdexport.pairs import load_pairs
+from kdexport.pairs import read_pairs
 from kdexport.pipeline import Run, open_run, plan, run_stages
 from kdexport.preflight import check_bench, check_training
 from kdexport.recipe import Recipe
@@ -52,6 +52,12 @@ class Member:
 def run_matrix(recipe: Recipe, wish: str) -> Matrix:
     """Train, export and measure a student for each value; a second call skips what is whole."""
     column, values = parse_matrix(wish)
+    if recipe.data.stream:
+        raise InputError(
+            "a matrix tells pairs by their ids, which are not kept where pairs are streamed",
+            where="data.stream",
+            remedy="set it to false",
+        )
     belongs = rows_by_value(recipe, column, values)
     base = open_run(recipe)
     check_training(base)
@@ -169,7 +175,7 @@ def _side_by_side(base: Run, column: str, members: Sequence[Member]) -> Matrix:
 
 
 def _row(column: str, member: Member, arms: Mapping[str, Any]) -> dict[str, Any]:
-    splits = Counter(pair.split for pair in load_pairs(member.run.pairs))
+    splits = Counter(pair.split for pair in read_pairs(member.run.pairs))
     arm = arms[member.run.quantized_bundle.name]
     return {
         column: member.value,

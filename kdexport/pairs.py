@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from kdexport.errors import InputError
+from kdexport.files import write_whole
 from kdexport.jsonl import parse_json
 from kdexport.tables import Row, read_rows
 
@@ -51,24 +52,49 @@ class Pair:
 
 
 def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
-    """Write JSONL, beside and then in place."""
-    beside = path.with_suffix(path.suffix + ".partial")
-    with beside.open("w", encoding="utf-8") as file:
-        for pair in pairs:
-            row: dict[str, Any] = {"id": pair.id, "split": pair.split}
-            if pair.weight != 1.0:
-                row["weight"] = pair.weight
-            asked = {"messages": list(pair.messages), "completion": pair.completion}
-            row |= asked if pair.messages else {"text": pair.completion}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    beside.replace(path)
+    """Write JSONL, whole or not at all, one pair in memory at a time."""
+    write_whole(path, map(_line, pairs))
 
 
-def load_pairs(
-    path: Path, *, validation_fraction: float = 0.05, test_fraction: float = 0.05, seed: int = 0
-) -> list[Pair]:
-    """All pairs of a file, as `read_pairs` gives them."""
-    return list(read_pairs(path, validation_fraction, test_fraction, seed))
+def _line(pair: Pair) -> str:
+    row: dict[str, Any] = {"id": pair.id, "split": pair.split}
+    if pair.weight != 1.0:
+        row["weight"] = pair.weight
+    asked = {"messages": list(pair.messages), "completion": pair.completion}
+    row |= asked if pair.messages else {"text": pair.completion}
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+@dataclass(frozen=True)
+class PairFile:
+    """The pairs of a file, read anew by every loop over it, as `read_pairs` gives them."""
+
+    path: Path
+    validation_fraction: float = 0.05
+    test_fraction: float = 0.05
+    seed: int = 0
+
+    def __iter__(self) -> Iterator[Pair]:
+        return read_pairs(self.path, self.validation_fraction, self.test_fraction, self.seed)
+
+
+def load_pairs(path: Path) -> list[Pair]:
+    """All pairs of a file, each with an id of its own."""
+    return with_own_ids(read_pairs(path))
+
+
+def with_own_ids(pairs: Iterable[Pair]) -> list[Pair]:
+    """All of some pairs. Raises InputError for an id that was used before."""
+    found: list[Pair] = []
+    seen: dict[str, str] = {}
+    for pair in pairs:
+        if pair.id in seen:
+            raise InputError(
+                f"id {pair.id!r} was used at {seen[pair.id]} already", where=pair.where
+            )
+        seen[pair.id] = pair.where
+        found.append(pair)
+    return found
 
 
 def read_pairs(
@@ -80,23 +106,24 @@ def read_pairs(
     it has no split, one is drawn from a hash of its prompt and the seed, so that equal prompts
     never stand in two splits. Raises InputError that names file, line and column.
     """
-    seen: dict[str, str] = {}
     for row in read_rows(path, COLUMNS):
-        messages, completion = _contents(row.cells, row.where)
-        given = row.cells.get("id")
-        name = f"{row.unit}-{row.number}" if given is None else str(given)
-        if name in seen:
-            raise InputError(f"id {name!r} was used in {seen[name]} already", where=row.where)
-        seen[name] = row.place
-        split = row.cells.get("split")
-        if split is None:
-            key = json.dumps(messages) if messages else completion
-            split = draw_split(key, seed, validation_fraction, test_fraction)
-        if split not in SPLITS:
-            raise InputError(
-                f"split is {split!r}", where=row.where, remedy="use " + ", ".join(SPLITS)
-            )
-        yield Pair(name, split, tuple(messages), completion, _weight(row), row.where)
+        yield pair_of(row, validation_fraction, test_fraction, seed)
+
+
+def pair_of(
+    row: Row, validation_fraction: float = 0.05, test_fraction: float = 0.05, seed: int = 0
+) -> Pair:
+    """The pair that a row holds; see `read_pairs`."""
+    messages, completion = _contents(row.cells, row.where)
+    given = row.cells.get("id")
+    name = f"{row.unit}-{row.number}" if given is None else str(given)
+    split = row.cells.get("split")
+    if split is None:
+        key = json.dumps(messages) if messages else completion
+        split = draw_split(key, seed, validation_fraction, test_fraction)
+    if split not in SPLITS:
+        raise InputError(f"split is {split!r}", where=row.where, remedy="use " + ", ".join(SPLITS))
+    return Pair(name, split, tuple(messages), completion, _weight(row), row.where)
 
 
 def _weight(row: Row) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 from kdexport.errors import NotAtHandError
 from kdexport.pipeline import Run, open_run, plan
-from kdexport.preflight import limits_of, load_asked_briefs, load_own_pairs
+from kdexport.preflight import limits_of, load_asked_briefs, own_pairs
 from kdexport.recipe import Recipe
 from kdexport.sources import FP32_BYTES, check_safetensors, read_config
 from kdexport.stages import STAGES
@@ -134,11 +134,15 @@ def sizes_of(run: Run) -> Sizes:
     n_student = _n_student(run, n_teacher)
     data = run.recipe.data
     if data.pairs is not None:
-        pairs = load_own_pairs(run)
-        asked = sum(len(message["content"]) for pair in pairs for message in pair.messages)
-        given = sum(len(pair.completion) for pair in pairs)
+        n_of, limits = dict.fromkeys(limits_of(data), 0), limits_of(data)
+        asked = given = 0
+        for pair in own_pairs(run):
+            if n_of[pair.split] != limits[pair.split]:
+                n_of[pair.split] += 1
+                asked += sum(len(message["content"]) for message in pair.messages)
+                given += len(pair.completion)
         tokens = (asked // CHARACTERS_PER_TOKEN, given // CHARACTERS_PER_TOKEN)
-        return Sizes(n_teacher, n_student, len(pairs), *tokens)
+        return Sizes(n_teacher, n_student, sum(n_of.values()), *tokens)
     briefs = load_asked_briefs(run)
     n = 0
     for split, limit in limits_of(data).items():

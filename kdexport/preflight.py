@@ -3,7 +3,7 @@
 A check here refuses in a second what the work would refuse only after minutes or hours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ from kdexport.content.briefs import Brief, load_briefs
 from kdexport.content.channels import load_channels
 from kdexport.content.prompts import brief_messages
 from kdexport.errors import InputError, require_extras
-from kdexport.pairs import Pair, by_split, load_pairs, within_limits
+from kdexport.pairs import Pair, PairFile, by_split, with_own_ids, within_limits
 from kdexport.pipeline import Run
 from kdexport.sections import DataSection
 from kdexport.student_section import OWN_SIZES
+
+SHORT = 16  # characters of a completion that may hold no token
 
 
 def limits_of(data: DataSection) -> dict[str, int | None]:
@@ -22,16 +24,16 @@ def limits_of(data: DataSection) -> dict[str, int | None]:
     return {"train": data.max_train, "validation": data.max_validation, "test": data.max_test}
 
 
-def load_own_pairs(run: Run) -> list[Pair]:
-    """The pairs of the user's own file, within the limits."""
+def own_pairs(run: Run) -> Iterable[Pair]:
+    """The pairs of the user's own file, all of them; may be looped over again.
+
+    Where the recipe streams, they are read from the file each time, and ids may be used twice.
+    """
     data = run.recipe.data
-    pairs = load_pairs(
-        Path(data.pairs or ""),
-        validation_fraction=data.validation_fraction,
-        test_fraction=data.test_fraction,
-        seed=run.recipe.seed,
+    file = PairFile(
+        Path(data.pairs or ""), data.validation_fraction, data.test_fraction, run.recipe.seed
     )
-    return within_limits(pairs, limits_of(data))
+    return file if data.stream else with_own_ids(file)
 
 
 def load_asked_briefs(run: Run) -> list[Brief]:
@@ -64,11 +66,46 @@ def longest_text(config: Any) -> int | None:
 def check_data(run: Run) -> None:
     """Refuse data that a run has no use for: nothing to train on, briefs that are too long."""
     data = run.recipe.data
-    briefs = [] if data.briefs is None else load_asked_briefs(run)
-    if not by_split(briefs or load_own_pairs(run), "train"):
-        raise InputError("nothing in it is to train on", where=str(data.pairs or data.briefs))
-    if briefs:
+    if data.briefs is None:
+        n_train = _check_pairs(run)
+    else:
+        briefs = load_asked_briefs(run)
+        n_train = len(by_split(briefs, "train"))
         _check_prompts(run, briefs)
+    if not n_train:
+        raise InputError("nothing in it is to train on", where=str(data.pairs or data.briefs))
+
+
+def _check_pairs(run: Run) -> int:
+    """Read all pairs; refuse one that may hold no token; return how many are for training."""
+    count: Callable[[Pair], object] | None = None
+    n_train = 0
+    for pair in own_pairs(run):
+        n_train += pair.split == "train"
+        if len(pair.completion) <= SHORT:
+            count = count or token_counter(run)
+            count(pair)
+    return n_train
+
+
+def token_counter(run: Run) -> Callable[[Pair], tuple[int, int]]:
+    """How many of the teacher's tokens a pair's prompt and its completion are.
+
+    Raises InputError, with the pair's place, for one of which no token can be learnt.
+    """
+    from kdexport.splits import renderer
+    from kdexport.train.data import encoded
+    from kdexport.train.model import load_tokenizer
+
+    tokenizer = load_tokenizer(run.teacher.path)
+    render = renderer(tokenizer)
+
+    def count(pair: Pair) -> tuple[int, int]:
+        example = encoded(pair, tokenizer.backend_tokenizer, render, tokenizer.eos_token_id)
+        n_prompt = example.first_completion if pair.messages else 0
+        return n_prompt, len(example.ids) - n_prompt
+
+    return count
 
 
 def _check_prompts(run: Run, briefs: Sequence[Brief]) -> None:

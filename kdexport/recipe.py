@@ -85,6 +85,14 @@ class Recipe(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _asks_as_it_reads(self) -> "Recipe":
+        if self.data.stream and self.train.targets != "live" and not self.train.texts_alone:
+            raise ValueError("data.stream needs train.targets: live")
+        if self.data.stream and self.train.across_tokens:
+            raise ValueError("uld pairs all texts beforehand, which data.stream keeps in no memory")
+        return self
+
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply ``KEY=VALUE`` overrides, each coerced by its field's type.

@@ -104,12 +104,31 @@ class DataSection(Section):
     max_test: Count | None = None
     validation_fraction: Share = Field(0.05, description="For pairs without a split")
     test_fraction: Share = 0.05
+    contamination: Literal["drop", "warn", "ignore"] = Field(
+        "drop",
+        description="What becomes of training texts that equal or nearly equal a held-out one",
+    )
+    near_duplicate: float = Field(
+        0.8,
+        gt=0,
+        le=1,
+        description="Jaccard index of three words in a row from which on a training text is too "
+        "near to a held-out one; 1: only texts of the same words are",
+    )
+    stream: bool = Field(
+        False, description="Read the training pairs anew in each epoch, never all into memory"
+    )
+    shuffle_buffer: Count = Field(
+        10_000, description="Pairs that wait to be drawn in random order, where they are streamed"
+    )
     generate: GenerateSection = GenerateSection()
 
     @model_validator(mode="after")
     def _one_source(self) -> "DataSection":
         if (self.briefs is None) == (self.pairs is None):
             raise ValueError("name either briefs or pairs")
+        if self.stream and self.pairs is None:
+            raise ValueError("stream is for pairs; the teacher's answers to briefs are in memory")
         return self
 
 

@@ -1,16 +1,24 @@
 """The pairs of a run as token ids of the student's vocabulary, split by split."""
 
+import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from kdexport.console import say
 from kdexport.content.prompts import plain_chat, split_opening
+from kdexport.data_card import Drops
 from kdexport.errors import InputError
-from kdexport.pairs import by_split, load_pairs
+from kdexport.journal import file_sha256, fingerprint
+from kdexport.pairs import SPLITS, Pair, pair_of, read_pairs
 from kdexport.pipeline import Run
-from kdexport.train.data import Encoded, encode_pairs
+from kdexport.preflight import limits_of
+from kdexport.tables import Row
+from kdexport.train.cache import fingerprint_examples
+from kdexport.train.data import Encoded, encoded
 from kdexport.train.model import template_of
+from kdexport.train.stream import Lines
 
 N_STAND_IN = 16  # training pairs that stand in for validation pairs where there are none
 
@@ -20,12 +28,24 @@ class Splits:
     """The three splits as token ids of the student's vocabulary.
 
     ``measured_on``: the split that quality can be measured on, the furthest from training.
+    ``max_length``: of a text in tokens. ``left_out``: what is longer. ``lines``: the training
+    pairs where they are streamed; ``train`` is empty then.
     """
 
     train: list[Encoded]
     validation: list[Encoded]
     test: list[Encoded]
     measured_on: str
+    max_length: int
+    left_out: Drops
+    lines: Lines | None = None
+
+    @property
+    def key(self) -> str:
+        """A fingerprint of the training texts and their weights."""
+        if self.lines:
+            return file_sha256(self.lines.path)
+        return fingerprint(fingerprint_examples(self.train), [e.weight for e in self.train])
 
 
 def renderer(tokenizer: Any) -> Callable[[list[dict[str, str]]], str]:
@@ -58,27 +78,29 @@ def renderer(tokenizer: Any) -> Callable[[list[dict[str, str]]], str]:
 
 
 def encode_splits(run: Run, tokenizer: Any, student: Any) -> Splits:
-    """Tokenize the pairs of each split."""
-    recipe = run.recipe
-    pairs = load_pairs(run.pairs)
-    render = renderer(tokenizer)
-    limits = {
-        "train": recipe.data.max_train,
-        "validation": recipe.data.max_validation,
-        "test": recipe.data.max_test,
-    }
-    splits: dict[str, list[Encoded]] = {}
-    for split, limit in limits.items():
-        splits[split], too_long = encode_pairs(
-            by_split(pairs, split, limit),
-            tokenizer.backend_tokenizer,
-            render,
-            tokenizer.eos_token_id,
-            min(recipe.train.max_length, student.config.max_position_embeddings),
-            prompts_too=split == "train" and recipe.train.learns_prompts,
-        )
-        if too_long:
-            say(f"    {too_long} {split} pairs left out: over {recipe.train.max_length} tokens")
+    """Tokenize the pairs of each split; where the recipe streams, those for training are counted.
+
+    Raises InputError for a pair of which nothing can be learnt, and where no training pair fits.
+    """
+    recipe, streams = run.recipe, run.recipe.data.stream
+    limits = limits_of(recipe.data)
+    max_length = min(recipe.train.max_length, student.config.max_position_embeddings)
+    encode = encoder(tokenizer, prompts_too=recipe.train.learns_prompts)
+    splits: dict[str, list[Encoded]] = {split: [] for split in SPLITS}
+    n_read, n_too_long = Counter[str](), Counter[str]()
+    left_out = Drops()
+    for pair in read_pairs(run.pairs):
+        if n_read[pair.split] == limits[pair.split]:
+            continue
+        n_read[pair.split] += 1
+        example = encode(pair)
+        if len(example.ids) > max_length:
+            n_too_long[pair.split] += 1
+            left_out.add(f"over {max_length} tokens", pair.id)
+        elif not (streams and pair.split == "train" and len(splits["train"]) == N_STAND_IN):
+            splits[pair.split].append(example)
+    for split, n in n_too_long.items():
+        say(f"    {n} {split} pairs left out: over {max_length} tokens")
     if not splits["train"]:
         raise InputError(
             f"no training pair fits in {recipe.train.max_length} tokens", where="train.max_length"
@@ -89,4 +111,36 @@ def encode_splits(run: Run, tokenizer: Any, student: Any) -> Splits:
         splits["validation"] = [
             replace(e, first_target=e.first_completion) for e in splits["train"][:N_STAND_IN]
         ]
-    return Splits(splits["train"], splits["validation"], splits["test"], measured_on)
+
+    def read(line: bytes) -> Encoded | None:
+        pair = pair_of(Row(run.pairs, 0, json.loads(line)))
+        if pair.split != "train":
+            raise InputError("its training pairs do not come first", where=str(run.pairs))
+        example = encode(pair)
+        return example if len(example.ids) <= max_length else None
+
+    return Splits(
+        [] if streams else splits["train"],
+        splits["validation"],
+        splits["test"],
+        measured_on,
+        max_length,
+        left_out,
+        Lines(run.pairs, n_read["train"], read) if streams else None,
+    )
+
+
+def encoder(tokenizer: Any, *, prompts_too: bool) -> Callable[[Pair], Encoded]:
+    """Pairs as token ids; ``prompts_too``: the training pairs' prompts are learnt."""
+    render = renderer(tokenizer)
+
+    def encode(pair: Pair) -> Encoded:
+        return encoded(
+            pair,
+            tokenizer.backend_tokenizer,
+            render,
+            tokenizer.eos_token_id,
+            prompts_too=prompts_too and pair.split == "train",
+        )
+
+    return encode

@@ -3,30 +3,24 @@
 The order, and what may be skipped, is `pipeline`'s business.
 """
 
-import json
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kdexport.bundle import Bundle, check_target
-from kdexport.console import say, tracked
 from kdexport.content.channels import load_channels
 from kdexport.content.prompts import load_openings
+from kdexport.dataset import make_pairs
 from kdexport.errors import InputError, require_extras
 from kdexport.importing import imported_fingerprint
 from kdexport.journal import fingerprint
-from kdexport.pairs import Pair, by_split, within_limits, write_pairs
 from kdexport.pipeline import Run, Stage, data_fingerprint
 from kdexport.preflight import (
     check_bench,
     check_data,
     check_student,
     check_training,
-    limits_of,
-    load_asked_briefs,
-    load_own_pairs,
 )
 from kdexport.recipe import Recipe
 
@@ -44,52 +38,6 @@ def make_teacher_bundle(run: Run) -> None:
     bundle = export_bundle(run.teacher.path, fp32, name=name, teacher=run.teacher.source)
     quantize_bundle(bundle, "int8", run.teacher_bundle)
     shutil.rmtree(fp32)
-
-
-def make_pairs(run: Run) -> None:
-    """Briefs -> pairs written by the teacher, or the user's own pairs checked and copied."""
-    data = run.recipe.data
-    pairs = _synthesized_pairs(run) if data.pairs is None else load_own_pairs(run)
-    if not by_split(pairs, "train"):
-        raise InputError("no pair is left to train on", where=str(data.pairs or data.briefs))
-    write_pairs(run.pairs, pairs)
-
-
-def _synthesized_pairs(run: Run) -> list[Pair]:
-    from kdexport.runtime.session import open_session
-    from kdexport.runtime.text import load_text
-    from kdexport.synthesize import Sampling, synthesize
-
-    wishes = run.recipe.data.generate
-    sampling = Sampling(
-        temperature=wishes.temperature,
-        top_p=wishes.top_p,
-        top_k=wishes.top_k,
-        variants=wishes.variants,
-        best_of=wishes.best_of,
-        scorer=wishes.scorer,
-        batch_size=wishes.batch_size,
-        seed=run.recipe.seed,
-    )
-    with tracked("teacher writes", "copies") as progress:
-        written = synthesize(
-            load_asked_briefs(run),
-            open_session(run.teacher_bundle, n_threads=run.recipe.train.n_threads),
-            load_text(run.teacher_bundle),
-            sampling,
-            drafts_path=run.folder / "drafts.jsonl",
-            teacher=run.teacher.fingerprint,
-            progress=progress,
-        )
-    pairs = within_limits(written.pairs, limits_of(run.recipe.data))
-    dropped = written.dropped + Counter({"over the limit": len(written.pairs) - len(pairs)})
-    lost = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
-    say(f"    {len(pairs)} pairs kept; dropped: {lost or 'none'}")
-    counts: dict[str, Any] = {"kept": len(pairs), "dropped": dict(dropped)}
-    if sampling.best_of > 1:
-        counts["candidates"] = written.candidates
-    (run.folder / "pairs-report.json").write_text(json.dumps(counts, indent=1), "utf-8")
-    return pairs
 
 
 def make_student(run: Run) -> None:
@@ -213,9 +161,14 @@ def student_asked(run: Run) -> object:
 def training_asked(run: Run) -> object:
     """The section of training, and the scheme where training computes as its bundle will."""
     rounded = run.recipe.export.scheme if run.recipe.train.quantize_aware else None
-    asked = [run.recipe.seed, run.recipe.train.fingerprinted, rounded]
+    asked = [run.recipe.seed, run.recipe.train.fingerprinted, rounded, reading_asked(run)]
     imported = imported_fingerprint(run)
     return [*asked, imported] if imported else asked
+
+
+def reading_asked(run: Run) -> object:
+    """How training reads its texts, where not all of them at once."""
+    return run.recipe.data.shuffle_buffer if run.recipe.data.stream else None
 
 
 def _data_asked(run: Run) -> object:
@@ -224,8 +177,10 @@ def _data_asked(run: Run) -> object:
     unused: Any = {"validation_fraction": True, "test_fraction": True, "generate": {"batch_size"}}
     if data.pairs is not None:
         unused = {"generate": True}
+    for name in ("briefs", "pairs", "stream", "shuffle_buffer"):
+        unused[name] = True
     kind = "briefs" if data.pairs is None else "pairs"
-    asked = data.model_dump(mode="json", exclude={"briefs": True, "pairs": True, **unused})
+    asked = data.model_dump(mode="json", exclude=unused)
     return [run.recipe.seed, kind, asked]
 
 

@@ -7,7 +7,6 @@ is dropped and counted, and what was written before an interruption is not writt
 
 import json
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -82,14 +81,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Written:
-    """The usable pairs in the order of the briefs, and how many copies were dropped, by reason.
+    """The usable pairs in the order of the briefs, and the ids of what was dropped, by reason.
 
     ``candidates``: how many were written, how many of them pass every check of copy, and how many
     that were taken are not the first for their copy.
     """
 
     pairs: list[Pair]
-    dropped: Counter[str]
+    dropped: dict[str, list[str]]
     candidates: dict[str, int]
 
 
@@ -138,9 +137,14 @@ def synthesize(
     return Written(pairs, dropped, counts)
 
 
+def variant_ids(brief: Brief, variants: int) -> list[str]:
+    """The ids of the pairs that a brief becomes."""
+    return [f"{brief.id}-{n}" for n in range(variants)] if variants > 1 else [brief.id]
+
+
 def _job(brief: Brief, variant: int, candidate: int, sampling: Sampling, teacher: str) -> Job:
     """The job of one candidate for a variant of a brief."""
-    copy_id = f"{brief.id}-{variant}" if sampling.variants > 1 else brief.id
+    copy_id = variant_ids(brief, sampling.variants)[variant]
     name = f"{copy_id}#{candidate}" if sampling.best_of > 1 else copy_id
     channel = load_channels()[brief.channel]
     messages = tuple(brief_messages(brief, channel))
@@ -204,21 +208,23 @@ def _added(job: Job, draft: Draft) -> tuple[str, str]:
     return opening, draft.text.rstrip() if opening else clean_copy(draft.text)
 
 
-def _select(jobs: Sequence[Job], drafts: dict[str, Draft]) -> tuple[list[Pair], Counter[str]]:
+def _select(
+    jobs: Sequence[Job], drafts: dict[str, Draft]
+) -> tuple[list[Pair], dict[str, list[str]]]:
     """Clean the drafts and drop the unusable ones."""
-    dropped: Counter[str] = Counter()
+    dropped: dict[str, list[str]] = {}
     seen: set[str] = set()
     pairs: list[Pair] = []
     for job in jobs:
         draft = drafts[job.id]
         opening, added = _added(job, draft)
         if not added:
-            dropped["empty"] += 1
+            dropped.setdefault("empty", []).append(job.copy_id)
             continue
         reason = why_drop(opening + added, finished=draft.finished, seen=seen)
         reason = reason or ("stray" if strays(added, job.brief.facts) else None)
         if reason:
-            dropped[reason] += 1
+            dropped.setdefault(reason, []).append(job.copy_id)
             continue
         pairs.append(Pair(job.copy_id, job.brief.split, job.messages, added))
     return pairs, dropped

@@ -160,6 +160,11 @@ class TrainSection(Section):
     lr: Positive = 5e-4
     batch_size: Count = 8
     accumulate: Count = Field(1, description="Batches added up before a step")
+    packing: bool = Field(
+        False,
+        description="Put several texts into a row of max_length, blind to one another; batch_size "
+        "counts rows",
+    )
     epochs: Positive | None = None
     max_steps: Count | None = None
     max_minutes: Positive | None = Field(
@@ -229,6 +234,10 @@ class TrainSection(Section):
     def _an_end(self) -> "TrainSection":
         if not (self.epochs or self.max_steps or self.max_minutes):
             raise ValueError("say when to stop: epochs, max_steps or max_minutes")
+        if self.packing and self.inside:
+            raise ValueError(
+                "inside compares layers text by text, which packing does not keep apart"
+            )
         if self.hidden_weight and self.targets in PARTS:
             raise ValueError("hidden_weight needs targets: hidden, or live")
         if self.targets == "imported" and self.temperature != 1:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from kdexport.data_card import amend_card
 from kdexport.errors import InputError
 from kdexport.importing import imported_fingerprint
 from kdexport.interrupts import Interrupted
@@ -24,13 +25,13 @@ from kdexport.pipeline import Run
 from kdexport.recipe import Recipe
 from kdexport.service import COMPARED, TEACHER_BATCH, Asked, Service, check_hidden, inside_of
 from kdexport.splits import Splits, encode_splits
-from kdexport.train.cache import fingerprint_examples
 from kdexport.train.checkpoint import list_checkpoints
 from kdexport.train.data import Encoded
 from kdexport.train.evaluate import Evaluation
 from kdexport.train.feed import Epochs
 from kdexport.train.inside import Inside
 from kdexport.train.model import (
+    check_packing,
     load_facts,
     load_model,
     load_tokenizer,
@@ -43,6 +44,7 @@ from kdexport.train.on_policy import OnPolicy, end_ids_of
 from kdexport.train.reference import write_reference
 from kdexport.train.rounding import GRIDS, Rounding
 from kdexport.train.schedule import Budget, Schedule
+from kdexport.train.stream import Stream
 from kdexport.train.teacher import check_vocabularies
 from kdexport.train.trainer import Material, Position, TrainSettings
 from kdexport.train.world import ALONE, World
@@ -150,6 +152,12 @@ def _prepared(run: Run, world: World = ALONE) -> Ready:
     teacher_tokenizer = load_tokenizer(run.teacher.path)
     tokenizer = load_tokenizer(run.student_init)
     data = encode_splits(run, tokenizer, student)
+    if world.is_first:
+        amend_card(run.folder, {"left_out_of_training": data.left_out.as_json()})
+    if wish.packing:
+        check_packing(student)
+        if wish.targets == "live" or wish.on_policy:
+            check_packing(teacher)
     service = Service(run, teacher, kept_ids, precision, world)
     inside = inside_of(run, teacher, student)
     if wish.across_tokens:
@@ -166,8 +174,8 @@ def _prepared(run: Run, world: World = ALONE) -> Ready:
         asked = replace(asked, train=inside.of_teacher(asked.train, teacher))
     own_key = fingerprint(
         service.key,
-        fingerprint_examples(data.train),
-        [example.weight for example in data.train],
+        data.key,
+        run.recipe.data.stream and run.recipe.data.shuffle_buffer,
         folder_fingerprint(run.student_init),
         wish.fingerprinted,
         imported_fingerprint(run),
@@ -181,7 +189,7 @@ def _prepared(run: Run, world: World = ALONE) -> Ready:
 
 def _asked_of(run: Run, data: Splits, tokenizer: Any, student: Any) -> Sequence[Encoded]:
     """The texts of which a cache is made: all that the runs around this one learn from."""
-    if run.base is None or run.recipe.train.texts_alone:
+    if run.base is None or run.recipe.train.texts_alone or run.recipe.train.targets == "live":
         return data.train
     return encode_splits(replace(run, folder=run.base.folder), tokenizer, student).train
 
@@ -189,11 +197,12 @@ def _asked_of(run: Run, data: Splits, tokenizer: Any, student: Any) -> Sequence[
 def _train(run: Run, ready: Ready, seconds_spent: float, **around: Any) -> Position:
     """Train a student; ``around`` is what `learn` is told besides."""
     wish, data = run.recipe.train, ready.data
-    settings = train_settings(wish, len(data.train), ready.precision, seconds_spent)
+    feed = feed_of(run.recipe, data)
+    n_batches = batches_of(wish, feed)
+    settings = train_settings(wish, n_batches, ready.precision, seconds_spent)
     settings = replace(settings, objective=replace(settings.objective, inside=ready.inside))
     if wish.freeze_embeddings:
         ready.student.get_input_embeddings().requires_grad_(False)
-    feed = Epochs(data.train, settings.batch_size, run.recipe.seed)
     board = run.folder / "tensorboard" if wish.tensorboard else None
     return learn(
         ready.student,
@@ -207,16 +216,31 @@ def _train(run: Run, ready: Ready, seconds_spent: float, **around: Any) -> Posit
     )
 
 
+def feed_of(recipe: Recipe, data: Splits) -> Epochs | Stream:
+    """The training texts in the recipe's batches."""
+    row_length = data.max_length if recipe.train.packing else None
+    size, seed = recipe.train.batch_size, recipe.seed
+    if data.lines:
+        buffer = recipe.data.shuffle_buffer
+        return Stream(data.lines, size, seed, buffer, row_length=row_length)
+    return Epochs(data.train, size, seed, row_length=row_length)
+
+
+def batches_of(wish: TrainSection, feed: Epochs | Stream) -> int:
+    """The batches of an epoch, which are counted only where epochs are wanted: it takes a while."""
+    return feed.n_batches if wish.epochs else 0
+
+
 def train_settings(
-    wish: TrainSection, n_examples: int, precision: str, seconds_spent: float
+    wish: TrainSection, n_batches: int, precision: str, seconds_spent: float
 ) -> TrainSettings:
-    """The loop's settings from the recipe's; epochs become steps.
+    """The loop's settings from the recipe's; epochs, of ``n_batches`` each, become steps.
 
     ``seconds_spent`` on the teacher's targets are off the clock; a third of it is left at least.
     """
     steps = [wish.max_steps] if wish.max_steps else []
     if wish.epochs:
-        per_epoch = -(-n_examples // (wish.batch_size * wish.accumulate))
+        per_epoch = -(-n_batches // wish.accumulate)
         steps.append(max(1, round(wish.epochs * per_epoch)))
     minutes = wish.max_minutes and max(wish.max_minutes - seconds_spent / 60, wish.max_minutes / 3)
     return TrainSettings(

@@ -5,12 +5,12 @@ teacher bundle, the teacher's targets and, where it wants the same one, the untr
 the base's.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 from kdexport.errors import InputError
 from kdexport.journal import file_sha256
-from kdexport.pairs import by_split, load_pairs, write_pairs
+from kdexport.pairs import Pair, read_pairs, write_pairs
 from kdexport.pipeline import Run, Stage, open_run, run_stages
 from kdexport.recipe import Recipe
 from kdexport.stages import STAGES
@@ -42,11 +42,20 @@ def variant_stages(run: Run, pair_ids: Collection[str] | None = None) -> Sequenc
 
 def _take_pairs(run: Run, chosen: Collection[str] | None) -> None:
     assert run.base is not None
-    pairs = load_pairs(run.base.pairs)
-    kept = pairs if chosen is None else [pair for pair in pairs if pair.id in set(chosen)]
-    if not by_split(kept, "train"):
-        raise InputError("no pair is left to train on", where=str(run.folder))
-    write_pairs(run.pairs, kept)
+    whole = run.base.pairs
+    wanted = None if chosen is None else set(chosen)
+    n_train = 0
+
+    def kept() -> Iterator[Pair]:
+        nonlocal n_train
+        for pair in read_pairs(whole):
+            if wanted is None or pair.id in wanted:
+                n_train += pair.split == "train"
+                yield pair
+        if not n_train:
+            raise InputError("no pair is left to train on", where=str(run.folder))
+
+    write_pairs(run.pairs, kept())
 
 
 def distill_control(recipe: Recipe) -> Run:

@@ -52,7 +52,8 @@ def open_run(small_models: Path, tmp_path: Path) -> Callable[..., Any]:
 
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     rows = [{"text": f"{CORPUS[n % 4]} {n}", "split": "train"} for n in range(12)]
-    rows += [{"text": text, "split": "validation"} for text in CORPUS]
+    backwards = [" ".join(reversed(text.split())) for text in CORPUS]
+    rows += [{"text": text, "split": "validation"} for text in backwards]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def make(*overrides: str) -> Run:

@@ -83,8 +83,14 @@ def test_a_student_of_other_tokens_is_examined(folder: Path) -> None:
 def test_a_text_in_two_splits_fails_and_is_told(folder: Path) -> None:
     with (folder / "pairs.jsonl").open("a") as file:
         file.write(json.dumps({"prompt": "Tea 2", "completion": "fresh fresh", "split": "test"}))
-    code, rows = examined("--set", "train.targets=cached", "--set", "train.hidden_weight=0")
+    options = ["--set", "train.targets=cached", "--set", "train.hidden_weight=0"]
+    code, rows = examined(*options)
+    assert (code, [row for row in rows if not row["ok"]]) == (0, [])  # as a run would drop it
+    code, rows = examined(
+        *options, "--set", "data.contamination=warn", "--set", "train.packing=true"
+    )
     assert code == 1
+    assert next(row for row in rows if row["name"] == "packing changes no gradient")["ok"]
     assert [row["name"] for row in rows if not row["ok"]] == ["test texts are not trained on"]
     assert next(row for row in rows if not row["ok"])["measured"] == 1
 

@@ -117,6 +117,12 @@ def test_a_matrix_that_makes_no_folders_is_one_line(wish: str, message: str) -> 
     assert message in caught.value.message
 
 
+def test_streamed_pairs_make_no_matrix(folder: Path) -> None:
+    with pytest.raises(InputError, match="pairs by their ids") as caught:
+        run_matrix(recipe("data.stream=true", "train.targets=live"), "segment=fashion,travel")
+    assert caught.value.where == "data.stream"
+
+
 def test_columns_and_values_that_no_row_has_are_told(folder: Path) -> None:
     with pytest.raises(InputError, match="no row has a column 'segmnt'") as caught:
         rows_by_value(recipe(), "segmnt", ["fashion"])

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from kdexport.errors import InputError
-from kdexport.pairs import Pair, by_split, draw_split, load_pairs, within_limits, write_pairs
+from kdexport.pairs import (
+    Pair,
+    by_split,
+    draw_split,
+    load_pairs,
+    read_pairs,
+    within_limits,
+    write_pairs,
+)
 
 USER = {"role": "user", "content": "Write an SMS."}
 ANSWER = {"role": "assistant", "content": "Bread!"}
@@ -50,7 +58,7 @@ def test_plain_text_has_no_prompt(tmp_path: Path) -> None:
         ({"text": "x", "split": ["train"]}, "split is"),
         ({"messages": [{"role": "cat", "content": "x"}]}, "messages must be a list"),
         ({"text": "x", "split": "dev"}, "split is 'dev'"),
-        ({"text": "x", "id": "line-1"}, "used in line 1 already"),
+        ({"text": "x", "id": "line-1"}, r"used at .*data\.jsonl:1 already"),
         ({"prompt": 1, "completion": "x"}, "prompt is no text"),
         ({"messages": "[1", "completion": "x"}, "messages is not JSON"),
         ({"text": "x", "weight": 0}, "weight is 0; use a number above 0"),
@@ -94,7 +102,7 @@ def test_parquet_holds_messages_as_they_are(tmp_path: Path) -> None:
         load_pairs(path)
     assert caught.value.where == f"{path}, row 2"
     parquet.write_table(pyarrow.Table.from_pylist(rows[:1] + rows[:1]), path)
-    with pytest.raises(InputError, match="id '7' was used in row 1 already"):
+    with pytest.raises(InputError, match=r"id '7' was used at .*, row 1 already"):
         load_pairs(path)
     parquet.write_table(pyarrow.Table.from_pylist(rows[:1]), path)
     (pair,) = load_pairs(path)
@@ -122,7 +130,7 @@ def test_what_is_written_is_read(
 
 def test_equal_prompts_share_a_split(tmp_path: Path) -> None:
     rows = [{"prompt": f"p{n % 40}", "completion": f"c{n}"} for n in range(400)]
-    pairs = load_pairs(write(tmp_path, *rows), validation_fraction=0.2, test_fraction=0.2)
+    pairs = list(read_pairs(write(tmp_path, *rows), validation_fraction=0.2, test_fraction=0.2))
     split_of: dict[str, set[str]] = {}
     for pair in pairs:
         split_of.setdefault(pair.messages[0]["content"], set()).add(pair.split)

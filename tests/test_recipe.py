@@ -182,6 +182,11 @@ def test_the_schema_beside_the_recipes_is_up_to_date() -> None:
     assert committed["properties"]["train"]
 
 
+def test_losses_between_layers_of_packed_texts_are_refused(folder: Path) -> None:
+    with pytest.raises(InputError, match="inside compares layers text by text"):
+        load(folder, GOOD, "train.packing=true", "train.targets=live", "train.inside=blocks")
+
+
 def test_rounding_for_an_export_that_does_not_round_is_refused(folder: Path) -> None:
     with pytest.raises(InputError, match=r"quantize_aware needs an export\.scheme"):
         load(folder, GOOD, "train.quantize_aware=0.2", "export.scheme=fp32")

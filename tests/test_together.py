@@ -62,6 +62,34 @@ def test_two_processes_distil_and_the_first_tells_of_it(folder: Path) -> None:
     assert {int(stem) % 2 for stem in shards} == {0, 1}  # each has asked the teacher
 
 
+def test_two_processes_read_a_stream_of_packed_texts_as_one_does(folder: Path) -> None:
+    options = {
+        "data.stream": "true",
+        "data.shuffle_buffer": "8",
+        "train.targets": "live",
+        "train.packing": "true",
+        "train.max_length": "48",
+        "train.batch_size": "2",
+    }
+    sets = [word for key, value in options.items() for word in ("--set", f"{key}={value}")]
+    losses = []
+    for name, starter in (("alone", []), ("two", TORCHRUN)):
+        named = ["--set", f"name={name}"]
+        ran = subprocess.run(
+            [sys.executable, *starter, "-m", "kdexport", "distill", "recipe.yaml", *sets, *named],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+        lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
+        losses.append([row["loss"] for row in map(json.loads, lines) if "loss" in row])
+    assert len(losses[0]) == 12
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
 def test_the_others_are_told_of_the_whole_run(folder: Path) -> None:
     recipe = load_recipe(folder / "recipe.yaml", ["train.loss=jsd", "train.lambda=2"])
     base = Run(recipe, Path("runs/a"), Path("exported"), ResolvedModel(Path("m"), "s", "f"))

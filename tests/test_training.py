@@ -18,6 +18,6 @@ def test_the_clock_counts_the_teacher_s_targets(minutes: float, spent: float, le
 
 def test_epochs_become_steps_and_the_fewer_count() -> None:
     wish = TrainSection(epochs=2, batch_size=4, accumulate=2)
-    assert train_settings(wish, 100, "float32", 0.0).budget.max_steps == 26
+    assert train_settings(wish, 25, "float32", 0.0).budget.max_steps == 26
     fewer = wish.model_copy(update={"max_steps": 7})
-    assert train_settings(fewer, 100, "float32", 0.0).budget.max_steps == 7
+    assert train_settings(fewer, 25, "float32", 0.0).budget.max_steps == 7

@@ -97,7 +97,7 @@ def test_a_run_ends_with_bundles_and_a_report(
     assert arms["student-int8"]["size_mb"] < arms["student-fp32"]["size_mb"]
     assert set(report["stages"]) >= set(STAGES) - {"bench"}
     assert report["training"]
-    for name in ("report.html", "bench.json", "pairs.jsonl", "pairs-report.json"):
+    for name in ("report.html", "bench.json", "pairs.jsonl", "data_card.json"):
         assert (folder / "runs" / "tiny" / name).is_file()
     for name in ("tiny", "tiny-int8", "tiny-teacher-int8"):
         assert kdexport(folder, "verify", f"exported/{name}").returncode == 0
@@ -110,9 +110,12 @@ def test_every_draft_is_kept_or_counted(
     folder: Path, finished: subprocess.CompletedProcess[str]
 ) -> None:
     run = folder / "runs" / "tiny"
-    counts = json.loads((run / "pairs-report.json").read_text())
-    assert counts["kept"] == len((run / "pairs.jsonl").read_text().splitlines())
-    assert counts["kept"] + sum(counts["dropped"].values()) == 16 * 12
+    card = json.loads((run / "data_card.json").read_text())
+    kept = sum(split["pairs"] for split in card["splits"].values())
+    assert kept == len((run / "pairs.jsonl").read_text().splitlines())
+    assert kept + sum(dropped["count"] for dropped in card["dropped"].values()) == 16 * 12
+    assert card["splits"]["train"]["channels"] == {"ad_headline": card["splits"]["train"]["pairs"]}
+    assert card["left_out_of_training"] == {}
 
 
 def test_a_second_run_skips_what_is_whole(

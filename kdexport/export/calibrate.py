@@ -7,6 +7,7 @@ family, and nothing of what is done with the findings.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from kdexport.bundle import Bundle
 from kdexport.errors import InputError
 from kdexport.export.draft import Draft
 from kdexport.machine import physical_cores
-from kdexport.pairs import load_pairs
+from kdexport.pairs import read_pairs
 from kdexport.runtime.generate import generate_batch
 from kdexport.runtime.sample import make_sampler
 from kdexport.runtime.session import check_ids, open_session, session_options
@@ -28,6 +29,7 @@ from kdexport.tables import format_of
 Array = np.ndarray[Any, Any]
 TEXT_TOKENS = 256  # of each calibration text
 MOST_TEXTS = 32
+MOST_PAIRS = 20_000  # of a file, its first ones, that the texts are spread over
 FEWEST_TOKENS = 512
 N_WRITTEN = 24  # texts that a model writes for itself
 N_BEGINNING = 12  # tokens of each that it is given
@@ -127,7 +129,7 @@ def builtin_text() -> str:
 def calibration_texts(bundle: Bundle, codec: TextCodec, path: Path | None) -> list[Array]:
     """Token ids of the texts of a file, or of the built-in page; int64, each at most 256 long.
 
-    ``path``: plain text, or pairs as `load_pairs` reads them, whose test split is left out. Too
+    ``path``: plain text, or pairs as `read_pairs` gives them, whose test split is left out. Too
     few of them are followed by the built-in page. Raises InputError for a file that is neither.
     """
     ids = codec.encode("\n\n".join(_texts(path, codec))) if path else []
@@ -170,7 +172,7 @@ def written_texts(
 
 def _texts(path: Path, codec: TextCodec) -> Iterator[str]:
     if format_of(path):
-        for pair in load_pairs(path):
+        for pair in islice(read_pairs(path), MOST_PAIRS):
             if pair.split != "test":  # which is kept for measuring
                 asked = codec.render_chat(pair.messages) if pair.messages else ""
                 yield asked + pair.completion

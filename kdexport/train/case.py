@@ -54,7 +54,8 @@ class Case:
     ``teacher_tokens`` and ``student_tokens``: id -> token. ``tokenizer_from``: where the student's
     tokenizer lies. ``splits``: the texts of each split, as they are read. ``way``: of `WAYS`, how
     steps ask the teacher. ``own``: how the student writes texts of its own, where it does.
-    ``across``: None where the tokens are the teacher's.
+    ``across``: None where the tokens are the teacher's. ``row_length``: of packed rows, where
+    texts are to be packed.
     """
 
     teacher: Any
@@ -72,6 +73,7 @@ class Case:
     n_sampled: int = 12
     own: OnPolicy | None = None
     across: Across | None = None
+    row_length: int | None = None
 
     @property
     def losses(self) -> Sequence[str]:

@@ -4,6 +4,7 @@ Knows tokenizers and nothing of models. The order of batches is a function of (s
 so that a resumed run sees the batches that an unbroken one would have seen.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,9 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from kdexport.errors import InputError
 from kdexport.pairs import Pair
+from kdexport.train.packing import best_fit, next_fit
 from kdexport.train.world import World
 
 BATCHES_PER_BUCKET = 16
@@ -48,20 +51,28 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded examples.
+    """Right-padded rows, of one example each or, where they are packed, of several.
 
     ``ids``: int64 [B, L]. ``targets``: bool [B, L - 1]; position p marks that the logits at p are
-    to predict the token at p + 1. A right pad never reaches a token before it through causal
-    attention, so no attention mask is needed.
+    to predict the token at p + 1. ``examples``: in the order of their rows. A right pad never
+    reaches a token before it through causal attention, so no attention mask is needed.
+
+    ``positions``: int64 [B, L], from 0 for each example of a packed row, by which transformers
+    keeps its examples apart; None where rows are not packed. ``row_length``: up to which they are.
     """
 
     ids: torch.Tensor
     targets: torch.Tensor
     examples: tuple[Encoded, ...]
+    positions: torch.Tensor | None = None
+    row_length: int | None = None
 
     def inputs(self, device: torch.device) -> dict[str, torch.Tensor]:
         """What a model reads of it."""
-        return {"input_ids": self.ids.to(device)}
+        inputs = {"input_ids": self.ids.to(device)}
+        if self.positions is not None:
+            inputs["position_ids"] = self.positions.to(device)
+        return inputs
 
     def renamed(self, kept_ids: torch.Tensor | None) -> "Batch":
         """The same texts in the teacher's ids, of which ``kept_ids`` has one a student's token."""
@@ -70,14 +81,15 @@ class Batch:
     def halves(self) -> "tuple[Batch, Batch]":
         """The same examples in two batches."""
         middle = len(self.examples) // 2
-        return collate(self.examples[:middle]), collate(self.examples[middle:])
+        first, second = self.examples[:middle], self.examples[middle:]
+        return collate(first, self.row_length), collate(second, self.row_length)
 
     def share(self, world: World) -> "Batch | None":
         """This process's examples of it; None where there are fewer examples than processes."""
         if world.size == 1:
             return self
         own = world.share(self.examples)
-        return collate(own) if own else None
+        return collate(own, self.row_length) if own else None
 
     @property
     def labels(self) -> torch.Tensor:
@@ -97,9 +109,8 @@ class Batch:
     @property
     def is_completion(self) -> torch.Tensor:
         """Which targets are completions' tokens, bool [N]."""
-        starts = torch.tensor([example.first_completion for example in self.examples])
-        positions = torch.arange(1, self.ids.shape[1])
-        return (positions >= starts[:, None])[self.targets]
+        of = [torch.arange(e.first_target, len(e.ids)) >= e.first_completion for e in self.examples]
+        return torch.cat(of)
 
     @property
     def is_own(self) -> bool:
@@ -114,63 +125,111 @@ class Batch:
         return weights.repeat_interleave(counts)
 
 
-def encode_pairs(
-    pairs: Sequence[Pair],
+def encoded(
+    pair: Pair,
     tokenizer: Tokenizer,
     render: Render,
     eos_id: int | None,
-    max_length: int,
     *,
     prompts_too: bool = False,
-) -> tuple[list[Encoded], int]:
-    """Tokenize pairs; return them with the number left out for being over ``max_length`` tokens.
+) -> Encoded:
+    """Tokenize a pair.
 
     ``render`` turns chat messages into the text that the model reads. Prompt and completion are
     tokenized apart, as they are when the model writes. A pair without a prompt is plain text: all
-    its tokens but the first are targets. With ``prompts_too`` that holds for every pair.
+    its tokens but the first are targets. With ``prompts_too`` that holds for every pair. Raises
+    InputError, with the pair's place, where no token of the completion would be a target.
     """
-    encoded: list[Encoded] = []
-    for pair in pairs:
+    where = pair.where or f"pair {pair.id}"
+    try:
         prompt = render(list(pair.messages)) if pair.messages else ""
-        head = tokenizer.encode(prompt, add_special_tokens=False).ids
-        tail = tokenizer.encode(pair.completion, add_special_tokens=False).ids
-        ids = [*head, *tail] if eos_id is None else [*head, *tail, eos_id]
-        first = max(len(head), 1)
-        if first < len(ids) <= max_length:
-            first_target = 1 if prompts_too else first
-            tokens = np.asarray(ids, dtype=np.int64)
-            encoded.append(Encoded(pair.id, tokens, first_target, first, pair.weight))
-    return encoded, len(pairs) - len(encoded)
+    except InputError as error:
+        raise InputError(error.message, where=where, remedy=error.remedy) from None
+    head = tokenizer.encode(prompt, add_special_tokens=False).ids
+    tail = tokenizer.encode(pair.completion, add_special_tokens=False).ids
+    ids = [*head, *tail] if eos_id is None else [*head, *tail, eos_id]
+    first = max(len(head), 1)
+    if not tail or len(ids) <= first:
+        raise InputError(
+            "no token of it can be learnt: the tokenizer makes "
+            f"{len(tail) or 'none'} of {json.dumps(pair.completion[:40], ensure_ascii=False)}",
+            where=where,
+            remedy="leave it out, or give it a completion",
+        )
+    tokens = np.asarray(ids, dtype=np.int64)
+    return Encoded(pair.id, tokens, 1 if prompts_too else first, first, pair.weight)
 
 
-def collate(examples: Sequence[Encoded]) -> Batch:
-    """Right-pad examples (with token 0, which no loss sees) into one batch."""
-    length = max(len(example.ids) for example in examples)
-    ids = torch.zeros(len(examples), length, dtype=torch.long)
-    targets = torch.zeros(len(examples), length - 1, dtype=torch.bool)
-    for row, example in enumerate(examples):
-        ids[row, : len(example.ids)] = torch.from_numpy(example.ids)
-        targets[row, example.first_target - 1 : len(example.ids) - 1] = True
-    return Batch(ids, targets, tuple(examples))
+def collate(examples: Sequence[Encoded], row_length: int | None = None) -> Batch:
+    """Right-pad examples (with token 0, which no loss sees) into one batch.
+
+    ``row_length``: pack them, in their order, into rows of up to so many tokens.
+    """
+    lengths = [len(example.ids) for example in examples]
+    if row_length is None:
+        rows = [slice(row, row + 1) for row in range(len(examples))]
+    else:
+        rows = next_fit(lengths, row_length)
+    width = max(sum(lengths[row]) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    positions = torch.zeros_like(ids)
+    targets = torch.zeros(len(rows), width - 1, dtype=torch.bool)
+    for number, row in enumerate(rows):
+        begin = 0
+        for example in examples[row]:
+            end = begin + len(example.ids)
+            ids[number, begin:end] = torch.from_numpy(example.ids)
+            positions[number, begin:end] = torch.arange(end - begin)
+            targets[number, begin + example.first_target - 1 : end - 1] = True
+            begin = end
+        positions[number, begin:] = torch.arange(width - begin)
+    packed = None if row_length is None else positions
+    return Batch(ids, targets, tuple(examples), packed, row_length)
 
 
 def token_batches(
-    examples: Sequence[Encoded], batch_size: int, *, seed: int, epoch: int, start: int = 0
+    examples: Sequence[Encoded],
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    start: int = 0,
+    row_length: int | None = None,
 ) -> Iterator[Batch]:
-    """One epoch of shuffled batches of similar length, from the batch number ``start`` on.
+    """One epoch of shuffled batches of ``batch_size`` rows, from the batch number ``start`` on.
 
-    Examples are shuffled, sorted by length inside groups of some batches (little padding), and the
-    batches are shuffled again.
+    Rows are examples, or with ``row_length`` as many of them as fit.
     """
     rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(examples))
+    for batch in planned(examples, batch_size, rng, row_length)[start:]:
+        yield collate([examples[i] for i in batch], row_length)
+
+
+def planned(
+    examples: Sequence[Encoded], batch_size: int, rng: np.random.Generator, row_length: int | None
+) -> list[list[int]]:
+    """The numbers of examples of each batch of an epoch.
+
+    Examples are shuffled, sorted by length inside groups of some batches (little padding) or packed
+    within them, and the batches are shuffled again.
+    """
+    order = [int(i) for i in rng.permutation(len(examples))]
     bucket = batch_size * BATCHES_PER_BUCKET
-    batches: list[np.ndarray] = []
+    if row_length is not None:
+        mean = sum(len(example.ids) for example in examples) / max(len(examples), 1)
+        bucket = round(bucket * max(row_length / max(mean, 1), 1))
+    batches: list[list[int]] = []
     for begin in range(0, len(order), bucket):
-        group = sorted(order[begin : begin + bucket], key=lambda i: len(examples[i].ids))
-        batches += [np.asarray(group[i : i + batch_size]) for i in range(0, len(group), batch_size)]
-    for number in rng.permutation(len(batches))[start:]:
-        yield collate([examples[i] for i in batches[number]])
+        group = order[begin : begin + bucket]
+        lengths = [len(examples[i].ids) for i in group]
+        if row_length is None:
+            rows = [[i] for i in sorted(range(len(group)), key=lambda i: lengths[i])]
+        else:
+            rows = best_fit(lengths, row_length)
+        for first in range(0, len(rows), batch_size):
+            chosen = rows[first : first + batch_size]
+            batches.append([group[i] for row in chosen for i in row])
+    return [batches[i] for i in rng.permutation(len(batches))]
 
 
 def ordered_batches(examples: Sequence[Encoded], batch_size: int) -> Iterator[Batch]:

@@ -4,7 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from kdexport.train.data import Batch, Encoded, token_batches
+import numpy as np
+
+from kdexport.train.data import Batch, Encoded, planned, token_batches
 
 
 class Feed(Protocol):
@@ -25,13 +27,17 @@ class Feed(Protocol):
 
 @dataclass
 class Epochs:
-    """Examples epoch after epoch; their order is a function of seed and epoch alone."""
+    """Examples epoch after epoch; their order is a function of seed and epoch alone.
+
+    ``row_length``: they are packed into rows of up to so many tokens, ``batch_size`` rows a batch.
+    """
 
     examples: Sequence[Encoded]
     batch_size: int
     seed: int
     epoch: int = 0
     batch: int = 0
+    row_length: int | None = None
 
     def __post_init__(self) -> None:
         self._batches = self._from_here()
@@ -39,6 +45,12 @@ class Epochs:
     def group(self, n_batches: int) -> list[Batch]:
         """The batches of the next step."""
         return [next(self._batches) for _ in range(n_batches)]
+
+    @property
+    def n_batches(self) -> int:
+        """Batches of the first epoch; packed rows may be one more or less in another."""
+        rng = np.random.default_rng([self.seed, 0])
+        return len(planned(self.examples, self.batch_size, rng, self.row_length))
 
     def state(self) -> dict[str, Any]:
         """Epoch, and batches of it that are behind."""
@@ -57,6 +69,7 @@ class Epochs:
                 seed=self.seed,
                 epoch=self.epoch,
                 start=self.batch,
+                row_length=self.row_length,
             ):
                 self.batch += 1
                 yield batch

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
@@ -19,8 +20,10 @@ from torch.nn import functional as F  # noqa: N812
 
 from kdexport.console import quiet_transformers
 from kdexport.errors import InputError, first_words
-from kdexport.train.data import Batch
+from kdexport.train.data import Batch, Encoded, collate
 
+LEAK = 0.05  # of what one text changes in the next, by which packed texts may differ from lone ones
+FLOAT32_NOISE = 1e-5  # of the largest logit
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -260,6 +263,29 @@ def low_precision(model: Any, precision: str) -> torch.autocast:
     Weights and sums stay float32 (mixed precision, Micikevicius et al. 2018).
     """
     return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+@torch.no_grad()
+def check_packing(model: Any) -> None:
+    """Refuse a model that looks from one text of a packed row into the one before it.
+
+    By how much it would matter to it: what it says of one text after another is the measure.
+    """
+    ids = np.arange(10)
+    texts = [Encoded("first", ids[:5], 1, 1), Encoded("second", ids[5:], 1, 1)]
+
+    def says(*texts: Encoded, row_length: int | None = None) -> torch.Tensor:
+        return read_batch(model, collate(texts, row_length)).to_logits(model)[-4:]
+
+    alone = says(texts[1])
+    apart = float((says(*texts, row_length=10) - alone).abs().max())
+    joined = float((says(Encoded("both", ids, 1, 1)) - alone).abs().max())
+    if apart > max(LEAK * joined, FLOAT32_NOISE * float(alone.abs().max())):
+        raise InputError(
+            f"a {model.config.model_type} model does not keep packed texts apart",
+            where="train.packing",
+            remedy="set it to false",
+        )
 
 
 def head_is_plain(model: Any) -> bool:

@@ -64,12 +64,11 @@ class OnPolicy:
             samples = sample(
                 student, prompts, rooms, self.temperature, self.end_ids, generator=generator
             )
-        return collate(
-            [
-                replace(example, ids=np.concatenate([prompt, new]), is_own=True)
-                for example, prompt, new in zip(batch.examples, prompts, samples, strict=True)
-            ]
-        )
+        written = [
+            replace(example, ids=np.concatenate([prompt, new]), is_own=True)
+            for example, prompt, new in zip(batch.examples, prompts, samples, strict=True)
+        ]
+        return collate(written, batch.row_length)
 
 
 @torch.no_grad()

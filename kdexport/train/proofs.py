@@ -188,6 +188,9 @@ def steps_do_not_depend_on_batches(case: Case) -> Iterator[Proof]:
         "accumulation changes no gradient": step_gradient(case, [collate([e]) for e in examples]),
         "halved batches change no gradient": step_gradient(case, [batch], max_examples=1),
     }
+    if case.row_length is not None:
+        packed = collate(examples, case.row_length)
+        ways["packing changes no gradient"] = step_gradient(case, [packed])
     for name, gradient in ways.items():
         note = f"{len(examples)} texts; relative"
         yield Proof(name, relative_norm(gradient, whole), FLOAT32, note)

@@ -6,6 +6,7 @@ Knows the layout of ``tokenizer.json`` and nothing of models.
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -14,6 +15,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from kdexport.errors import InputError
 
 Json = dict[str, Any]
+TEXTS_AT_ONCE = 1000  # in memory
 
 
 def trim_tokenizer(
@@ -77,8 +79,10 @@ def _alphabet(vocab: dict[str, int]) -> set[str]:
 def _by_use(tokenizer: Tokenizer, texts: Iterable[str], vocab: dict[str, int]) -> list[str]:
     """All tokens, those most used in ``texts`` first, then by id."""
     counts: Counter[int] = Counter()
-    for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False):
-        counts.update(encoding.ids)
+    waiting = iter(texts)
+    while some := list(islice(waiting, TEXTS_AT_ONCE)):
+        for encoding in tokenizer.encode_batch(some, add_special_tokens=False):
+            counts.update(encoding.ids)
     return sorted(vocab, key=lambda token: (-counts[vocab[token]], vocab[token]))
 
 

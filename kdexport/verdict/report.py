@@ -155,6 +155,7 @@ class BenchReport(Record):
     baseline: str = REFERENCE_ARM
     samples: list[Sample] = Field(default=[])
     training: list[TrainPoint] = Field(default=[])
+    data: dict[str, str] = Field(default={}, description="what was learnt from, and dropped")
     recipe: dict[str, JsonValue] = Field(default={})
     stages: dict[str, FiniteFloat] = Field(default={}, description="stage -> seconds")
 

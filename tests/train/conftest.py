@@ -72,4 +72,5 @@ def case(models: tuple[Any, Any], llama: Path, tmp_path: Path) -> Case:
         student_tokens={new: f"t{old}" for new, old in enumerate(KEPT)},
         tokenizer_from=llama,
         splits={"train": ["Fresh bread", "Tea"], "validation": ["Cake"], "test": ["Milk "]},
+        row_length=33,
     )

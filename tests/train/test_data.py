@@ -1,10 +1,15 @@
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import normalizers
 
+from kdexport.errors import InputError
 from kdexport.pairs import Pair
-from kdexport.train.data import Encoded, collate, encode_pairs, ordered_batches, token_batches
+from kdexport.train.data import Encoded, collate, encoded, ordered_batches, token_batches
 from tests.models import byte_level_bpe
 
 PAIR = Pair("a", "train", ({"role": "user", "content": "Bread?"},), "Fresh bread!")
@@ -16,26 +21,20 @@ def example(name: str, n: int, first: int = 1) -> Encoded:
 
 def test_only_the_completion_and_its_end_are_targets() -> None:
     tokenizer = byte_level_bpe()
-    (encoded,), left_out = encode_pairs(
-        [PAIR], tokenizer, lambda m: m[0]["content"] + "\n", eos_id=2, max_length=100
-    )
-    batch = collate([encoded])
-    assert left_out == 0
+    batch = collate([encoded(PAIR, tokenizer, lambda m: m[0]["content"] + "\n", eos_id=2)])
     assert batch.labels.tolist() == [*tokenizer.encode("Fresh bread!").ids, 2]
 
 
 def test_plain_text_learns_all_but_its_first_token() -> None:
     text = Pair("a", "train", (), "Fresh bread!")
-    (encoded,), _ = encode_pairs([text], byte_level_bpe(), lambda _: "", None, 100)
-    assert encoded.n_targets == len(encoded.ids) - 1
+    found = encoded(text, byte_level_bpe(), lambda _: "", None)
+    assert found.n_targets == len(found.ids) - 1
 
 
 def test_a_prompt_can_be_learnt_too() -> None:
     tokenizer = byte_level_bpe()
-    (encoded,), _ = encode_pairs(
-        [PAIR], tokenizer, lambda _: "Bread? ", eos_id=2, max_length=100, prompts_too=True
-    )
-    batch = collate([encoded, example("b", 6, first=3)])
+    found = encoded(PAIR, tokenizer, lambda _: "Bread? ", eos_id=2, prompts_too=True)
+    batch = collate([found, example("b", 6, first=3)])
     n_prompt = len(tokenizer.encode("Bread? ").ids)
     n_completion = len(tokenizer.encode("Fresh bread!").ids) + 1
     expected = [False] * (n_prompt - 1) + [True] * n_completion + [True] * 3
@@ -44,9 +43,23 @@ def test_a_prompt_can_be_learnt_too() -> None:
     assert batch.n_targets == len(expected)
 
 
-def test_what_is_too_long_is_counted() -> None:
-    kept, left_out = encode_pairs([PAIR, PAIR], byte_level_bpe(), lambda _: "x", 2, max_length=3)
-    assert (kept, left_out) == ([], 2)
+@pytest.mark.parametrize(
+    ("pair", "eos_id"),
+    [
+        (Pair("a", "train", (), "B"), None),  # a text's first token is predicted from nothing
+        (Pair("a", "train", (), "\u0301"), 2),  # which the normalizer takes away
+        (Pair("a", "train", PAIR.messages, "\u0301"), None),
+    ],
+)
+def test_a_pair_of_which_nothing_can_be_learnt_is_refused(pair: Pair, eos_id: int | None) -> None:
+    tokenizer = byte_level_bpe()
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])
+    with pytest.raises(InputError, match="no token of it can be learnt") as caught:
+        encoded(replace(pair, where="data.csv:7"), tokenizer, lambda _: "Bread? ", eos_id)
+    assert caught.value.where == "data.csv:7"
+    with pytest.raises(InputError) as caught:
+        encoded(pair, tokenizer, lambda _: "Bread? ", eos_id)
+    assert caught.value.where == "pair a"
 
 
 def test_a_label_is_the_token_after_the_logits_it_is_compared_with() -> None:

@@ -13,7 +13,7 @@ import torch
 from kdexport.train.data import Batch, Encoded, collate
 from kdexport.train.evaluate import evaluate
 from kdexport.train.feed import Epochs
-from kdexport.train.model import load_model
+from kdexport.train.model import load_model, read_batch
 from kdexport.train.objective import Objective, Term, batch_loss
 from kdexport.train.on_policy import OnPolicy, by_origin, end_ids_of, sample
 from kdexport.train.schedule import Budget, Schedule
@@ -186,6 +186,19 @@ def run(
             fingerprint="f",
         )
     return losses
+
+
+def test_samples_of_packed_texts_are_packed_and_read_alone(
+    student: Any, examples: list[Encoded]
+) -> None:
+    batch = collate(examples[:8], 40)
+    (own,) = policy(1.0, max_length=40).renewed(student, [batch], 0, 0.0)
+    assert own.is_own and own.row_length == 40 and own.ids.shape[1] <= 40
+    assert [e.example_id for e in own.examples] == [e.example_id for e in batch.examples]
+    alone = collate(own.examples)
+    with torch.no_grad():
+        packed, padded = (read_batch(student, b).to_logits(student) for b in (own, alone))
+    torch.testing.assert_close(packed, padded, rtol=1e-4, atol=1e-4)
 
 
 def test_a_fraction_of_0_is_off_policy_to_the_bit(

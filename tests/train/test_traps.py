@@ -200,6 +200,24 @@ def head_without_gradient(patch: Patch, case: Case) -> Case:
     return case
 
 
+def seen_across_a_row(patch: Patch, case: Case) -> None:
+    """Packed texts without positions of their own attend to the text before them."""
+    patch.setattr(Batch, "inputs", lambda batch, device: {"input_ids": batch.ids.to(device)})
+
+
+def first_of_the_next_text(patch: Patch, case: Case) -> None:
+    """The last token of a packed text learns to predict the first of the next."""
+    right = proofs.collate
+
+    def shifted(texts: Any, row_length: int | None = None) -> Batch:
+        batch = right(texts, row_length)
+        if row_length is None:
+            return batch
+        return dataclasses.replace(batch, targets=batch.targets.roll(1, dims=1))
+
+    patch.setattr(proofs, "collate", shifted)
+
+
 def teacher_with_dropout(patch: Patch, case: Case) -> Case:
     class Noisy(torch.nn.Dropout):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -310,6 +328,11 @@ TRAPS: dict[Broken, tuple[Any, str]] = {
     by_micro_batch: (proofs.steps_do_not_depend_on_batches, "accumulation changes no gradient"),
     by_padded_length: (proofs.steps_do_not_depend_on_batches, "padding changes no gradient"),
     padding_learnt: (proofs.steps_do_not_depend_on_batches, "padding changes no gradient"),
+    seen_across_a_row: (proofs.steps_do_not_depend_on_batches, "packing changes no gradient"),
+    first_of_the_next_text: (
+        proofs.steps_do_not_depend_on_batches,
+        "packing changes no gradient",
+    ),
     mean_of_batch_means: (
         proofs.judging_does_not_depend_on_batches,
         "perplexity does not depend on batches",

@@ -12,7 +12,7 @@ import torch
 from kdexport.pairs import Pair
 from kdexport.train import inside, losses, on_policy, proofs, proofs_on_wish
 from kdexport.train.case import Across, Case, Proof
-from kdexport.train.data import Batch, encode_pairs
+from kdexport.train.data import Batch, encoded
 from kdexport.train.inside import INSIDE, InnerTerm, Inside
 from kdexport.train.model import load_model
 from kdexport.train.objective import Objective, Term
@@ -42,7 +42,7 @@ def with_inside(case: Case) -> Case:
     wish = dataclasses.replace(
         case.objective, hidden_weight=0.0, inside=Inside(terms, student, case.teacher)
     )
-    return dataclasses.replace(case, student=student, objective=wish)
+    return dataclasses.replace(case, student=student, objective=wish, row_length=None)
 
 
 def with_own(case: Case) -> Case:
@@ -67,7 +67,7 @@ def across(case: Case, gpt2_of_other_tokens: Path) -> Case:
         for n, text in enumerate(texts)
     ]
     examples, others = (
-        encode_pairs(pairs, t, lambda m: m[-1]["content"], 2, 200)[0] for t in (own, theirs)
+        [encoded(pair, t, lambda m: m[-1]["content"], 2) for pair in pairs] for t in (own, theirs)
     )
     found = pairs_of(examples, {e.example_id: e for e in others}, theirs, own, PLAIN)
     return dataclasses.replace(
@@ -148,7 +148,7 @@ def prompts_lost(patch: Patch, case: Case) -> Case:
     """A text's first token is taken for padding and cut off."""
     right = on_policy.collate
 
-    def shorter(examples: Any) -> Batch:
+    def shorter(examples: Any, row_length: int | None = None) -> Batch:
         return right([dataclasses.replace(e, ids=e.ids[1:]) for e in examples])
 
     patch.setattr(on_policy, "collate", shorter)

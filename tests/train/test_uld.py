@@ -18,7 +18,8 @@ from kdexport.sources import resolve_teacher
 from kdexport.train import objective
 from kdexport.train.cache import TargetCache, fill_cache
 from kdexport.train.columns import hidden_form
-from kdexport.train.data import Encoded, collate, encode_pairs
+from kdexport.train.data import Encoded, collate
+from kdexport.train.data import encoded as encode
 from kdexport.train.losses import distance
 from kdexport.train.model import load_model, load_tokenizer
 from kdexport.train.objective import Objective, Term
@@ -108,7 +109,7 @@ def encoded(tokenizer: Any, end: int | None, *, plain: bool = False) -> list[Enc
         Pair(f"e{n}", "train", () if plain else ({"role": "user", "content": f"Text {n}"},), text)
         for n, text in enumerate(TEXTS)
     ]
-    return encode_pairs(pairs, tokenizer, lambda m: m[-1]["content"], end, 200)[0]
+    return [encode(pair, tokenizer, lambda m: m[-1]["content"], end) for pair in pairs]
 
 
 @pytest.mark.parametrize("plain", [False, True])

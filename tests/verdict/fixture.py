@@ -154,6 +154,7 @@ def example_report() -> BenchReport:
         arms=arms,
         samples=gather_samples(arms, PROMPTS),
         training=example_training(),
+        data={"train": "1,373 pairs, 58 + 23 tokens on average, 98 % en", "stray": "41 dropped"},
         recipe={
             "name": "marketing-copy-en",
             "seed": 17,

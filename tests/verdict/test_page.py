@@ -55,6 +55,7 @@ def test_it_shows_arms_charts_samples_and_stages() -> None:
     for arm in report.arms:
         assert arm.label in parsed.text
     assert parsed.tags.count("svg") == 6
+    assert "1,373 pairs, 58 + 23 tokens on average" in parsed.text and "41 dropped" in parsed.text
     for sample in report.samples:
         for copy in sample.copies.values():
             assert copy in parsed.text
