@@ -1,42 +1,50 @@
-"""Charts of the report, as inline SVG: no script, no font, no library.
+"""Charts of the report, as inline SVG by matplotlib.
 
-Knows lengths and labels, not what a bench is. Colours are CSS classes of the page, so that a chart
-follows its light, dark and printed forms: `hero`, `plain` and `quiet` for marks, `axis` for rules.
-Drawn 440 units wide, which is legible on a phone.
+Knows lengths and labels, not what a bench is. Colours are the page's own, by their names in its
+style sheet, so that a chart follows its light, dark and printed forms. Drawn 440 units wide, which
+is legible on a phone. Text stays text, in the page's font.
 """
 
+from __future__ import annotations
+
+import io
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from xml.etree import ElementTree
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from xml.sax.saxutils import escape, quoteattr
 
-WIDTH = 440.0
-LABEL_HEIGHT, BAR_HEIGHT, ROW_GAP = 17.0, 14.0, 12.0
-MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 44.0, 14.0, 14.0, 40.0
-PLOT_HEIGHT = 250.0
-LETTER_WIDTH = 6.4  # of the label's font, on average
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-Element = ElementTree.Element
-Place = Callable[[float], float]
-
-
-@dataclass(frozen=True)
-class Box:
-    """A rectangle; y grows downwards."""
-
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-    def overlaps(self, other: "Box") -> bool:
-        """Whether the two share a point inside."""
-        return (
-            self.left < other.right
-            and other.left < self.right
-            and self.top < other.bottom
-            and other.top < self.bottom
-        )
+WIDTH = 440.0  # units, each a point of matplotlib's
+ROW, BAR = 43.0, 14.0  # height of a row with its label above, and of its bar
+PLOT_HEIGHT = 200.0
+SMALLEST, LARGEST = 4.0, 18.0  # radii of bubbles
+Box = tuple[float, float, float, float]  # left, bottom, right, top, in units
+INK: Mapping[str, str] = {
+    name: f"#0000{0xA0 + number:02x}"
+    for number, name in enumerate(("hero", "plain", "quiet", "ink", "soft", "rule"))
+}
+"""Colours of the style sheet -> what stands for them until the SVG is written."""
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "font.size": 11.0,
+    "axes.edgecolor": "none",
+    "axes.facecolor": "none",
+    "axes.labelcolor": INK["soft"],
+    "axes.labelsize": 11.0,
+    "grid.color": INK["rule"],
+    "grid.linewidth": 1.0,
+    "text.color": INK["ink"],
+    "xtick.color": INK["soft"],
+    "ytick.color": INK["soft"],
+    "xtick.major.size": 0.0,
+    "xtick.minor.size": 0.0,
+    "ytick.major.size": 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -72,53 +80,65 @@ class Spread:
     style: str = "plain"
 
 
+@dataclass
+class Chart:
+    """A chart that is being drawn; ``hints``: what a mark says when it is pointed at, by its id."""
+
+    axes: Axes
+    hints: dict[str, str] = field(default_factory=dict)
+    svg: str = ""
+
+
 def bar_chart(bars: Sequence[Bar], *, title: str) -> str:
     """Horizontal bars from zero, each with its label above and its number behind."""
     longest = max((bar.value + bar.spread for bar in bars), default=0) or 1
-    row = LABEL_HEIGHT + BAR_HEIGHT + ROW_GAP
-    svg = _svg(row * len(bars), title)
-    for at, bar in enumerate(bars):
-        top = at * row + LABEL_HEIGHT
-        width = bar.value / longest * (WIDTH - 96)
-        _text(svg, 0, top - 5, bar.label, css="label")
-        _add(svg, "rect", x=0, y=top, width=max(width, 1), height=BAR_HEIGHT, rx=2, css=bar.style)
-        whisker = bar.spread / longest * (WIDTH - 96)
-        if whisker:
-            middle = top + BAR_HEIGHT / 2
-            _line(svg, width - whisker, middle, width + whisker, middle, css="whisker")
-        _text(svg, width + whisker + 6, top + BAR_HEIGHT - 3, bar.text, css="value")
-    return _markup(svg)
+    with _drawn(ROW * len(bars), title, left=0, right=0, top=0, bottom=0) as chart:
+        axes = chart.axes
+        axes.axis("off")
+        axes.set(xlim=(0, longest * WIDTH / (WIDTH - 96)), ylim=(ROW * len(bars), 0))
+        for number, bar in enumerate(bars):
+            top = ROW * number + ROW - BAR - 10
+            middle = top + BAR / 2
+            axes.barh(middle, bar.value, BAR, color=INK[bar.style], gid=f"bar-{number}")
+            axes.text(0, top - 5, bar.label, va="baseline", fontsize=12)
+            if bar.spread:
+                ends = (bar.value - bar.spread, bar.value + bar.spread)
+                axes.plot(ends, (middle, middle), color=INK["ink"], linewidth=1.2)
+            end = bar.value + bar.spread + longest / 70
+            axes.text(end, middle, bar.text, va="center", fontsize=12, fontweight="bold")
+    return chart.svg
 
 
 def bubble_chart(bubbles: Sequence[Bubble], *, title: str, x_label: str, y_label: str) -> str:
     """Points with a logarithmic x and a linear y from zero; the area is the third number."""
-    svg = _svg(PLOT_HEIGHT, title)
-    low = min(bubble.x for bubble in bubbles) / 1.6
-    high = max(bubble.x for bubble in bubbles) * 1.6
-    top = max(bubble.y for bubble in bubbles) * 1.25 or 1.0
     largest = max(bubble.area for bubble in bubbles)
-    right, bottom = WIDTH - MARGIN_RIGHT, PLOT_HEIGHT - MARGIN_BOTTOM
-
-    def place_x(x: float) -> float:
-        return MARGIN_LEFT + math.log(x / low) / math.log(high / low) * (right - MARGIN_LEFT)
-
-    def place_y(y: float) -> float:
-        return bottom - y / top * (bottom - MARGIN_TOP)
-
-    _y_axis(svg, linear_ticks(top), place_y, right)
-    for tick in log_ticks(low, high):
-        _text(svg, place_x(tick), bottom + 16, _number(tick), css="tick", anchor="middle")
-    _text(svg, right, bottom + 34, x_label, css="axis-label", anchor="end")
-    _text(svg, 0, 10, y_label, css="axis-label")
-    circles = [(place_x(b.x), place_y(b.y), 4 + 14 * math.sqrt(b.area / largest)) for b in bubbles]
-    taken = [Box(x - r, y - r, x + r, y + r) for x, y, r in circles]
-    for bubble, (x, y, radius) in zip(bubbles, circles, strict=True):
-        circle = _add(svg, "circle", cx=x, cy=y, r=radius, css=f"{bubble.style} bubble")
-        _add(circle, "title").text = bubble.hint
-        box = _free_box(x, y, radius, LETTER_WIDTH * len(bubble.label), taken)
-        taken.append(box)
-        _text(svg, box.left, box.bottom - 3, bubble.label, css="label")
-    return _markup(svg)
+    with _drawn(PLOT_HEIGHT, title) as chart:
+        axes = chart.axes
+        axes.set_xscale("log")
+        _log_ticks(axes)
+        top = max(bubble.y for bubble in bubbles) * 1.25 or 1.0
+        low, high = (end(bubble.x for bubble in bubbles) for end in (min, max))
+        axes.set(xlim=(low / 1.6, high * 1.6), ylim=(0, top), xlabel=x_label)
+        _y_axis(axes, y_label)
+        taken: list[Box] = [(0, 0, WIDTH, 42)]  # the axis
+        for number, bubble in enumerate(bubbles):
+            radius = SMALLEST + (LARGEST - SMALLEST) * math.sqrt(bubble.area / largest)
+            mark = f"bubble-{number}"
+            axes.plot(
+                *([bubble.x], [bubble.y], "o"),
+                markersize=2 * radius,
+                color=INK[bubble.style],
+                markeredgewidth=0,
+                alpha=0.82,
+                clip_on=False,
+                gid=mark,
+            )
+            chart.hints[mark] = bubble.hint
+            x, y = axes.transData.transform((bubble.x, bubble.y))
+            taken.append((x - radius, y - radius, x + radius, y + radius))
+        for bubble, circle in zip(bubbles, taken[1:], strict=True):
+            taken.append(_label_beside(axes, bubble.label, circle, taken))
+    return chart.svg
 
 
 def line_chart(
@@ -133,130 +153,149 @@ def line_chart(
 
     ``behind``: a fainter line of the same quantity, as it was before it was smoothed.
     """
-    svg = _svg(PLOT_HEIGHT, title)
-    right, bottom = WIDTH - MARGIN_RIGHT - 30, PLOT_HEIGHT - MARGIN_BOTTOM
-    widest = max(x for x, _ in (*points, *behind)) or 1.0
-    top = max(y for _, y in (*points, *behind)) * 1.1 or 1.0
-
-    def place_x(x: float) -> float:
-        return MARGIN_LEFT + x / widest * (right - MARGIN_LEFT)
-
-    def place_y(y: float) -> float:
-        return bottom - y / top * (bottom - MARGIN_TOP)
-
-    _y_axis(svg, linear_ticks(top), place_y, right)
-    for tick in linear_ticks(widest):
-        _text(svg, place_x(tick), bottom + 16, _number(tick), css="tick", anchor="middle")
-    _text(svg, right, bottom + 34, x_label, css="axis-label", anchor="end")
-    _text(svg, 0, 10, y_label, css="axis-label")
-    for line, css in ((behind, "curve faint"), (points, "curve")):
-        path = " ".join(f"{_round(place_x(x))},{_round(place_y(y))}" for x, y in line)
-        if path:
-            _add(svg, "polyline", points=path, css=css)
-    end_x, end_y = points[-1]
-    _add(svg, "circle", cx=place_x(end_x), cy=place_y(end_y), r=3.5, css="hero")
-    _text(svg, place_x(end_x) + 7, place_y(end_y) + 4, _number(end_y), css="value")
-    return _markup(svg)
+    with _drawn(PLOT_HEIGHT, title, right=44) as chart:
+        axes = chart.axes
+        everything = (*points, *behind)
+        axes.set(
+            xlim=(0, max(x for x, _ in everything) or 1.0),
+            ylim=(0, max(y for _, y in everything) * 1.1 or 1.0),
+            xlabel=x_label,
+        )
+        _y_axis(axes, y_label)
+        if behind:
+            axes.plot(*zip(*behind, strict=True), color=INK["plain"], linewidth=1, gid="behind")
+        axes.plot(*zip(*points, strict=True), color=INK["hero"], linewidth=2, gid="line")
+        x, y = points[-1]
+        axes.plot([x], [y], "o", color=INK["hero"], markersize=7, clip_on=False)
+        axes.annotate(
+            _number(y), (x, y), (7, 0), textcoords="offset points", va="center", fontweight="bold"
+        )
+    return chart.svg
 
 
 def spread_chart(spreads: Sequence[Spread], *, title: str, x_label: str) -> str:
     """Distributions under each other on one logarithmic x: whiskers 1 to 99 %, box 25 to 75 %."""
-    row = LABEL_HEIGHT + BAR_HEIGHT + ROW_GAP
-    height = row * len(spreads) + MARGIN_BOTTOM
-    svg = _svg(height, title)
-    low = min(spread.percentiles[0] for spread in spreads) / 1.1
-    high = max(spread.percentiles[-1] for spread in spreads) * 1.1
-
-    def place_x(x: float) -> float:
-        return 2 + math.log(x / low) / math.log(high / low) * (WIDTH - 4)
-
-    for tick in log_ticks(low, high):
-        _line(svg, place_x(tick), 0, place_x(tick), height - MARGIN_BOTTOM, css="axis")
-        _text(svg, place_x(tick), height - 24, _number(tick), css="tick", anchor="middle")
-    _text(svg, WIDTH, height - 6, x_label, css="axis-label", anchor="end")
-    for at, spread in enumerate(spreads):
-        top = at * row + LABEL_HEIGHT
-        p1, p25, p50, p75, p99 = map(place_x, spread.percentiles)
-        label = _text(svg, 0, top - 5, spread.label, css="label")
-        _add(label, "tspan", css="value").text = f"  {spread.text}"
-        middle = top + BAR_HEIGHT / 2
-        _line(svg, p1, middle, p99, middle, css="whisker")
-        box = max(p75 - p25, 2)
-        _add(svg, "rect", x=p25, y=top, width=box, height=BAR_HEIGHT, rx=2, css=spread.style)
-        _line(svg, p50, top, p50, top + BAR_HEIGHT, css="median")
-    return _markup(svg)
+    height = ROW * len(spreads)
+    with _drawn(height, title, left=6, right=6, top=0) as chart:
+        axes = chart.axes
+        axes.set_xscale("log")
+        _log_ticks(axes)
+        low = min(spread.percentiles[0] for spread in spreads) / 1.1
+        high = max(spread.percentiles[-1] for spread in spreads) * 1.1
+        axes.set(xlim=(low, high), ylim=(height, 0), xlabel=x_label, yticks=[])
+        axes.grid(axis="x")
+        for number, spread in enumerate(spreads):
+            top = ROW * number + ROW - BAR - 10
+            middle = top + BAR / 2
+            p1, p25, p50, p75, p99 = spread.percentiles
+            axes.plot((p1, p99), (middle, middle), color=INK["ink"], linewidth=1.2)
+            axes.barh(middle, p75 - p25, BAR, left=p25, color=INK[spread.style])
+            axes.plot((p50, p50), (top, top + BAR), color=INK["ink"], linewidth=2)
+            label = f"{spread.label}   {spread.text}"
+            axes.text(low, top - 5, label, va="baseline", fontsize=12)
+    return chart.svg
 
 
-def linear_ticks(top: float, wanted: int = 5) -> list[float]:
-    """Round numbers from 0 to at most ``top`` (above zero), about ``wanted`` of them."""
-    rough = top / wanted
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough)
-    return [at * step for at in range(math.floor(top / step + 1e-9) + 1)]
+@contextmanager
+def _drawn(
+    tall: float,
+    title: str,
+    *,
+    left: float = 46,
+    right: float = 16,
+    top: float = 24,
+    bottom: float = 44,
+) -> Iterator[Chart]:
+    """Axes so many units high, within margins; afterwards the chart's ``svg``."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    wide, whole = WIDTH - left - right, tall + top + bottom
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": title}):  # ids of its own, always the same
+        figure = Figure(figsize=(WIDTH / 72, whole / 72), dpi=72)
+        place = (left / WIDTH, bottom / whole, wide / WIDTH, tall / whole)
+        chart = Chart(figure.add_axes(place))
+        chart.axes.xaxis.set_label_coords(1.0, -26 / tall)
+        chart.axes.xaxis.label.set_horizontalalignment("right")
+        yield chart
+        written = io.StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(written, format="svg", transparent=True, metadata=nothing)
+    chart.svg = _inline(written.getvalue(), title, chart.hints)
 
 
-def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times the powers of ten that lie within ``low`` and ``high`` (above zero)."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
-    return [tick for tick in ticks if low <= tick <= high]
+def _inline(svg: str, title: str, hints: Mapping[str, str]) -> str:
+    """Matplotlib's file as an element of the page: its colours, its font, nothing global."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"font(-family)?: [^;\"]*('[^\"]*?)(?=[;\"])", _without_family, svg)
+    for name, colour in INK.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    for mark, hint in hints.items():
+        svg = svg.replace(f'<g id="{mark}">', f'<g id="{mark}"><title>{escape(hint)}</title>')
+    svg = re.sub(r'<g id="([a-z]+-?[0-9]*)">', r'<g class="\1">', svg)  # marks, by our names
+    svg = re.sub(r' id="[a-z0-9]+_[0-9]+"', "", svg)
+    svg = re.sub(r' (width|height)="[0-9.]+pt"', "", svg, count=2)
+    return svg.replace("<svg", f'<svg class="chart" role="img" aria-label={quoteattr(title)}', 1)
 
 
-def _y_axis(svg: Element, ticks: Sequence[float], place: Place, right: float) -> None:
-    for tick in ticks:
-        _line(svg, MARGIN_LEFT, place(tick), right, place(tick), css="axis")
-        _text(svg, MARGIN_LEFT - 6, place(tick) + 4, _number(tick), css="tick", anchor="end")
+def _without_family(found: re.Match[str]) -> str:
+    """A font's weight and size without its family, which is the page's."""
+    size = re.search(r"([0-9]+ )?([0-9.]+px)", found[0])
+    if size is None:
+        return "font-style: normal"
+    weight = f"font-weight: {size[1].strip()}; " if size[1] else ""
+    return f"{weight}font-size: {size[2]}"
 
 
-def _free_box(x: float, y: float, radius: float, width: float, taken: Sequence[Box]) -> Box:
-    """Where a label beside a circle covers nothing: beside, above or below, else higher up."""
-    reach, tall = radius + 4, 14.0
-    corners = [
-        (x + reach, y - tall / 2),
-        (x - reach - width, y - tall / 2),
-        (x - width / 2, y - reach - tall),
-        (x - width / 2, y + reach),
-        (x + radius - width, y + reach + tall / 2),
-        *((x - width / 2, y - reach - step * tall) for step in range(2, 8)),
+def _y_axis(axes: Axes, label: str) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    above = axes.get_ylim()[1]
+    place: Any = {"xycoords": ("figure fraction", "data"), "textcoords": "offset points"}
+    axes.annotate(label, (0, above), (0, 11), va="baseline", color=INK["soft"], **place)
+
+
+def _log_ticks(axes: Axes) -> None:
+    """1, 2 and 5 times the powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
+
+
+def _label_beside(axes: Axes, text: str, circle: Box, taken: Sequence[Box]) -> Box:
+    """Write a label where it covers nothing: beside the circle, above or below, else higher up."""
+    left, bottom, right, top = circle
+    x, y = (left + right) / 2, (bottom + top) / 2
+    label = axes.text(0, 0, text, fontsize=12, transform=None)
+    extent: Any = label.get_window_extent()
+    wide, tall = extent.width, 14.0
+    places = [
+        (right + 4, y - tall / 2),
+        (left - 4 - wide, y - tall / 2),
+        (x - wide / 2, top + 4),
+        (x - wide / 2, bottom - 4 - tall),
+        (right - wide, bottom - 4 - 1.5 * tall),
+        *((x - wide / 2, top + 4 + step * tall) for step in range(1, 7)),
     ]
-    boxes = [Box(left, top, left + width, top + tall) for left, top in corners]
-    inside = [box for box in boxes if box.left >= 0 and box.right <= WIDTH]
-    free = [box for box in inside if not any(box.overlaps(other) for other in taken)]
-    return (free or inside or boxes)[0]
+    boxes = [(at, below, at + wide, below + tall) for at, below in places]
+    inside = [box for box in boxes if box[0] >= 0 and box[2] <= WIDTH]
+    free = [box for box in inside if not any(_overlap(box, other) for other in taken)]
+    chosen = (free or inside or boxes)[0]
+    label.set_position((chosen[0], chosen[1] + 3))
+    return chosen
 
 
-def _svg(height: float, title: str) -> Element:
-    box = f"0 0 {WIDTH:g} {height:g}"
-    return Element("svg", {"viewBox": box, "role": "img", "aria-label": title, "class": "chart"})
-
-
-def _add(parent: Element, tag: str, *, css: str = "", **attributes: str | float) -> Element:
-    given = {
-        name.replace("_", "-"): value if isinstance(value, str) else _round(value)
-        for name, value in attributes.items()
-    }
-    return ElementTree.SubElement(parent, tag, given | ({"class": css} if css else {}))
-
-
-def _line(parent: Element, x1: float, y1: float, x2: float, y2: float, *, css: str) -> None:
-    _add(parent, "line", x1=x1, y1=y1, x2=x2, y2=y2, css=css)
-
-
-def _text(
-    parent: Element, x: float, y: float, content: str, *, css: str, anchor: str = "start"
-) -> Element:
-    element = _add(parent, "text", x=x, y=y, text_anchor=anchor, css=css)
-    element.text = content
-    return element
-
-
-def _round(value: float) -> str:
-    return f"{round(value, 1):g}"
+def _overlap(one: Box, other: Box) -> bool:
+    """Whether two boxes share a point inside."""
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
-
-
-def _markup(svg: Element) -> str:
-    return ElementTree.tostring(svg, encoding="unicode")

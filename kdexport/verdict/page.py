@@ -3,6 +3,7 @@
 Knows which number goes where; what it looks like is in `page.html.j2`, the drawing in `charts`.
 """
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,7 @@ def render_html(report: BenchReport) -> str:
         cases=case_rows(report),
         case_columns=CASE_COLUMNS,
         figures=figures(report),
+        can_draw=can_draw(),
         samples=_samples(report),
         stages=[(name, _duration(seconds)) for name, seconds in report.stages.items()],
         total=_duration(sum(report.stages.values())),
@@ -110,8 +112,15 @@ def cards(report: BenchReport) -> list[Card]:
     return found
 
 
+def can_draw() -> bool:
+    """Whether what charts are drawn with is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
 def figures(report: BenchReport) -> list[Figure]:
-    """The charts that the report has numbers for."""
+    """The charts that the report has numbers for; none where nothing can draw them."""
+    if not can_draw():
+        return []
     arms = report.ordered_arms
     drawn = [_speed(report, arms), _fidelity(report, arms), _gaps(report, arms)]
     return [figure for figure in (*drawn, *_training(report)) if figure is not None]

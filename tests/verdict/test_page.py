@@ -3,6 +3,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from kdexport.verdict import page
 from kdexport.verdict.page import render_html, smoothed
 from kdexport.verdict.report import BenchReport, Sample
 from tests.verdict.fixture import example_report
@@ -44,7 +45,9 @@ def test_the_page_needs_nothing_from_elsewhere() -> None:
     parsed = Page(page)
     assert not {"script", "link", "img", "iframe"} & set(parsed.tags)
     assert not [name for name, _ in parsed.attributes if name in ("src", "href", "onload")]
-    assert "url(" not in page
+    assert page.count("url(") == page.count("url(#")  # parts of the same drawing
+    hrefs = [value for name, value in parsed.attributes if name == "xlink:href"]
+    assert all(str(value).startswith("#") for value in hrefs)
     assert "@import" not in page
     assert "default-src 'none'" in page
 
@@ -103,3 +106,10 @@ def test_a_running_mean_keeps_ends_and_straight_lines() -> None:
     spike = [(float(x), float(x == 50)) for x in range(100)]
     assert max(y for _, y in smoothed(spike)) == pytest.approx(1 / 11)
     assert smoothed(spike[:3]) == spike[:3]
+
+
+def test_without_matplotlib_the_page_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "can_draw", lambda: False)
+    text = render_html(example_report())
+    assert "<svg" not in text and "install kdexport[report]" in text
+    Page(text)
