@@ -74,8 +74,11 @@ tests/elsewhere/node/node_modules/.installed: tests/elsewhere/node/package-lock.
 	@cd tests/elsewhere/node && npm ci --ignore-scripts --no-audit --no-fund --silent
 	@touch $@
 
-bench: $(STAMP) ## Measure the demo's bundles again
-	@$(BIN)/kdexport bench exported/$(NAME) exported/$(NAME)-int8
+bench: $(STAMP) ## Measure the demo again, and write docs/benchmarks.md from bench/results
+	@rm -f runs/$(NAME)/bench.json
+	@$(BIN)/kdexport run $(RECIPE) --json > bench/results/.$(NAME).json
+	@mv bench/results/.$(NAME).json bench/results/$(NAME).json
+	@$(BIN)/python bench/document.py
 
 peers: ## Install the engines of bench/peers.py, each apart (.peers: 3 GB, 10 minutes)
 	@$(MAKE) --no-print-directory --keep-going $(PEERS:%=.peers/%/.installed)

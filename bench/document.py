@@ -1,0 +1,167 @@
+"""docs/benchmarks.md from bench/results: each figure of it stands in the JSON file that it names.
+
+make bench                            # measures the demo again first
+.venv/bin/python bench/document.py    # only writes
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bench.peers.table import table as peers_table  # noqa: E402
+from bench.quality.arms import read_result  # noqa: E402
+from bench.quality.table import rows as quality_rows  # noqa: E402
+from bench.quality.table import verdicts as quality_verdicts  # noqa: E402
+from bench.train_speed import table as speed_table  # noqa: E402
+from kdexport.verdict.cases import markdown_cases  # noqa: E402
+from kdexport.verdict.report import BenchReport, summary  # noqa: E402
+from kdexport.verdict.table import markdown_table  # noqa: E402
+
+RESULTS, PAGE = ROOT / "bench" / "results", ROOT / "docs" / "benchmarks.md"
+HEAD = """\
+# Benchmarks
+
+Results of the programs in [bench](../bench/README.md), written by `bench/document.py` from the JSON
+files that each section names; change those, not this page. What they mean, and what was tried, is
+in [performance](performance.md) and [distillation](distillation.md).
+"""
+Lines = Iterator[str]
+MUCH = 0.1  # of a core
+
+
+def quickstart(found: Mapping[str, Any]) -> Lines:
+    report = BenchReport.model_validate(found)
+    yield from (summary(report), "", markdown_table(report).rstrip())
+    if cases := markdown_cases(report).rstrip():
+        yield from ("", cases)
+
+
+def peers(found: Mapping[str, Any]) -> Lines:
+    settings = found["settings"]
+    yield (
+        f"{settings['n_prompt']} tokens of prompt and {settings['n_new']} new ones on "
+        f"{settings['n_threads']} threads, {settings['n_rounds']} rounds in turns; median, range."
+    )
+    busy = found["busy_with_others"]["strangers"]
+    if busy > MUCH:
+        yield f"Other programs took {busy:.1f} cores' time meanwhile: the times here mean little."
+    yield from ("", *peers_table(found["arms"]), "")
+    yield from (f"- {bar['bar']}" for bar in found["bars"])
+
+
+def quality(found: Mapping[str, Any]) -> Lines:
+    results = {
+        arm: {
+            int(seed): read_result({**one, "tokens": found["tokens"]})
+            for seed, one in by_seed.items()
+        }
+        for arm, by_seed in found["arms"].items()
+    }
+    budget = found["budget"]
+    yield f"{budget['minutes']:g} minutes of CPU for each arm, {budget['n_threads']} threads."
+    yield from ("", *quality_rows(results, found["base"]))
+    if told := quality_verdicts(results, found["base"]):
+        yield from ("", *(f"- {line}" for line in told))
+
+
+def train_speed(found: Mapping[str, Any]) -> Lines:
+    settings = found["settings"]
+    n_rounds = len(next(iter(found["rounds"].values())))
+    yield (
+        f"{settings['texts']} texts in batches of {settings['batch_size']} on "
+        f"{settings['threads']} threads; medians of {n_rounds} rounds."
+    )
+    yield from ("", *speed_table(found["medians"]), "")
+    for other, parts in found["ratios"].items():
+        told = (f"{name} {_range(values)}" for name, values in parts.items())
+        yield f"- kdexport over {other}: {'; '.join(told)}"
+
+
+def quantize_aware(found: Mapping[str, Any]) -> Lines:
+    schemes = list(next(iter(found["kl"].values())))
+    settings, won = found["settings"], found["won_back"]
+    yield f"{settings['scheme']}, {settings['steps']} steps more at lr {settings['lr']:g}."
+    yield from ("", f"| KL of | {' | '.join(schemes)} |", "|---|" + "---:|" * len(schemes))
+    for way, kl in found["kl"].items():
+        yield f"| {way} | {' | '.join(f'{kl[scheme]:.4f}' for scheme in schemes)} |"
+    told = f"{won['value']:.2f} ({won['low']:.2f} to {won['high']:.2f})"
+    yield from ("", f"- won back of what quantizing costs: {told}, bar ≥ {found['bar']:g}")
+
+
+def huge_pages(found: Mapping[str, Any]) -> Lines:
+    yield from ("| bundle | measure | huge pages over small ones |", "|---|---|---:|")
+    for bundle, one in found["bundles"].items():
+        for measure, ratio in one["huge / small"].items():
+            told = f"{ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})"
+            yield f"| {bundle} | {measure} | {told} |"
+
+
+def operators(found: Mapping[str, Any]) -> Lines:
+    yield f"{found['scheme']}, {found['depth']} tokens deep, one token."
+    yield from ("", "| operator | calls | ms |", "|---|---:|---:|")
+    for name, one in found["operators"].items():
+        yield f"| {name} | {one['calls']:.0f} | {one['ms']:.3f} |"
+
+
+KINDS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], Lines]]] = {
+    "quickstart": ("The quickstart, teacher to int8 student", quickstart),
+    "distill": ("Distillation for equal CPU minutes", quality),
+    "ablations": ("Ablations of the quickstart's recipe", quality),
+    "train-speed": ("Speed of training", train_speed),
+    "quantize-aware": ("Training with rounded weights", quantize_aware),
+    "peers": ("Engines that run the same model", peers),
+    "huge-pages": ("Weights in huge pages", huge_pages),
+    "operators": ("Where a token's time goes", operators),
+}
+"""What a file's name begins with -> the section's heading, and its lines from the file."""
+
+
+def sections(files: Sequence[Path]) -> Lines:
+    """A section a file, in the order of `KINDS`; a file of no kind is an error."""
+    kinds = {file: _kind(file) for file in files}
+    for kind, (heading, lines) in KINDS.items():
+        for file in (file for file in files if kinds[file] == kind):
+            found = json.loads(file.read_text("utf-8"))
+            more = file.stem.removeprefix(kind).strip("-")
+            yield from ("", f"## {heading}{f': {more}' if more else ''}", "")
+            yield from (_source(file, found), "", *lines(found))
+
+
+def _kind(file: Path) -> str:
+    try:
+        return max((kind for kind in KINDS if file.stem.startswith(kind)), key=len)
+    except ValueError:
+        raise SystemExit(f"{file}: document.py knows no such results") from None
+
+
+def _source(file: Path, found: Mapping[str, Any]) -> str:
+    machine = found["machine"]
+    command = found.get("command", "")
+    told = command if isinstance(command, str) else " ".join(command)
+    parts = [
+        f"[{file.name}](../bench/results/{file.name})",
+        f"{machine['cpu']}, {machine['n_cores']} cores ({', '.join(machine['features'])})",
+        found.get("created", "")[:10],
+        f"`{told}`" if told else "",
+    ]
+    return f"{'; '.join(filter(None, parts))}."
+
+
+def _range(values: Sequence[float]) -> str:
+    middle = sorted(values)[len(values) // 2]
+    return f"{middle:.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def document() -> str:
+    """The page as it should be."""
+    lines = sections(sorted(RESULTS.glob("*.json")))
+    return HEAD + "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(document(), "utf-8")
