@@ -113,8 +113,9 @@ def report(bench: Bench, source: str, given: Namespace, held: list[Verdict]) -> 
 
 
 def main(words: list[str]) -> None:
+    from kdexport.model_folder import check_safetensors
     from kdexport.recipe import load_recipe
-    from kdexport.sources import check_safetensors, resolve_teacher
+    from kdexport.sources import resolve_teacher
 
     given = parse(words)
     settings = settings_of(given)

@@ -262,12 +262,18 @@ def settings_of(wish: BenchSection) -> BenchSettings:
 
 
 def arms_of(run: Run) -> list[ArmSpec]:
-    """Teacher and student of a run, before and after export and quantization."""
+    """Teacher and student of a run, before and after export and quantization.
+
+    A teacher whose weights the run does not need is not measured.
+    """
     known = run.known_reference
     torch, fp32 = "student-torch-fp32", "student-fp32"
-    specs = [
+    of_teacher = [
         ArmSpec(REFERENCE_ARM, run.teacher.path, True, known, True),
         ArmSpec("teacher-int8", run.teacher_bundle, False, known, True, REFERENCE_ARM),
+    ]
+    specs = [
+        *(of_teacher if run.recipe.opens_teacher else []),
         ArmSpec(torch, run.student, True, known, made_from=REFERENCE_ARM),
         ArmSpec(fp32, run.student_bundle, False, known, made_from=torch),
     ]
@@ -293,6 +299,7 @@ def bench_run(run: Run) -> BenchReport:
         settings=settings,
         command=_command(),
         arms=arms,
+        baseline=specs[0].name,
         losses=stage_losses(arms),
         samples=gather_samples(arms, {p.id: _request(p) for p in samples}),
         training=training_points(run.metrics),

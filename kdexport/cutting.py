@@ -23,7 +23,15 @@ from kdexport.pipeline import Run, Stage, run_stages
 from kdexport.preflight import longest_text, sizes_of
 from kdexport.sources import ResolvedModel, resolve_teacher
 from kdexport.splits import renderer
-from kdexport.train.model import load_config, load_facts, load_model, load_tokenizer, save_model
+from kdexport.student_section import OF_NO_TEACHER
+from kdexport.train.model import (
+    load_config,
+    load_facts,
+    load_model,
+    load_shape,
+    load_tokenizer,
+    save_model,
+)
 from kdexport.train.sizes import StudentSpec
 from kdexport.train.student import INITS, Origin, Student
 from kdexport.train.vocabulary import ids_of_tokens, trim_tokenizer
@@ -112,7 +120,8 @@ class Source:
 
 
 def _of_teacher(run: Run) -> Source:
-    return Source(load_model(run.teacher.path), run.teacher.path)
+    load = load_shape if run.recipe.student.init in OF_NO_TEACHER else load_model
+    return Source(load(run.teacher.path), run.teacher.path)
 
 
 def _of_checkpoint(run: Run, source: str) -> Source:

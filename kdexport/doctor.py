@@ -40,7 +40,7 @@ MOST_PAIRS = 20_000  # for training, that are looked at
 
 def examine(recipe: Recipe) -> list[Proof]:
     """Every proof of a recipe. Raises InputError for what `kdexport run` would refuse."""
-    run = open_run(recipe)
+    run = open_run(recipe, weights=True)
     check_student(run)
     check_training(run)
     pairs = _texts(run)

@@ -52,7 +52,7 @@ def finetune_teacher(recipe: Recipe) -> Finetuned:
 
     Raises KdexportError where it is no better on the validation texts for it.
     """
-    run = open_run(recipe)
+    run = open_run(recipe, weights=True)
     run_stages(run, stages=STAGES_TO_TEACHER)
     facts = json.loads((adapted(run) / FACTS).read_text("utf-8"))
     return Finetuned(adapted(run), facts["perplexity_before"], facts["perplexity"])

@@ -158,7 +158,9 @@ def _pair_ids(recipe: Recipe, row_ids: frozenset[str]) -> frozenset[str]:
 def _side_by_side(base: Run, column: str, members: Sequence[Member]) -> Matrix:
     """One bench of the teacher and all students, taking turns; `matrix.json` keeps it."""
     settings = settings_of(base.recipe.bench)
-    bundles = [base.teacher_bundle, *(member.run.quantized_bundle for member in members)]
+    bundles = [member.run.quantized_bundle for member in members]
+    if base.recipe.opens_teacher:
+        bundles.insert(0, base.teacher_bundle)
     hashes = [open_bundle(bundle).manifest_sha256 for bundle in bundles]
     key = fingerprint(column, [str(bundle) for bundle in bundles], hashes, settings.model_dump())
     path = base.folder / MATRIX

@@ -124,14 +124,21 @@ class Stage:
     goes_on_from: Callable[[Run], Path] = field(default=lambda run: run.checkpoints)
 
 
-def open_run(recipe: Recipe, *, fetch: bool = True) -> Run:
+def open_run(recipe: Recipe, *, fetch: bool = True, weights: bool | None = None) -> Run:
     """Bring the teacher to this machine; first see that the libraries are there.
 
+    ``weights``: whether with its weights; None: as the recipe needs them.
     Raises NotAtHandError without ``fetch`` where the teacher is not here yet.
     """
     require_extras("train", "export")
     wish = recipe.teacher
-    teacher = resolve_teacher(wish.source, licence=wish.licence, fetch=fetch, where=wish.where)
+    teacher = resolve_teacher(
+        wish.source,
+        licence=wish.licence,
+        fetch=fetch,
+        where=wish.where,
+        weights=recipe.opens_teacher if weights is None else weights,
+    )
     folder = Path(recipe.output.runs) / recipe.name
     return Run(recipe, folder, Path(recipe.output.exported), teacher)
 

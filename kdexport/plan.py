@@ -10,10 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdexport.errors import NotAtHandError
+from kdexport.model_folder import (
+    FP32_BYTES,
+    WEIGHT_FILES,
+    check_safetensors,
+    has_weights,
+    read_config,
+)
 from kdexport.pipeline import Run, open_run, plan
 from kdexport.preflight import limits_of, load_asked_briefs, own_pairs
 from kdexport.recipe import Recipe
-from kdexport.sources import FP32_BYTES, check_safetensors, read_config
 from kdexport.stages import STAGES
 
 TOKENS_PER_PROMPT = 66  # of a brief
@@ -130,7 +136,7 @@ def flops_per_second() -> float:
 
 def sizes_of(run: Run) -> Sizes:
     """The sizes of a run. Reads its data, and refuses what is wrong there."""
-    n_teacher = sum(check_safetensors(file) for file in run.teacher.path.glob("*.safetensors"))
+    n_teacher = _n_teacher(run)
     n_student = _n_student(run, n_teacher)
     data = run.recipe.data
     if data.pairs is not None:
@@ -149,6 +155,15 @@ def sizes_of(run: Run) -> Sizes:
         n_copies = data.generate.variants * sum(brief.split == split for brief in briefs)
         n += n_copies if limit is None else min(n_copies, limit)
     return Sizes(n_teacher, n_student, n, n * TOKENS_PER_PROMPT, n * TOKENS_PER_COPY)
+
+
+def _n_teacher(run: Run) -> int:
+    """The teacher's parameters, by its files, or by its configuration where it has no weights."""
+    if has_weights(run.teacher.path):
+        return sum(check_safetensors(file) for file in run.teacher.path.glob(WEIGHT_FILES))
+    from kdexport.train.model import load_shape
+
+    return int(load_shape(run.teacher.path).num_parameters())
 
 
 def _n_student(run: Run, n_teacher: int) -> int:
@@ -184,8 +199,9 @@ def room_needed(run: Run, stages: Collection[str]) -> tuple[int, int]:
     if run.recipe.student.budget is not None:
         cutting += 3 * student  # a candidate and its bundles
     in_run = {"student": float(cutting), "distill": training, "finetune": float(teacher_too)}
-    teacher = FP32_BYTES * sizes.n_teacher if "teacher" in stages else 0
-    in_exported = {"teacher": INT8_BYTES * sizes.n_teacher, "export": float(student)}
+    n_exported = sizes.n_teacher if run.recipe.opens_teacher else 0
+    teacher = FP32_BYTES * n_exported if "teacher" in stages else 0
+    in_exported = {"teacher": INT8_BYTES * n_exported, "export": float(student)}
     if run.quantized_bundle != run.student_bundle:
         in_exported["quantize"] = INT8_BYTES * sizes.n_student
     room = max(teacher, sum(in_run.get(stage, 0.0) for stage in stages))
@@ -217,7 +233,7 @@ def _size_mb(stage: str, run: Run, sizes: Sizes) -> float:
     student = FP32_BYTES * sizes.n_student
     quantizes = run.quantized_bundle != run.student_bundle
     n_bytes: dict[str, float] = {
-        "teacher": INT8_BYTES * sizes.n_teacher,
+        "teacher": INT8_BYTES * sizes.n_teacher if run.recipe.opens_teacher else 0,
         "pairs": 300 * sizes.n_examples + CHARACTERS_PER_TOKEN * sizes.n_tokens,
         "student": student,
         "distill": student,
@@ -235,9 +251,13 @@ def _seconds(stage: str, run: Run, sizes: Sizes, speed: float) -> float:
         n_candidates = run.recipe.data.generate.best_of
         return 0.0 if run.recipe.data.pairs else n_candidates * a_token * written
     if stage == "distill":
-        asking = 0.0 if run.recipe.train.texts_alone else a_token * sizes.n_tokens
+        asks = run.recipe.opens_teacher and not run.recipe.train.texts_alone
+        asking = a_token * sizes.n_tokens if asks else 0.0
         return _distilling_seconds(run, sizes, speed, asking=asking)
-    seconds = FIXED_SECONDS[stage] * max(0.2, FP32_BYTES * sizes.n_teacher / 538e6)
+    if stage == "teacher" and not run.recipe.opens_teacher:
+        return 0.0
+    largest = sizes.n_teacher if run.recipe.opens_teacher else sizes.n_student
+    seconds = FIXED_SECONDS[stage] * max(0.2, FP32_BYTES * largest / 538e6)
     if stage == "student":
         seconds += _choosing_seconds(run, sizes) + _seconds_between(run, sizes, speed)
     return seconds

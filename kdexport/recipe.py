@@ -29,7 +29,7 @@ from kdexport.sections import (
     TeacherSection,
     sections_of,
 )
-from kdexport.student_section import StudentSection
+from kdexport.student_section import OF_NO_TEACHER, StudentSection
 from kdexport.train_section import FinetuneSection, TrainSection
 
 PLAIN_WORDS = {
@@ -70,6 +70,16 @@ class Recipe(Section):
     export: ExportSection = ExportSection()
     bench: BenchSection = BenchSection()
     output: OutputSection = OutputSection()
+
+    @property
+    def opens_teacher(self) -> bool:
+        """Whether anything needs the teacher's weights; else configuration and tokenizer will do.
+
+        They can be elsewhere where texts are given, targets imported, and the student is not made
+        of them.
+        """
+        asked = self.train.targets != "imported" or self.train.on_policy is not None
+        return asked or self.data.pairs is None or self.student.init not in OF_NO_TEACHER
 
     @model_validator(mode="after")
     def _rounds_to_something(self) -> "Recipe":

@@ -7,7 +7,7 @@ from typing import Any
 
 from kdexport.console import say, tracked
 from kdexport.errors import InputError
-from kdexport.importing import imported_targets
+from kdexport.importing import imported_held_out, imported_targets
 from kdexport.journal import fingerprint
 from kdexport.pipeline import Run
 from kdexport.splits import Splits
@@ -80,7 +80,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Service:
-    """The teacher of a run, as the recipe wants to ask it."""
+    """The teacher of a run, as the recipe wants to ask it; None where all of it was imported."""
 
     run: Run
     teacher: Any
@@ -104,16 +104,16 @@ class Service:
             live = live_targets(self.teacher, self.kept_ids, wish.temperature, self.precision)
             held_out = live_targets(self.teacher, self.kept_ids, 1.0)
             return Asked(None if wish.texts_alone else live, held_out, 0.0)
-        other = self._place(data.validation, self._held_out())
-        if wish.texts_alone:
-            self._make_room([other])
-            held_out = self._filled(other)
-            return Asked(None, held_out, seconds_asked(other.folder) / self.world.size)
         if wish.targets == "imported":
-            self._make_room([other])
-            targets = self._own_samples_too(imported_targets(self.run, self.key, asked_of))
-            held_out = self._filled(other)
-            return Asked(targets, held_out, seconds_asked(other.folder) / self.world.size)
+            imported = imported_held_out(self.run, "validation", data.validation)
+            held_out, seconds = (imported, 0.0) if imported else self._judging(data)
+            if wish.texts_alone:
+                return Asked(None, held_out, seconds)
+            targets = imported_targets(self.run, self.key, asked_of)
+            return Asked(self._own_samples_too(targets), held_out, seconds)
+        if wish.texts_alone:
+            return Asked(None, *self._judging(data))
+        other = self._place(data.validation, self._held_out())
         train = self._place(asked_of, FORMS[wish.targets](self))
         self._make_room([train, other])
         before = seconds_asked(train.folder)
@@ -122,6 +122,12 @@ class Service:
         seconds = asking * len(data.train) / len(asked_of) + seconds_asked(other.folder)
         targets = self._own_samples_too(targets)
         return Asked(targets, held_out, seconds / self.world.size, are_new=asking > before)
+
+    def _judging(self, data: Splits) -> tuple[TargetFn, float]:
+        """Targets of the validation pairs alone, and the seconds that they took."""
+        place = self._place(data.validation, self._held_out())
+        self._make_room([place])
+        return self._filled(place), seconds_asked(place.folder) / self.world.size
 
     def of_own_texts(self, examples: Sequence[Encoded]) -> tuple[TargetFn, float]:
         """Whole distributions over texts in the teacher's own tokens, and the seconds it took."""

@@ -5,7 +5,6 @@ downloaded package is imported, no pickle is read, no code of a model is run.
 """
 
 import json
-import math
 import re
 import shutil
 import subprocess
@@ -29,6 +28,7 @@ from kdexport.errors import (
 )
 from kdexport.journal import file_digest, folder_fingerprint
 from kdexport.machine import cache_folder, make_folder, need_room
+from kdexport.model_folder import WEIGHT_FILES, check_model_folder, has_weights, read_config
 
 PYPI = re.compile(
     r"^pypi:(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9.!+_-]+)/(?P<file>[^#]+)"
@@ -38,9 +38,7 @@ HUB = re.compile(
     r"^(?P<id>[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*)(?:@(?P<revision>[^@/]*))?$"
 )
 COMMIT = re.compile(r"^[0-9a-f]{40}$")
-HUB_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.jinja", "LICENSE*"]
-BESIDE = ("tokenizer_config.json", "generation_config.json", "special_tokens_map.json")
-FP32_BYTES = 4  # of a parameter, as everything here is computed
+HUB_FILES = ["*.json", "tokenizer*", "*.jinja", "LICENSE*"]
 CONVERTED = 1  # raised when the conversion of GGUF files changes
 
 
@@ -60,10 +58,12 @@ def resolve_teacher(
     licence: str | None = None,
     fetch: bool = True,
     where: str = "teacher.source",
+    weights: bool = True,
 ) -> ResolvedModel:
     """Bring a model to this machine, or find it in the cache; once cached, no network is asked.
 
-    ``where``: the option, or the line of a recipe, that gave the source.
+    ``where``: the option, or the line of a recipe, that gave the source. ``weights``: False where
+    configuration and tokenizer will do; a folder or a model of the hub is taken without them then.
     Raises InputError for a source that cannot be understood or is damaged, KdexportError when it
     cannot be fetched, NotAtHandError without ``fetch`` where it is not in the cache.
     """
@@ -77,7 +77,7 @@ def resolve_teacher(
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{source} cannot be read ({reason})", where=where) from None
     if source.strip() and is_folder:
-        check_model_folder(path)
+        check_model_folder(path, weights=weights)
         return ResolvedModel(path, source, folder_fingerprint(path), licence)
     if path.suffix.lower() == ".gguf":
         if not is_file:
@@ -86,7 +86,7 @@ def resolve_teacher(
         return _converted(path, folder, source, licence, fetch)
     hub = HUB.match(source)
     if hub and COMMIT.match(hub["revision"] or ""):
-        return _from_hub(hub, licence, fetch)
+        return _from_hub(hub, licence, fetch, weights)
     raise InputError(
         f"there is no folder {source!r}, and it is no .gguf file, hub id with a commit or "
         "pypi: source",
@@ -284,7 +284,9 @@ def _gguf_text(fields: Any, name: str) -> str | None:
     return str(fields[name].contents()) if name in fields else None
 
 
-def _from_hub(match: re.Match[str], licence: str | None, fetch_it: bool) -> ResolvedModel:
+def _from_hub(
+    match: re.Match[str], licence: str | None, fetch_it: bool, weights: bool
+) -> ResolvedModel:
     """A snapshot of a hub model at a commit: from the cache, else from the hub."""
     source = match[0]
     try:
@@ -296,11 +298,11 @@ def _from_hub(match: re.Match[str], licence: str | None, fetch_it: bool) -> Reso
     wanted = {
         "repo_id": match["id"],
         "revision": match["revision"],
-        "allow_patterns": HUB_FILES,
+        "allow_patterns": [WEIGHT_FILES, *HUB_FILES] if weights else HUB_FILES,
     }
     try:
         path = Path(fetch(**wanted, local_files_only=True))
-        if not any(path.glob("*.safetensors")):
+        if weights and not has_weights(path):
             raise LocalEntryNotFoundError("no weights in the cache")
     except LocalEntryNotFoundError:
         if not fetch_it:
@@ -314,87 +316,5 @@ def _from_hub(match: re.Match[str], licence: str | None, fetch_it: bool) -> Reso
                 where=source,
                 remedy="connect to it, or set teacher.source to a local folder",
             ) from error
-    check_model_folder(path)
+    check_model_folder(path, weights=weights)
     return ResolvedModel(path, source, folder_fingerprint(path), licence)
-
-
-def check_model_folder(folder: Path) -> None:
-    """Refuse a folder that is no whole Hugging Face model in safetensors, or brings code."""
-    if not folder.is_dir():
-        raise InputError("there is no such folder", where=str(folder))
-    config_path = folder / "config.json"
-    if not config_path.is_file():
-        raise InputError("is no model: config.json is missing", where=str(folder))
-    config = read_config(config_path)
-    if "auto_map" in config:
-        raise InputError("brings code of its own, which is never run", where=str(config_path))
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights and (folder / "manifest.json").is_file():
-        raise InputError("is a bundle; a model in safetensors is wanted", where=str(folder))
-    if not weights:
-        other = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth")]
-        remedy = f"convert {other[0]} to safetensors" if other else ""
-        raise InputError("has no safetensors file", where=str(folder), remedy=remedy)
-    for file in weights:
-        check_safetensors(file)
-    if not (folder / "tokenizer.json").is_file():
-        raise InputError("tokenizer.json is missing", where=str(folder))
-    for name in BESIDE:
-        if (folder / name).exists():
-            read_config(folder / name)
-    _check_ids(folder / "tokenizer.json", config.get("vocab_size"))
-
-
-def _check_ids(path: Path, vocab_size: Any) -> None:
-    """Refuse a tokenizer with ids that the model has no rows for; fewer are fine (padding)."""
-    content = read_config(path)
-    try:
-        vocab = content["model"]["vocab"]
-        ids = list(vocab.values()) if isinstance(vocab, dict) else [len(vocab) - 1]
-        largest = max([*ids, *(token["id"] for token in content.get("added_tokens") or [])])
-        fits = not isinstance(vocab_size, int) or largest < vocab_size
-    except (KeyError, TypeError, ValueError):
-        raise InputError("is no tokenizer with a vocabulary", where=str(path)) from None
-    if not fits:
-        raise InputError(
-            f"has token {largest} where the model's config.json says vocab_size {vocab_size}",
-            where=str(path),
-            remedy="take the tokenizer that belongs to the model",
-        )
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of a model."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError):
-        raise InputError("is not JSON", where=str(path)) from None
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from None
-    if not isinstance(content, dict):
-        raise InputError("is not a JSON object", where=str(path))
-    return content
-
-
-def check_safetensors(file: Path) -> int:
-    """The number of parameters; header and size of a safetensors file must agree."""
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            if not 0 < length <= size - 8:
-                raise ValueError
-            header = json.loads(handle.read(length))
-        tensors = [v for k, v in header.items() if k != "__metadata__"]
-        expected = 8 + length + max([int(v["data_offsets"][1]) for v in tensors], default=0)
-        n_parameters = sum(math.prod(map(int, v["shape"])) for v in tensors)
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=str(file)) from None
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-        raise InputError("is no safetensors file, or truncated", where=str(file)) from None
-    if size != expected:
-        raise InputError(
-            f"has {size} bytes where its header says {expected}: corrupt or truncated",
-            where=str(file),
-        )
-    return n_parameters

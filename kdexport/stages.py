@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdexport.bundle import Bundle, check_target
+from kdexport.console import say
 from kdexport.content.channels import load_channels
 from kdexport.content.prompts import load_openings
 from kdexport.dataset import make_pairs
@@ -30,6 +31,9 @@ BACKEND_EXTRAS = {"mobius": "export", "optimum": "optimum"}  # who builds graphs
 
 def make_teacher_bundle(run: Run) -> None:
     """Teacher -> its own int8 bundle: it writes the data, and is a row of the bench."""
+    if not run.recipe.opens_teacher:
+        say("    its weights are not needed: texts are given and targets imported")
+        return
     from kdexport.export.bundles import export_bundle
     from kdexport.export.quantize import quantize_bundle
 
@@ -112,7 +116,7 @@ def export_checkpoint(
     require_extras(BACKEND_EXTRAS[backend])
     from kdexport.export.bundles import export_bundle
     from kdexport.export.quantize import SCHEMES, Wishes, quantize_bundle
-    from kdexport.sources import check_model_folder, read_config
+    from kdexport.model_folder import check_model_folder, read_config
 
     if scheme is not None and scheme not in SCHEMES:
         raise InputError(
@@ -196,7 +200,7 @@ STAGES: Sequence[Stage] = (
         "teacher",
         "Teacher to ONNX int8",
         make_teacher_bundle,
-        lambda run: [run.teacher_bundle],
+        lambda run: [run.teacher_bundle] if run.recipe.opens_teacher else [],
         lambda run: run.teacher.fingerprint,
     ),
     Stage(

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from kdexport.sections import Count, Positive, Section, Text
 
+OF_NO_TEACHER = ("scratch", "checkpoint")  # ways that take nothing of the teacher's weights
 OWN_SIZES = ("n_layers", "intermediate_size", "hidden_size", "n_heads", "n_kv_heads")
 
 

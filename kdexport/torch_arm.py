@@ -15,10 +15,10 @@ import torch
 from kdexport.bundle import TextFacts
 from kdexport.errors import InputError, KdexportError, first_words
 from kdexport.export.text import chat_template, text_facts
+from kdexport.model_folder import FP32_BYTES
 from kdexport.runtime.arm import refuse, serve_arm
 from kdexport.runtime.session import check_ids
 from kdexport.runtime.text import TextCodec
-from kdexport.sources import FP32_BYTES
 from kdexport.train.model import load_model
 
 Array = np.ndarray[Any, Any]

@@ -14,7 +14,7 @@ import torch
 
 from kdexport.data_card import amend_card
 from kdexport.errors import InputError
-from kdexport.importing import imported_fingerprint
+from kdexport.importing import asks_teacher, imported_fingerprint, imported_held_out
 from kdexport.interrupts import Interrupted
 from kdexport.journal import fingerprint, folder_fingerprint
 from kdexport.learning import BEST, Places, learn
@@ -41,7 +41,7 @@ from kdexport.train.model import (
 )
 from kdexport.train.objective import Objective, Term
 from kdexport.train.on_policy import OnPolicy, end_ids_of
-from kdexport.train.reference import write_reference
+from kdexport.train.reference import told_by, write_reference, write_told
 from kdexport.train.rounding import GRIDS, Rounding
 from kdexport.train.schedule import Budget, Schedule
 from kdexport.train.stream import Stream
@@ -56,7 +56,10 @@ REFERENCE_DRAWN = 32
 
 @dataclass(frozen=True)
 class Ready:
-    """A run that can begin to train. ``key``: of its checkpoints."""
+    """A run that can begin to train. ``key``: of its checkpoints.
+
+    ``teacher``: None where all that it is asked was imported.
+    """
 
     teacher: Any
     student: Any
@@ -100,21 +103,23 @@ def train_student(run: Run, world: World = ALONE) -> None:
 
 def _write_reference(run: Run, ready: Ready) -> None:
     data, reference = ready.data, run.checkpoints / run.reference.name
-    write_reference(
-        reference,
-        ready.teacher,
-        data.test or data.validation,
-        ready.kept_ids,
-        vocab_size=ready.student.config.vocab_size,
-        top_k=REFERENCE_TOP_K,
-        n_drawn=REFERENCE_DRAWN,
-        batch_size=TEACHER_BATCH,
-        meta={
-            "teacher": run.teacher.source,
-            "fingerprint": run.teacher.fingerprint,
-            "split": data.measured_on,
-        },
-    )
+    split = "test" if data.test else "validation"
+    examples, vocab_size = data.test or data.validation, ready.student.config.vocab_size
+    meta = {
+        "teacher": run.teacher.source,
+        "fingerprint": run.teacher.fingerprint,
+        "split": data.measured_on,
+    }
+    around: Any = {"batch_size": TEACHER_BATCH, "meta": meta}
+    if ready.teacher is None:
+        kept = imported_held_out(run, split, examples)
+        assert kept is not None  # or the teacher would have been opened
+        write_told(
+            reference, told_by(kept), examples, ready.kept_ids or range(vocab_size), **around
+        )
+    else:
+        around |= {"top_k": REFERENCE_TOP_K, "n_drawn": REFERENCE_DRAWN, "vocab_size": vocab_size}
+        write_reference(reference, ready.teacher, examples, ready.kept_ids, **around)
     reference.replace(run.reference)
 
 
@@ -144,7 +149,7 @@ def _prepared(run: Run, world: World = ALONE) -> Ready:
     wish = run.recipe.train
     device = settled(run.recipe, world)
     precision = precision_of(wish.precision, device)
-    teacher = model_on(device, run.teacher.path)
+    teacher = model_on(device, run.teacher.path) if asks_teacher(run) else None
     student = model_on(device, run.student_init)
     if wish.activation_checkpointing:
         recompute_activations(student)

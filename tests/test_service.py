@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -16,6 +17,7 @@ from kdexport.importing import check_imported, import_targets, write_texts
 from kdexport.metrics import read_curve
 from kdexport.pipeline import Run
 from kdexport.recipe import load_recipe
+from kdexport.runtime.quality import load_reference
 from kdexport.sources import ResolvedModel
 from kdexport.splits import Splits, encode_splits
 from kdexport.stages import STAGES, make_pairs, make_student
@@ -161,9 +163,11 @@ def test_imported_targets_train_as_our_own_do(
     monkeypatch.setattr("kdexport.importing.run_stages", lambda run, until: None)
     with pytest.raises(InputError, match="there are no imported targets"):
         check_imported(run)
-    assert write_texts(run.recipe, tmp_path / "texts.jsonl") == 16
+    assert write_texts(run.recipe, tmp_path / "texts.jsonl") == 20
     file = answered(tmp_path / "texts.jsonl", load_model(base / "teacher"), cut=1)
+    whole = file.read_text("utf-8")
     before = stage_prints(run)
+    file.write_text("".join(whole.splitlines(keepends=True)[:16]))
     import_targets(run.recipe, [file])
     check_imported(run)
     assert stage_prints(run) != before
@@ -171,8 +175,39 @@ def test_imported_targets_train_as_our_own_do(
     assert losses(run) == pytest.approx(losses(own), rel=1e-3)
     assert len(kept(run)) == 1  # of held-out pairs; the teacher was asked for no others
 
+    file.write_text("".join(whole.splitlines(keepends=True)[:18]))
+    with pytest.raises(InputError, match="2 of 4 held-out texts are in no file"):
+        import_targets(run.recipe, [file])
+    file.write_text(whole)
+    import_targets(run.recipe, [file])
+    shutil.rmtree(run.targets)
+    monkeypatch.setattr("kdexport.training.model_on", without(base / "teacher"))
+    train_student(run)
+    assert losses(run) == pytest.approx(losses(own), rel=1e-3)
+    assert not run.targets.exists()  # nobody was asked
+    lower, exact = (
+        [p.evaluation["kl"] for p in read_curve(of.metrics) if p.evaluation] for of in (run, own)
+    )
+    assert len(lower) == len(exact) == 3  # the tail as one event, of a teacher that knows nothing
+    assert all(0.7 * b < a < b for a, b in zip(lower, exact, strict=True))
+    found, expected = (load_reference(of.reference) for of in (run, own))
+    assert np.array_equal(found.ids, expected.ids) and np.array_equal(found.target, expected.target)
+    monkeypatch.undo()
+    monkeypatch.setattr("kdexport.importing.open_run", lambda recipe: run)
+
     mixed = ("train.targets=imported", "train.on_policy.fraction=1", "train.max_steps=1")
     train_student(open_run(*mixed, name="imported"))  # its own samples are in no file
+
+
+def without(folder: Path) -> Any:
+    """A loader of models that refuses one of them."""
+    from kdexport.training import model_on
+
+    def load(device: str, path: Path) -> Any:
+        assert path != folder, "the teacher's weights were opened"
+        return model_on(device, path)
+
+    return load
 
 
 def stage_prints(run: Run) -> object:
@@ -190,7 +225,7 @@ def test_what_is_imported_is_for_these_texts(
     import_targets(run.recipe, [file])
     whole = file.read_text("utf-8").splitlines(keepends=True)
     file.write_text("".join(whole[1:]))
-    with pytest.raises(InputError, match="1 of 16 texts are in no file"):
+    with pytest.raises(InputError, match="1 of 16 texts are in no file"):  # of those to train on
         import_targets(run.recipe, [file])
     assert (run.imported / "imported.json").is_file()  # what was there before
     with pytest.raises(InputError, match="there is no such file"):

@@ -13,12 +13,8 @@ import torch
 
 from kdexport import sources
 from kdexport.errors import InputError, KdexportError, NotAtHandError
-from kdexport.sources import (
-    ResolvedModel,
-    check_model_folder,
-    check_safetensors,
-    resolve_teacher,
-)
+from kdexport.model_folder import check_model_folder, check_safetensors
+from kdexport.sources import ResolvedModel, resolve_teacher
 from tests.models import make_llama
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from kdexport.bundle import Manifest
 from kdexport.export.draft import Draft
 from kdexport.export.standard import STANDARD, shares_buffers
-from kdexport.sources import read_config
+from kdexport.model_folder import read_config
 
 Facts = dict[str, Any]
 FROM_TOKENIZER_JSON = "PreTrainedTokenizerFast"  # the class that adds nothing of its own

@@ -18,7 +18,7 @@ from kdexport.export.layers import check_decoder, read_model
 from kdexport.export.passes import PASSES
 from kdexport.export.passes.own_attention import own_attention
 from kdexport.export.passes.own_embedding import own_embedding
-from kdexport.sources import read_config
+from kdexport.model_folder import read_config
 
 ALSO_CALLED = {"mlp_bias": "use_mlp_bias"}
 """What mobius-onnx 0.1.0 calls otherwise than transformers does, and leaves out unsaid."""

@@ -24,7 +24,7 @@ from kdexport.export.passes.one_product import one_product
 from kdexport.export.passes.one_table import one_table
 from kdexport.export.passes.plain_weights import plain_weights
 from kdexport.export.passes.selected_logits import selected_logits
-from kdexport.sources import read_config
+from kdexport.model_folder import read_config
 
 OPSET = 18  # whose reductions take their axes as inputs, as our kernels write them
 ROTATION = ("rope_theta", "partial_rotary_factor")  # transformers 5 has them in rope_parameters

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from kdexport.bundle import TextFacts, make_facts
-from kdexport.sources import read_config
+from kdexport.model_folder import read_config
 
 
 def text_facts(checkpoint: Path, config: Any) -> TextFacts:

@@ -26,6 +26,7 @@ from kdexport.runtime.token_scores import (
 )
 
 Array = np.ndarray[Any, Any]
+LEAST = 1e-7  # of a tail's mass: what half precision keeps
 FORMAT = 2
 """Of a reference: 1 had no log-probabilities of the targets. Told by ``meta["format"]``."""
 NOT_NPZ = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
@@ -160,7 +161,8 @@ def kl_per_token(reference: Reference, rows: Array, logprobs: Array) -> Array:
     """KL(teacher ‖ model) of each target token, float64 [n], from log-probabilities [n, V].
 
     Sum over the top k of p (log p - log q), plus the tail's mass times the mean of log p - log q
-    over the draws from it: unbiased, where the tail as one event would give a lower bound.
+    over the draws from it: unbiased. Without draws the tail counts as one event, which makes the
+    value a lower bound.
     """
 
     def distance(ids: Array, teacher: Array) -> Array:
@@ -169,9 +171,12 @@ def kl_per_token(reference: Reference, rows: Array, logprobs: Array) -> Array:
 
     weights = np.exp(reference.topk_logprobs[rows].astype(np.float64))
     inside = (weights * distance(reference.topk_ids, reference.topk_logprobs)).sum(-1)
-    if reference.drawn_ids.shape[-1] == 0:
-        return np.asarray(inside)
     tail = np.exp(reference.tail_logprob[rows].astype(np.float64))
+    if reference.drawn_ids.shape[-1] == 0:
+        model = np.take_along_axis(logprobs, reference.topk_ids[rows].astype(np.int64), axis=-1)
+        rest = 1 - (np.exp(model) * (weights > 0)).sum(-1)
+        outside = np.log(np.maximum(tail, LEAST)) - np.log(np.maximum(rest, LEAST))
+        return np.asarray(inside + tail * outside)
     outside = distance(reference.drawn_ids, reference.drawn_logprobs).mean(-1)
     return np.asarray(inside + tail * outside)
 

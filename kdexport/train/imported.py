@@ -6,7 +6,7 @@ token from there on, ``top_ids`` and ``top_logprobs``, the likeliest tokens at t
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,14 +47,20 @@ def asked_texts(examples: Iterable[Encoded], names: Names) -> Iterator[dict[str,
 
 
 def read_targets(
-    files: Sequence[Path], examples: Sequence[Encoded], names: Names, top_k: int
+    files: Sequence[Path],
+    examples: Sequence[Encoded],
+    names: Names,
+    top_k: int,
+    *,
+    needed: Collection[str] | None = None,
 ) -> Iterator[tuple[Sequence[Encoded], Columns]]:
     """Each example of the files, and its columns: ``ids``, ``logprobs`` [N, top_k], ``tail`` [N].
 
     Of the tokens given, the ``top_k`` likeliest that the student has; where there are fewer, the
     rest of a row is empty. The teacher's distribution is renormalised without the tokens given that
     the student lacks. Lines of other texts are passed over. Raises InputError that names the line;
-    at the end, for examples that are in none of the files.
+    at the end, for examples that are in none of the files; ``needed``: the ids of those that must
+    be, None for all.
     """
     wanted = {example.example_id: example for example in examples}
     own = names.student()
@@ -72,10 +78,11 @@ def read_targets(
             _check_ids(row, names.teacher[example.ids], where)
             ids, logprobs = _rows_of(row, example, len(own), where)
             yield [example], _columns(own, ids, logprobs, top_k, len(names.teacher))
-    missing = [name for name in wanted if name not in seen]
+    must_be = [name for name in wanted if needed is None or name in needed]
+    missing = [name for name in must_be if name not in seen]
     if missing:
         raise InputError(
-            f"{len(missing)} of {len(wanted)} texts are in no file, {missing[0]!r} is one",
+            f"{len(missing)} of {len(must_be)} texts are in no file, {missing[0]!r} is one",
             where=", ".join(map(str, files)),
             remedy="have targets computed for every line that --texts writes",
         )

@@ -58,6 +58,20 @@ def load_model(folder: Path, *, attention: str = "sdpa") -> Any:
     return model.eval()
 
 
+def load_shape(folder: Path) -> Any:
+    """The same without its weights: every tensor has a shape and no content."""
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    with quiet_transformers(), torch.device("meta"):
+        try:
+            model = AutoModelForCausalLM.from_config(load_config(folder))
+            if (folder / "generation_config.json").is_file():
+                model.generation_config = GenerationConfig.from_pretrained(folder)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise _not_read(folder, "make the model", error) from error
+    return model.eval()
+
+
 def load_config(folder: Path) -> Any:
     """The configuration of a Hugging Face folder."""
     from transformers import AutoConfig

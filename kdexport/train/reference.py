@@ -1,7 +1,8 @@
 """The quality reference: a teacher's targets on held-out text, to measure by without torch."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,26 @@ import torch
 
 from kdexport.train.data import Batch, Encoded, ordered_batches
 from kdexport.train.model import read_batch, written
-from kdexport.train.targets import TargetRows, runs
+from kdexport.train.targets import TargetRows, Targets, runs
 from kdexport.train.teacher import TargetFn, live_targets, top_k_targets
 
 FORMAT = 2  # that of kdexport.runtime.quality, which this does not know
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a teacher tells of a batch's N target tokens: its likeliest ones and the tail.
+
+    ``target_logprobs``: float32 [N], of the target tokens themselves, where they are known.
+    ``kept_mass``: float32 [N], the share of its probability on the student's vocabulary.
+    """
+
+    few: Targets
+    target_logprobs: np.ndarray | None
+    kept_mass: np.ndarray
+
+
+Tell = Callable[[Batch], Told]
 
 
 def write_reference(
@@ -28,6 +45,38 @@ def write_reference(
     batch_size: int,
     meta: dict[str, Any],
 ) -> None:
+    """Ask a teacher, and write what it tells (`write_told`)."""
+    ask_whole = live_targets(teacher, kept_ids, 1.0)
+    mass_of = _kept_mass(teacher, kept_ids)
+
+    def tell(batch: Batch) -> Told:
+        whole = ask_whole(batch)
+        few = top_k_targets(_always(whole), min(top_k, vocab_size - 1), n_drawn)
+        return Told(few(batch).rows(slice(None)), _target_logprobs(whole, batch), mass_of(batch))
+
+    kept = range(vocab_size) if kept_ids is None else kept_ids
+    write_told(path, tell, examples, kept, batch_size=batch_size, meta=meta)
+
+
+def told_by(kept: TargetFn) -> Tell:
+    """What kept targets tell: the likeliest tokens alone."""
+
+    def tell(batch: Batch) -> Told:
+        every = np.ones(batch.n_targets, dtype=np.float32)
+        return Told(kept(batch).rows(slice(None)), None, every)
+
+    return tell
+
+
+def write_told(
+    path: Path,
+    tell: Tell,
+    examples: Sequence[Encoded],
+    kept_ids: Sequence[int],
+    *,
+    batch_size: int,
+    meta: dict[str, Any],
+) -> None:
     """Write an .npz (no pickles) that ``kdexport.runtime.quality`` reads.
 
     N tokens, T texts, M target tokens, k kept probabilities: ``ids`` int32 [N] in the student's
@@ -36,16 +85,14 @@ def write_reference(
     ``drawn_ids`` int32 [M, d] and ``drawn_logprobs`` float32 [M, d] (draws from the tail, with
     replacement), ``target_logprobs`` float32 [M] (of the target tokens themselves), ``kept_ids``
     int32 [V], ``kept_mass`` float32 [M], ``meta`` UTF-8 JSON as uint8, its ``format`` `FORMAT`.
+    Without ``target_logprobs``, where they are not known, its format is 1.
     """
-    ask_whole = live_targets(teacher, kept_ids, 1.0)
-    mass_of = _kept_mass(teacher, kept_ids)
     columns: dict[str, list[np.ndarray]] = {}
     offset = 0
     offsets = [0]
     for batch in ordered_batches(examples, batch_size):
-        whole = ask_whole(batch)
-        few = top_k_targets(_always(whole), min(top_k, vocab_size - 1), n_drawn)
-        targets = few(batch).rows(slice(None))
+        told = tell(batch)
+        targets = told.few
         if targets.ids is None or targets.tail is None:
             raise ValueError("a reference needs top-k targets")
         for example in batch.examples:
@@ -54,20 +101,21 @@ def write_reference(
             columns.setdefault("target", []).append(where)
             offset += len(example.ids)
             offsets.append(offset)
-        n_top = targets.ids.shape[-1] - n_drawn
+        n_top = targets.ids.shape[-1] - targets.n_drawn
         ids, logprobs = targets.ids.int().cpu().numpy(), targets.logprobs.float().cpu().numpy()
         columns.setdefault("topk_ids", []).append(ids[:, :n_top])
         columns.setdefault("topk_logprobs", []).append(logprobs[:, :n_top])
         columns.setdefault("drawn_ids", []).append(ids[:, n_top:])
         columns.setdefault("drawn_logprobs", []).append(logprobs[:, n_top:])
         columns.setdefault("tail_logprob", []).append(targets.tail.float().cpu().numpy())
-        columns.setdefault("target_logprobs", []).append(_target_logprobs(whole, batch))
-        columns.setdefault("kept_mass", []).append(mass_of(batch))
+        if told.target_logprobs is not None:
+            columns.setdefault("target_logprobs", []).append(told.target_logprobs)
+        columns.setdefault("kept_mass", []).append(told.kept_mass)
     arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
     arrays["offsets"] = np.asarray(offsets, dtype=np.int64)
-    kept = range(vocab_size) if kept_ids is None else kept_ids
-    arrays["kept_ids"] = np.asarray(kept, dtype=np.int32)
-    arrays["meta"] = np.frombuffer(json.dumps({"format": FORMAT, **meta}).encode(), dtype=np.uint8)
+    arrays["kept_ids"] = np.asarray(kept_ids, dtype=np.int32)
+    facts = {"format": FORMAT if "target_logprobs" in arrays else 1, **meta}
+    arrays["meta"] = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
     beside = path.with_name(f".{path.name}.partial.npz")
     with written(path):
         np.savez_compressed(beside, **arrays)  # type: ignore[arg-type]

@@ -95,6 +95,23 @@ def test_draws_stand_for_the_tail(llama_bundle: Bundle, tmp_path: Path) -> None:
     assert drawn.kl_mean == pytest.approx(exact.kl_mean, abs=0.03)
 
 
+def test_without_draws_the_tail_is_one_event(llama_bundle: Bundle, tmp_path: Path) -> None:
+    session = open_session(llama_bundle, n_threads=1)
+    rng = np.random.default_rng(1)
+    teacher = [rng.normal(size=(len(t), session.vocab_size)) for t in TEXTS]
+    write(tmp_path / "r.npz", teacher, k=8)
+    found = measure_quality(session, load_reference(tmp_path / "r.npz"), teacher_vocabulary=False)
+    expected = []
+    for ids, z in zip(TEXTS, teacher, strict=True):
+        rows = (log_softmax(z), log_softmax(session.score(ids).astype(np.float64)))
+        p, q = (np.exp(x)[FIRST_TARGET - 1 : -1] for x in rows)
+        best = np.argsort(-p, -1)[:, :8]
+        p, q = (np.take_along_axis(x, best, -1) for x in (p, q))
+        p, q = (np.concatenate([x, 1 - x.sum(-1, keepdims=True)], -1) for x in (p, q))
+        expected.append((p * np.log(p / q)).sum(-1))
+    assert found.kl_mean == pytest.approx(np.concatenate(expected).mean(), rel=1e-4)
+
+
 def test_what_is_no_reference_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "x.npz").write_bytes(b"not a zip")
     with pytest.raises(InputError, match="no quality reference"):
