@@ -14,6 +14,7 @@ BIN    := $(VENV)/bin
 PEERS  := optimum genai llama trl
 ELSEWHERE := .peers/optimum/.installed .elsewhere/lm-eval/.installed \
   tests/elsewhere/node/node_modules/.installed
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -29,10 +30,10 @@ demo: $(STAMP) ## Teacher to measured int8 student, by the quickstart recipe; sa
 	  'exported, fp32' 'exported/$(NAME)/' 'exported, int8' 'exported/$(NAME)-int8/'
 
 test: $(STAMP) ## Run every test, those with a real model too
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 fast-test: $(STAMP) ## Run the tests that need no real model
-	@$(BIN)/python -m pytest -m 'not real'
+	@$(PYTEST) -m 'not real'
 
 check: lint types imports audit ## Run every check that is not a test
 

@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:  # the files of tests are what runs side by side
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile(
     "kdexport",

@@ -12,11 +12,12 @@ from kdexport.verdict.conditions import (
     parse_threshold,
     report_failures,
 )
-from kdexport.verdict.measures import MEASURES
+from kdexport.verdict.measures import MEASURES, SHARE
 from tests.verdict.fixture import example_report
 
 ARMS = st.none() | st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=20)
 LIMITS = st.floats(-1e9, 1e9).map(lambda value: float(f"{value:.12g}"))
+SHARES = st.floats(0, 1).map(lambda value: float(f"{value:.12g}"))
 SPACES = st.sampled_from(["", " ", "\t "])
 
 
@@ -24,7 +25,7 @@ SPACES = st.sampled_from(["", " ", "\t "])
 def thresholds(draw: st.DrawFn) -> Condition:
     name = draw(st.sampled_from(sorted(MEASURES)))
     measure = MEASURES[name]
-    limit = draw(st.floats(0, 1).map(lambda v: float(f"{v:.12g}")) if name == "top1" else LIMITS)
+    limit = draw(SHARES if measure.unit == SHARE else LIMITS)
     sign = (">" if measure.better == "less" else "<") + draw(st.sampled_from(["", "="]))
     return Condition(draw(ARMS), name, sign, limit)
 
