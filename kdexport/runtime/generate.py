@@ -120,7 +120,7 @@ def generate_variants(
     does another ``n``, but for rounding: an int8 graph rounds a row beside others a little
     otherwise than alone, which can turn a choice between nearly equal tokens.
     """
-    writing = _Writing(session, sampler, options)
+    writing = Writing(session, sampler, options)
     check_least(1, n=n)
     longest = len(prompt_ids) + writing.room(len(prompt_ids), max_new_tokens)
     if cache is None:
@@ -129,8 +129,7 @@ def generate_variants(
         n_read = int(cache.lengths[0])
         cache.reserve(longest)
     texts = [
-        _Text(number, writing.new_row(str(number or ""), prompt_ids), longest)
-        for number in range(n)
+        Text(number, writing.new_row(str(number or ""), prompt_ids), longest) for number in range(n)
     ]
     logits = session.run(np.asarray(prompt_ids[n_read:], dtype=np.int64)[None], cache)
     if n > 1:
@@ -156,7 +155,7 @@ def generate_batch(
     seed and its key, not on its neighbours (but for rounding, see `generate_variants`).
     ``on_done`` is told how many are done.
     """
-    writing = _Writing(session, sampler, options)
+    writing = Writing(session, sampler, options)
     keys = row_keys or [str(number) for number in range(len(prompts))]
     order = sorted(range(len(prompts)), key=lambda i: (max_new_tokens[i], len(prompts[i])))
     steps: list[list[Step]] = [[] for _ in prompts]
@@ -165,7 +164,7 @@ def generate_batch(
         for number in order[begin : begin + batch_size]:
             n_prompt = len(prompts[number])
             longest = n_prompt + writing.room(n_prompt, max_new_tokens[number])
-            texts.append(_Text(number, writing.new_row(keys[number], prompts[number]), longest))
+            texts.append(Text(number, writing.new_row(keys[number], prompts[number]), longest))
         for number, step in writing.prefilled_steps(texts):
             steps[number].append(step)
         if on_done:
@@ -177,7 +176,7 @@ def generate_batch(
 
 
 @dataclass
-class _Text:
+class Text:
     """A text under way; with ``n_longest`` tokens, prompt included, it is ended."""
 
     number: int
@@ -185,7 +184,7 @@ class _Text:
     n_longest: int
 
 
-class _Writing:
+class Writing:
     """What is common to the texts of one call."""
 
     def __init__(self, session: Runs, sampler: Sampler, options: Options) -> None:
@@ -214,7 +213,7 @@ class _Writing:
             end_ids=self.end_ids,
         )
 
-    def prefilled_steps(self, texts: list[_Text]) -> Iterator[tuple[int, Step]]:
+    def prefilled_steps(self, texts: list[Text]) -> Iterator[tuple[int, Step]]:
         """Read the prompts of all texts at once, then write."""
         lengths = np.asarray([len(text.row.ids) for text in texts], dtype=np.int32)
         ids = np.zeros((len(texts), int(lengths.max())), dtype=np.int64)
@@ -223,7 +222,7 @@ class _Writing:
         cache = self.session.new_cache(len(texts), max(text.n_longest for text in texts))
         yield from self.steps(texts, cache, self.session.run(ids, cache, lengths=lengths))
 
-    def steps(self, texts: list[_Text], cache: Any, logits: Array) -> Iterator[tuple[int, Step]]:
+    def steps(self, texts: list[Text], cache: Any, logits: Array) -> Iterator[tuple[int, Step]]:
         """Write all texts to their ends. One that has ended leaves the cache."""
         rows = [text.row for text in texts]
         while True:
@@ -231,7 +230,7 @@ class _Writing:
             steps = []
             for at, (text, token_id) in enumerate(zip(texts, tokens.tolist(), strict=True)):
                 text.row.ids.append(token_id)
-                steps.append((text.number, self._step(text, token_id, logits[at])))
+                steps.append((text.number, self.step(text, token_id, logits[at])))
             yield from steps
             keep = [at for at, (_, step) in enumerate(steps) if step.finish_reason is None]
             if not keep:
@@ -245,7 +244,8 @@ class _Writing:
                 )
             logits = self.session.run(tokens[:, None], cache)
 
-    def _step(self, text: _Text, token_id: int, logits: Array) -> Step:
+    def step(self, text: Text, token_id: int, logits: Array) -> Step:
+        """What a token that was chosen means for a text, given its logits, float32 [V]."""
         in_text = token_id not in self.eos_ids
         stopped = self.stops(text.number, token_id) if self.stops and in_text else False
         reason = None

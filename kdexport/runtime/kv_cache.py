@@ -52,6 +52,20 @@ class KVCache:
         self.lengths = self.lengths[index].copy()
         self._replace(index)
 
+    def add_rows(self, n: int) -> None:
+        """Make room for ``n`` more texts, empty ones, behind those that are there."""
+        there = np.arange(len(self.lengths))
+        self.lengths = np.concatenate([self.lengths, np.zeros(n, dtype=np.int32)])
+        self._replace(there)
+
+    def put(self, row: int, other: "KVCache") -> None:
+        """Put the first row of another cache in the place of a row."""
+        end = int(other.lengths[0])
+        self.reserve(end)
+        for buffer, values in zip(self.buffers, other.buffers, strict=True):
+            buffer[row, :, :end] = values[0, :, :end]
+        self.lengths[row] = end
+
     def truncate(self, lengths: int | Sequence[int] | Array) -> None:
         """Forget all but the first ``lengths`` tokens of each row.
 

@@ -1,0 +1,143 @@
+"""Texts that join and leave a batch between two of its steps, each with options of its own.
+
+Scheduling by iterations (Yu et al. 2022, Orca, section 3): no text waits for another's end. Knows
+tokens; nothing of requests, threads or text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Unpack
+
+import numpy as np
+
+from kdexport.errors import InputError
+from kdexport.runtime.generate import Options, Step, Text, Writing
+from kdexport.runtime.kv_cache import KVCache
+from kdexport.runtime.sample import Sampler
+from kdexport.runtime.session import Session
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(eq=False)
+class Member:
+    """A text in the batch. ``error``: why it ended without a step, if it did."""
+
+    writing: Writing
+    text: Text
+    logits: Array
+    error: InputError | None = None
+
+
+class Batch:
+    """Up to ``max_rows`` texts under way; its memory grows and shrinks with them by halves.
+
+    A text depends on its prompt, its options and its key; on its neighbours only by rounding (see
+    `generate_variants`).
+    """
+
+    def __init__(self, session: Session, max_rows: int = 32) -> None:
+        self.max_rows = max_rows
+        self._session = session
+        self._cache: KVCache | None = None
+        self._rows: list[Member | None] = []
+
+    def __len__(self) -> int:
+        return sum(member is not None for member in self._rows)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether another text has to wait."""
+        return len(self) >= self.max_rows
+
+    def add(
+        self,
+        prompt_ids: Sequence[int],
+        sampler: Sampler,
+        *,
+        max_new_tokens: int,
+        key: str = "",
+        cache: KVCache | None = None,
+        **options: Unpack[Options],
+    ) -> Member:
+        """Read a prompt; the next `step` gives its text's first token.
+
+        Arguments and errors as in `generate`; ``key`` sets its draws apart from others of the seed.
+        Raises RuntimeError where the batch is full.
+        """
+        if self.is_full:
+            raise RuntimeError("the batch is full")
+        writing = Writing(self._session, sampler, options)
+        longest = len(prompt_ids) + writing.room(len(prompt_ids), max_new_tokens)
+        alone = cache or self._session.new_cache(1, longest)
+        n_read = int(alone.lengths[0])
+        alone.reserve(longest)
+        ids = np.asarray(prompt_ids[n_read:], dtype=np.int64)[None]
+        logits = self._session.run(ids, alone)[0].copy()
+        member = Member(writing, Text(0, writing.new_row(key, prompt_ids), longest), logits)
+        row = self._free_row()
+        if self._cache is None:
+            self._cache = alone
+        else:
+            self._cache.reserve(longest)
+            self._cache.put(row, alone)
+        self._rows[row] = member
+        return member
+
+    def remove(self, member: Member) -> None:
+        """End a text before its end; one that has ended is none of the batch's."""
+        if member in self._rows:
+            self._rows[self._rows.index(member)] = None
+            self._shrink()
+
+    def step(self) -> list[tuple[Member, Step | None]]:
+        """The next token of every text. Those that end leave; None: by `Member.error`."""
+        found: list[tuple[Member, Step | None]] = []
+        for row, member in enumerate(self._rows):
+            if member is None:
+                continue
+            step = self._next(member)
+            found.append((member, step))
+            if step is None or step.finish_reason is not None:
+                self._rows[row] = None
+        self._shrink()
+        if self._cache is not None:
+            self._read(self._cache)
+        return found
+
+    def _next(self, member: Member) -> Step | None:
+        try:
+            token_id = int(member.writing.sampler(member.logits[None], [member.text.row])[0])
+        except InputError as error:  # no token is left to choose from: its neighbours go on
+            member.error = error
+            return None
+        member.text.row.ids.append(token_id)
+        return member.writing.step(member.text, token_id, member.logits)
+
+    def _read(self, cache: KVCache) -> None:
+        """The last token of each text; an empty row reads a token that nothing sees."""
+        tokens = [member.text.row.ids[-1] if member else 0 for member in self._rows]
+        is_empty = [member is None for member in self._rows]
+        cache.lengths[is_empty] = 0
+        logits = self._session.run(np.asarray(tokens, dtype=np.int64)[:, None], cache)
+        for member, values in zip(self._rows, logits, strict=True):
+            if member is not None:
+                member.logits = values.copy()
+
+    def _free_row(self) -> int:
+        """An empty row; where there is none, there become twice as many."""
+        if None not in self._rows:
+            n_more = max(1, min(len(self._rows), self.max_rows - len(self._rows)))
+            if self._cache is not None:
+                self._cache.add_rows(n_more)
+            self._rows += [None] * n_more
+        return self._rows.index(None)
+
+    def _shrink(self) -> None:
+        """Give rows back where half of them are empty, or all."""
+        taken = [row for row, member in enumerate(self._rows) if member is not None]
+        if not taken:
+            self._rows, self._cache = [], None
+        elif self._cache is not None and 2 * len(taken) <= len(self._rows):
+            self._cache.keep_rows(taken)
+            self._rows = [self._rows[row] for row in taken]
