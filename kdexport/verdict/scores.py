@@ -55,3 +55,27 @@ class StageLoss(Record):
     kl: Interval = Field(description="KL to the teacher that was added, nats per token")
     ppl_ratio: Interval | None = Field(default=None, description="perplexity over that before")
     top1: Interval = Field(description="share of tokens that no longer agree with the teacher's")
+
+
+class CopyScores(Record):
+    """What an arm wrote for some requests, beside the teacher's (or other references').
+
+    ``by_text``: a value for each of ``requests``: ``n_words``, ``self_bleu`` (0 to 100),
+    ``repeated`` (share of runs of four words that came before), ``passed`` (1: no check drops it);
+    beside references also ``chrf`` (0 to 100), ``identical``, ``n_as_reference`` (tokens before the
+    first that differs), and where their packages are installed ``similarity`` (a cosine) and
+    ``same_language``. ``intervals`` has their means.
+    """
+
+    requests: list[str]
+    by_text: dict[str, list[Measured]]
+    intervals: dict[str, Interval]
+    distinct_1: FiniteFloat = Field(description="distinct words over all words, of all texts")
+    distinct_2: FiniteFloat = Field(description="the same of runs of two words")
+    n_as_reference: Measured = Field(
+        default=None, description="median of tokens before the first that differs"
+    )
+    failed: dict[str, int] = Field(default={}, description="texts that a check drops, by reason")
+    against: dict[str, Interval] = Field(
+        default={}, description="mean less the references', paired; covers 0: within noise"
+    )
