@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from kdexport.asking import asked_once, facts_of, request_of, spread
 from kdexport.bundle import Bundle, check_files, open_bundle
 from kdexport.console import Tracker, tracked
-from kdexport.content.prompts import split_opening
 from kdexport.data_card import in_words, read_card
 from kdexport.energy import Meter, find_meter
 from kdexport.errors import InputError, KdexportError
@@ -27,6 +27,7 @@ from kdexport.metrics import read_curve
 from kdexport.pairs import Pair, read_pairs
 from kdexport.pipeline import Run
 from kdexport.runtime.latency import check_room
+from kdexport.scoring import Written, score_arms
 from kdexport.sections import BenchSection
 from kdexport.verdict.report import (
     REFERENCE_ARM,
@@ -133,17 +134,23 @@ def running(specs: Sequence[ArmSpec], n_threads: int) -> Iterator[list[Arm]]:
 
 
 def measure_arms(
-    specs: Sequence[ArmSpec], settings: BenchSettings, samples: Sequence[Pair], progress: Tracker
+    specs: Sequence[ArmSpec],
+    settings: BenchSettings,
+    samples: Sequence[Pair],
+    progress: Tracker,
+    facts: Mapping[str, Sequence[str]] | None = None,
 ) -> list[ArmResult]:
     """Each case in turns, the report's own first; after it memory, quality and copies of each arm.
 
-    For another number of threads the arms are started anew.
+    For another number of threads the arms are started anew. ``facts``: by the sample's id, what
+    its copy has to be about.
     """
     cases = settings.cases
     counts = list(dict.fromkeys(case.n_threads for case in cases))
     turns = _Turns(settings.n_runs, find_meter(), progress)
     turns.n_left = len(specs) * (len(cases) * (settings.n_runs + 1) + len(counts) + 1)
     results: list[ArmResult] = []
+    written: dict[str, dict[str, Written]] = {}
     others: list[list[Timing]] = [[] for _ in specs]
     for n_threads in counts:
         with running(specs, n_threads) as arms:
@@ -158,11 +165,13 @@ def measure_arms(
                     continue
                 for arm, one in zip(arms, timed, strict=True):
                     turns.advance(1, note=f"{arm.spec.name}: quality and samples")
-                    results.append(_result(arm, one, samples))
+                    memory = arm.ask("memory")
+                    written[arm.spec.name] = _copies(arm, samples)
+                    results.append(_result(arm, one | memory, written[arm.spec.name]))
     turns.advance(0)
     return [
         result.model_copy(update={"others": found})
-        for result, found in zip(results, others, strict=True)
+        for result, found in zip(score_arms(results, written, facts or {}), others, strict=True)
     ]
 
 
@@ -209,23 +218,22 @@ def _timed(runs: Sequence[Answer]) -> Answer:
     }
 
 
-def _request(pair: Pair) -> str:
-    """What the user asked for: the last message but for the answer's opening."""
-    asked, _ = split_opening(pair.messages)
-    return asked[-1]["content"]
-
-
-def _result(arm: Arm, timed: Answer, samples: Sequence[Pair]) -> ArmResult:
-    memory = arm.ask("memory")
-    copies = {
-        pair.id: arm.ask(
-            "sample",
-            messages=list(pair.messages),
-            new_tokens=SAMPLE_TOKENS,
-            one_line="\n" not in pair.completion,
-        )["text"]
+def _copies(arm: Arm, samples: Sequence[Pair]) -> dict[str, Written]:
+    """What an arm writes, greedily, for each of the samples."""
+    return {
+        pair.id: Written.of(
+            arm.ask(
+                "sample",
+                messages=list(pair.messages),
+                new_tokens=SAMPLE_TOKENS,
+                one_line="\n" not in pair.completion,
+            )
+        )
         for pair in samples
     }
+
+
+def _result(arm: Arm, measured: Answer, copies: Mapping[str, Written]) -> ArmResult:
     quality: Answer = {}
     if arm.spec.reference is not None:
         quality = arm.ask(
@@ -237,18 +245,11 @@ def _result(arm: Arm, timed: Answer, samples: Sequence[Pair]) -> ArmResult:
     return ArmResult(
         arm=arm.spec.name,
         made_from=arm.spec.made_from,
-        samples=copies,
-        **timed,
+        samples={name: written.text for name, written in copies.items()},
+        **measured,
         **arm.facts,
-        **memory,
         **quality,
     )
-
-
-def spread(pairs: Sequence[Pair], n: int) -> list[Pair]:
-    """``n`` of the pairs, evenly apart: neighbours are often about one product."""
-    n = min(n, len(pairs))
-    return [pairs[i * len(pairs) // n] for i in range(n)]
 
 
 def settings_of(wish: BenchSection) -> BenchSettings:
@@ -287,10 +288,11 @@ def bench_run(run: Run) -> BenchReport:
     wish = run.recipe.bench
     settings = settings_of(wish)
     specs = arms_of(run)
-    asked = [p for p in read_pairs(run.pairs) if p.split == "test" and p.messages]
-    samples = spread(asked, wish.n_samples)
+    asked = asked_once(pair for pair in read_pairs(run.pairs) if pair.split == "test")
+    copied = spread(asked, max(wish.n_copies, wish.n_samples))
+    samples = spread(copied, wish.n_samples)
     with tracked("    bench", "steps") as progress:
-        arms = measure_arms(specs, settings, samples, progress)
+        arms = measure_arms(specs, settings, copied, progress, facts_of(run, copied))
     journal = json.loads((run.folder / "journal.json").read_text("utf-8"))
     report = BenchReport(
         name=run.recipe.name,
@@ -301,7 +303,7 @@ def bench_run(run: Run) -> BenchReport:
         arms=arms,
         baseline=specs[0].name,
         losses=stage_losses(arms),
-        samples=gather_samples(arms, {p.id: _request(p) for p in samples}),
+        samples=gather_samples(arms, {p.id: request_of(p) for p in samples}),
         training=training_points(run.metrics),
         data=in_words(read_card(run.folder)),
         recipe=run.recipe.model_dump(mode="json", by_alias=True),

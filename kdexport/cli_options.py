@@ -87,6 +87,7 @@ def print_report(report: Any, as_json: bool) -> None:
     if as_json:
         click.echo(report.model_dump_json(indent=2))
         return
+    from kdexport.verdict.quality_tables import grids, render_grid
     from kdexport.verdict.report import summary
     from kdexport.verdict.table import render_cases, render_samples, render_table
 
@@ -94,6 +95,9 @@ def print_report(report: Any, as_json: bool) -> None:
     console.print(render_table(report, console.width))
     if report.settings.others:
         console.print(render_cases(report))
+    hero = None if report.hero is None else report.hero.arm
+    for grid in grids(report):
+        console.print("", render_grid(grid, hero, console.width))
     if report.samples:
         console.print(render_samples(report))
     click.echo(summary(report))

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from kdexport.arms import spread
+from kdexport.asking import spread
 from kdexport.console import say, tracked
 from kdexport.contamination import Overlap
 from kdexport.content.channels import load_channels

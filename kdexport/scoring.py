@@ -3,7 +3,6 @@
 Knows texts; no models. Meaning and language are judged by packages, where they are installed.
 """
 
-import importlib.util
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,8 +10,10 @@ from typing import Any
 
 from kdexport.content.checks import strays, why_drop
 from kdexport.content.scores import chrf, distinct, n_as_before, repeated, self_bleu
+from kdexport.data_card import language_identifier
 from kdexport.embedding import load_similarity
 from kdexport.verdict.bootstrap import ratio_of_sums
+from kdexport.verdict.report import REFERENCE_ARM, ArmResult
 from kdexport.verdict.scores import CopyScores
 
 Similarity = Callable[[Sequence[str], Sequence[str]], list[float]]
@@ -58,7 +59,31 @@ class Copies:
 
 def load_judges() -> Judges:
     """Those that are at hand; they take a second to open, and no network."""
-    return Judges(load_similarity(), _language())
+    return Judges(load_similarity(), language_identifier())
+
+
+def score_arms(
+    arms: Sequence[ArmResult],
+    written: Mapping[str, Mapping[str, Written]],
+    facts: Mapping[str, Sequence[str]],
+) -> list[ArmResult]:
+    """The arms of a bench with scores of what each wrote, beside the teacher's own copy.
+
+    ``written``: arm -> request -> text. The teacher is the one in PyTorch where it wrote, else
+    another arm of a teacher; without any there is nothing beside which.
+    """
+    judges = load_judges() if any(written.values()) else Judges()
+    wrote = [name for name, texts in written.items() if texts]
+    teachers = [name for name in (REFERENCE_ARM, *wrote) if name in wrote and "teacher" in name]
+    scored = []
+    for arm in arms:
+        if arm.arm in wrote:
+            beside = teachers[0] if teachers and teachers[0] != arm.arm else None
+            references = Copies(written[beside], facts) if beside else None
+            scores = score_copies(Copies(written[arm.arm], facts), references, judges)
+            arm = arm.model_copy(update={"copies": scores})
+        scored.append(arm)
+    return scored
 
 
 def score_copies(ours: Copies, references: Copies | None, judges: Judges) -> CopyScores:
@@ -143,12 +168,3 @@ def _beside(
             float(judge(one) == judge(other)) for one, other in zip(*texts, strict=True)
         ]
     return found
-
-
-def _language() -> Language | None:
-    """py3langid's, of the 97 languages that its package knows."""
-    if importlib.util.find_spec("py3langid") is None:
-        return None
-    import py3langid
-
-    return lambda text: str(py3langid.classify(text)[0])

@@ -146,6 +146,7 @@ class BenchSection(Section):
     new_tokens: int = Field(64, ge=2)
     n_runs: Count = 5
     n_samples: int = Field(3, ge=0, description="Copies shown side by side")
+    n_copies: int = Field(16, ge=0, description="Copies scored, of as many test briefs")
 
 
 class OutputSection(Section):

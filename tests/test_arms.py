@@ -14,7 +14,6 @@ from kdexport.bundle import Bundle, commit_bundle, staged_bundle
 from kdexport.energy import Meter
 from kdexport.errors import InputError, KdexportError
 from kdexport.export.bundles import export_bundle
-from kdexport.pairs import Pair
 from kdexport.verdict.report import BenchSettings
 from kdexport.verdict.timing import Case
 from tests.models import make_llama
@@ -241,10 +240,3 @@ def test_an_arm_that_was_killed_is_no_success(bundle: Bundle) -> None:
             arm.ask("memory")
     finally:
         arm.close()
-
-
-def test_samples_are_spread_over_the_pairs() -> None:
-    pairs = [Pair(f"p{n}", "test", (), "x") for n in range(9)]
-    assert [pair.id for pair in arms.spread(pairs, 3)] == ["p0", "p3", "p6"]
-    assert arms.spread(pairs[:2], 3) == pairs[:2]
-    assert arms.spread([], 3) == []

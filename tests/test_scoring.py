@@ -5,7 +5,8 @@ import importlib.util
 import pytest
 
 from kdexport import scoring
-from kdexport.scoring import Copies, Judges, Written, load_judges, score_copies
+from kdexport.scoring import Copies, Judges, Written, load_judges, score_arms, score_copies
+from tests.verdict.fixture import example_report
 
 LINES = [
     "Fresh bread from our oven every morning.",
@@ -106,3 +107,22 @@ def test_languages_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_judge_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert load_judges() == Judges()
+
+
+def test_every_arm_of_a_bench_is_beside_the_teacher() -> None:
+    arms = example_report().ordered_arms
+    wrote = dict(copies(LINES).texts)
+    shorter = {name: Written(one.text[:-1], one.text[:-1]) for name, one in wrote.items()}
+    written = {arm.arm: shorter if arm.arm.startswith("student") else wrote for arm in arms}
+    teacher, quantized, *students = score_arms(arms, written, {})
+    assert teacher.copies is not None
+    assert teacher.copies.against == {}
+    assert quantized.copies is not None
+    assert quantized.copies.intervals["identical"].value == 1
+    for student in students:
+        assert student.copies is not None
+        assert student.copies.intervals["identical"].value == 0
+    alone = score_arms(arms[2:3], {arms[2].arm: wrote}, {})
+    assert alone[0].copies is not None
+    assert alone[0].copies.against == {}
+    assert score_arms(arms, {arm.arm: {} for arm in arms}, {}) == arms

@@ -23,7 +23,7 @@ from kdexport.runtime.generate import Runs, generate
 from kdexport.runtime.latency import measure_once, prompt_of
 from kdexport.runtime.quality import load_reference, measure_quality
 from kdexport.runtime.sample import make_sampler
-from kdexport.runtime.text import first_line
+from kdexport.runtime.text import first_line, pieces
 
 Answer = dict[str, Any]
 
@@ -80,18 +80,26 @@ def _sample(
     session: Runs, codec: Any, messages: list[dict[str, str]], new_tokens: int, one_line: bool
 ) -> Answer:
     ids = codec.encode(codec.render_chat(messages) if messages else "")
-    steps = generate(
-        session,
-        ids,
-        make_sampler(),
-        max_new_tokens=new_tokens,
-        stop_ids=codec.line_end_ids if one_line else (),
+    steps = list(
+        generate(
+            session,
+            ids,
+            make_sampler(),
+            max_new_tokens=new_tokens,
+            stop_ids=codec.line_end_ids if one_line else (),
+        )
     )
-    written = codec.decode([step.token_id for step in steps if step.in_text])
+    tokens = [step.token_id for step in steps if step.in_text]
+    written = codec.decode(tokens)
     if one_line:
         written = first_line(written)
     _, opening = split_opening(messages)
-    return {"text": (opening + written).strip()}
+    return {
+        "text": (opening + written).strip(),
+        "added": written,
+        "pieces": [piece for piece in pieces(codec, tokens) if piece],
+        "finished": steps[-1].finish_reason == "stop",
+    }
 
 
 def peak_rss_mb() -> float:

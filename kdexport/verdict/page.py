@@ -22,6 +22,7 @@ from kdexport.verdict.charts import (
     line_chart,
     spread_chart,
 )
+from kdexport.verdict.quality_tables import NOISE, grids, loss_label
 from kdexport.verdict.report import ArmResult, BenchReport, TrainPoint, percentile, short, summary
 from kdexport.verdict.table import COLUMNS, fixed, footnotes, table_rows
 
@@ -75,6 +76,7 @@ def render_html(report: BenchReport) -> str:
         footnotes=footnotes(report),
         cases=case_rows(report),
         case_columns=CASE_COLUMNS,
+        grids=grids(report),
         figures=figures(report),
         can_draw=can_draw(),
         samples=_samples(report),
@@ -122,7 +124,7 @@ def figures(report: BenchReport) -> list[Figure]:
     if not can_draw():
         return []
     arms = report.ordered_arms
-    drawn = [_speed(report, arms), _fidelity(report, arms), _gaps(report, arms)]
+    drawn = [_speed(report, arms), _fidelity(report, arms), _lost(report), _gaps(report, arms)]
     return [figure for figure in (*drawn, *_training(report)) if figure is not None]
 
 
@@ -174,6 +176,28 @@ def _fidelity(report: BenchReport, arms: Sequence[ArmResult]) -> Figure | None:
     )
     reading = "Right is faster, low is closer to the teacher; the area is the size on disk."
     return Figure("Speed against fidelity", Markup(svg), reading)
+
+
+def _lost(report: BenchReport) -> Figure | None:
+    """KL that each stage added; what it took away is drawn as none."""
+    names = {arm.arm: arm for arm in report.arms}
+    bars = [
+        Bar(
+            loss_label(loss),
+            max(loss.kl.value, 0.0),
+            NOISE if loss.kl.covers() else fixed(loss.kl.value, 3),
+            (loss.kl.high - loss.kl.low) / 2,
+            _style(report, names[loss.arm]) if loss.arm in names else "plain",
+        )
+        for loss in report.losses
+    ]
+    if not bars:
+        return None
+    svg = bar_chart(bars, title="KL to the teacher that each stage added")
+    reading = (
+        "KL to the teacher that a stage added, nats per token; 95 % of the bootstrap over texts."
+    )
+    return Figure("What each stage cost", Markup(svg), reading)
 
 
 def _gaps(report: BenchReport, arms: Sequence[ArmResult]) -> Figure | None:

@@ -24,7 +24,7 @@ from pydantic import (
 from kdexport.errors import InputError
 from kdexport.files import write_whole
 from kdexport.machine import Machine, machine_facts
-from kdexport.verdict.scores import Measured, Record, StageLoss, TextSums
+from kdexport.verdict.scores import CopyScores, Measured, Record, StageLoss, TextSums
 from kdexport.verdict.timing import Case, Timed, Timing, percentile
 
 __all__ = [
@@ -100,6 +100,7 @@ class ArmResult(Timed):
     quality_split: str = Field(default="test", description="the split of the texts scored")
     texts: TextSums | None = Field(default=None, description="quality text by text, for pairing")
     samples: dict[str, str] = Field(default={}, description="brief_id -> copy")
+    copies: CopyScores | None = Field(default=None, description="those scored beside the teacher's")
 
     @property
     def label(self) -> str:

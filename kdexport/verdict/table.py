@@ -128,6 +128,20 @@ def render_table(report: BenchReport, width: int = WIDE) -> Table:
 
     Arms are rows where there is room for all columns; on a narrower terminal they are columns.
     """
+    hero = None if report.hero is None else report.hero.arm
+    headers = [column.header for column in COLUMNS]
+    return laid_out(headers, table_rows(report), footnotes(report), hero, wide=width >= WIDE)
+
+
+def laid_out(
+    headers: Sequence[str],
+    rows: Sequence[Row],
+    notes: Sequence[str],
+    hero: str | None,
+    *,
+    wide: bool,
+) -> Table:
+    """Rows with their notes below; not ``wide``, they are columns. The arm ``hero`` is bold."""
     from rich.table import Table
     from rich.text import Text
 
@@ -135,15 +149,14 @@ def render_table(report: BenchReport, width: int = WIDE) -> Table:
         box=None,
         pad_edge=False,
         padding=(0, 1, 0, 0),
-        caption=Text("\n".join(footnotes(report)), style="dim"),
+        caption=Text("\n".join(notes), style="dim"),
         caption_justify="left",
     )
-    wide = width >= WIDE
-    grid = [[Text(""), *(Text(_broken(c.header) if wide else c.header) for c in COLUMNS)]]
-    for row in table_rows(report):
-        style = "bold" if report.hero is not None and row.arm == report.hero.arm else ""
+    grid = [[Text(""), *(Text(_broken(header) if wide else header) for header in headers)]]
+    for row in rows:
+        style = "bold" if row.arm == hero else ""
         label = row.label if wide else _broken(row.label)
-        cells = (cell.replace(" ", "") for cell in row.cells)
+        cells = (compact(cell) for cell in row.cells)
         grid.append([Text(text, style=style) for text in (label, *cells)])
     if not wide:
         grid = [list(line) for line in zip(*grid, strict=True)]
@@ -188,6 +201,11 @@ def render_samples(report: BenchReport) -> Table:
             table.add_row(arm.label, Text(sample.copies.get(arm.arm, MISSING), style=style))
         table.add_row("", "")
     return table
+
+
+def compact(cell: str) -> str:
+    """A cell without the space around what joins its numbers."""
+    return cell.replace(" / ", "/").replace(" ± ", "±")
 
 
 def _broken(text: str) -> str:

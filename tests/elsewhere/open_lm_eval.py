@@ -1,27 +1,28 @@
 """lm-eval scores a bundle with its onnxruntime backends on a task of some lines."""
 
 import json
+import re
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lm_eval import simple_evaluate
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.tasks import TaskManager
 from serve import serve
 
-TASK = {
-    "task": "copy",
-    "dataset_path": "json",
-    "test_split": "test",
-    "output_type": "multiple_choice",
-    "doc_to_text": "{{prompt}}",
-    "doc_to_choice": "{{choices}}",
-    "doc_to_target": 0,
-    "target_delimiter": "",
-    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-}
+DOCUMENT = Path(__file__).parents[2] / "docs" / "quality.md"
+
+
+def documented() -> tuple[list[str], dict[str, Any]]:
+    """The command that docs/quality.md gives, word by word, and the task that it shows."""
+    text = DOCUMENT.read_text("utf-8")
+    command = re.search(r"^    (lm_eval .*)$", text, re.MULTILINE)
+    task = re.search(r"```yaml\n(task: .*?)```", text, re.DOTALL)
+    assert command is not None and task is not None
+    return command[1].split(), yaml.safe_load(task[1])
 
 
 def answer(request: dict[str, Any]) -> list[list[float]]:
@@ -31,7 +32,7 @@ def answer(request: dict[str, Any]) -> list[list[float]]:
         lines = folder / "lines.jsonl"
         lines.write_text("\n".join(json.dumps(row) for row in request["rows"]), "utf-8")
         files = {"data_files": {"test": str(lines)}, "cache_dir": str(folder / "cache")}
-        task = TASK | {"dataset_kwargs": files}
+        task = documented()[1] | {"dataset_kwargs": files}
         (folder / "copy.yaml").write_text(json.dumps(task), "utf-8")  # JSON is YAML, too
         score = by_command if request["command"] else by_function
         rows = sorted(score(request, folder), key=lambda row: int(row["doc_id"]))
@@ -40,14 +41,15 @@ def answer(request: dict[str, Any]) -> list[list[float]]:
 
 def by_command(request: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """What the command that a user would type leaves; it looks at all of lm-eval's tasks first."""
-    told = {
+    sys.argv, _ = documented()
+    here = {
         "--model": request["backend"],
         "--model_args": f"pretrained={request['bundle']}",
-        "--tasks": "copy",
-        "--include_path": folder,
-        "--output_path": folder / "out",
+        "--include_path": str(folder),
     }
-    sys.argv = ["lm_eval", "--log_samples", *(str(part) for pair in told.items() for part in pair)]
+    for option, value in here.items():
+        sys.argv[sys.argv.index(option) + 1] = value
+    sys.argv += ["--log_samples", "--output_path", str(folder / "out")]
     cli_evaluate()
     (samples,) = (folder / "out").rglob("samples_*.jsonl")
     return [json.loads(line) for line in samples.read_text("utf-8").splitlines()]

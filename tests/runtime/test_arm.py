@@ -61,7 +61,9 @@ def test_one_line_ends_at_its_line(
 ) -> None:
     session: Any = Scripted(codec, written)
     asked = [{"role": "user", "content": "x"}]
-    assert _sample(session, codec, asked, 40, one_line=True) == {"text": expected}
+    answer = _sample(session, codec, asked, 40, one_line=True)
+    assert (answer["text"], answer["added"], answer["finished"]) == (expected, expected, True)
+    assert "".join(answer["pieces"]).startswith(expected)
 
     writer = Writer(session, codec, make_sampler(), 40, 0)
     pieces = list(writer.stream("x", max_new_tokens=40, one_line=True))
@@ -87,7 +89,10 @@ def test_one_line_ends_at_its_line(
 def test_many_lines_go_on(codec: TextCodec) -> None:
     session: Any = Scripted(codec, "One.\nTwo.\n<|im_end|>")
     asked = [{"role": "user", "content": "x"}]
-    assert _sample(session, codec, asked, 40, one_line=False) == {"text": "One.\nTwo."}
+    answer = _sample(session, codec, asked, 40, one_line=False)
+    assert answer["text"] == "One.\nTwo."
+    assert "".join(answer["pieces"]) == answer["added"] == "One.\nTwo.\n"
+    assert not _sample(session, codec, asked, 2, one_line=False)["finished"]
 
 
 @pytest.mark.parametrize("least", [0, 6])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 
+from kdexport.scoring import Copies, Judges, Written, score_copies
 from kdexport.verdict.report import (
     ArmResult,
     BenchReport,
@@ -13,7 +14,16 @@ from kdexport.verdict.report import (
     TrainPoint,
     gather_samples,
 )
+from kdexport.verdict.scores import TextSums
+from kdexport.verdict.stage_losses import stage_losses
 
+MADE_FROM = {
+    "teacher-torch-fp32": None,
+    "teacher-int8": "teacher-torch-fp32",
+    "student-torch-fp32": "teacher-torch-fp32",
+    "student-fp32": "student-torch-fp32",
+    "student-int8": "student-fp32",
+}
 PROMPTS = {
     "kettle-launch": (
         "Write a product blurb of 40 to 60 words.\nProduct: Tern, a one-litre gooseneck kettle\n"
@@ -100,10 +110,48 @@ def example_arm(
         kl_mean=quality[1],
         kl_p50=quality[1] * 0.45,
         kl_p99=quality[1] * 6.2,
+        kl_p90=quality[1] * 2.5,
+        kl_max=quality[1] * 15,
         top1=quality[2],
+        top5=(3 + quality[2]) / 4,
+        ppl_ratio=quality[0] / 21.42,
+        ppl_ratio_se=0.01,
+        perplexity_se=0.4,
+        ece=0.031,
         n_quality_tokens=6_128,
+        texts=example_texts(quality[0], quality[1], quality[2], seed),
+        made_from=MADE_FROM[arm],
         samples=COPIES[who],
     )
+
+
+def example_texts(perplexity: float, kl: float, top1: float, seed: int) -> TextSums:
+    """Sums of 64 texts of about 96 tokens; the texts are the same for every arm."""
+    lengths = [64 + 8 * (n % 9) for n in range(64)]
+    draw, own = random.Random(0), random.Random(seed)
+    ease = [draw.gauss(1, 0.3) for _ in lengths]
+    return TextSums(
+        tokens=lengths,
+        nll=[n * (math.log(perplexity) + own.gauss(0, 0.01)) for n in lengths],
+        teacher_nll=[n * math.log(21.42) for n in lengths],
+        kl=[n * kl * e * own.gauss(1, 0.1) for n, e in zip(lengths, ease, strict=True)],
+        top1=[round(n * top1) for n in lengths],
+    )
+
+
+def with_copies(arms: list[ArmResult]) -> list[ArmResult]:
+    """The arms with scores of their samples, beside the first arm's."""
+
+    def written(arm: ArmResult) -> Copies:
+        return Copies({name: Written(text, text) for name, text in arm.samples.items()})
+
+    teacher = written(arms[0])
+    return [
+        arm.model_copy(
+            update={"copies": score_copies(written(arm), teacher if at else None, Judges())}
+        )
+        for at, arm in enumerate(arms)
+    ]
 
 
 def example_training(n: int = 160) -> list[TrainPoint]:
@@ -131,13 +179,15 @@ def example_training(n: int = 160) -> list[TrainPoint]:
 def example_report() -> BenchReport:
     """Five arms, samples, a training curve, a recipe and stages."""
     torch, ort = "PyTorch 2.13.0", "ONNX Runtime 1.32.0"
-    arms = [
-        example_arm("teacher-torch-fp32", torch, size_mb=538.1, tok_s=14.2, seed=1),
-        example_arm("teacher-int8", ort, size_mb=136.4, tok_s=88.0, seed=2),
-        example_arm("student-torch-fp32", torch, size_mb=187.4, tok_s=34.0, seed=3),
-        example_arm("student-fp32", ort, size_mb=187.6, tok_s=92.0, seed=4),
-        example_arm("student-int8", ort, size_mb=47.2, tok_s=201.6, seed=5),
-    ]
+    arms = with_copies(
+        [
+            example_arm("teacher-torch-fp32", torch, size_mb=538.1, tok_s=14.2, seed=1),
+            example_arm("teacher-int8", ort, size_mb=136.4, tok_s=88.0, seed=2),
+            example_arm("student-torch-fp32", torch, size_mb=187.4, tok_s=34.0, seed=3),
+            example_arm("student-fp32", ort, size_mb=187.6, tok_s=92.0, seed=4),
+            example_arm("student-int8", ort, size_mb=47.2, tok_s=201.6, seed=5),
+        ]
+    )
     return BenchReport(
         name="marketing-copy-en",
         created="2026-03-14T09:26:53Z",
@@ -152,6 +202,7 @@ def example_report() -> BenchReport:
         ),
         settings=BenchSettings(n_threads=2, prompt_tokens=128, new_tokens=64, n_runs=5),
         arms=arms,
+        losses=stage_losses(arms),
         samples=gather_samples(arms, PROMPTS),
         training=example_training(),
         data={"train": "1,373 pairs, 58 + 23 tokens on average, 98 % en", "stray": "41 dropped"},

@@ -57,12 +57,18 @@ def test_it_shows_arms_charts_samples_and_stages() -> None:
     parsed = Page(render_html(report))
     for arm in report.arms:
         assert arm.label in parsed.text
-    assert parsed.tags.count("svg") == 6
+    assert parsed.tags.count("svg") == 7
     assert "1,373 pairs, 58 + 23 tokens on average" in parsed.text and "41 dropped" in parsed.text
     for sample in report.samples:
         for copy in sample.copies.values():
             assert copy in parsed.text
-    for heading in ("Training loss", "Distillation", "Learning rate"):
+    for heading in (
+        "Training loss",
+        "Distillation",
+        "Learning rate",
+        "What each stage cost",
+        "Copy",
+    ):
         assert heading in parsed.text
     for stage in report.stages:
         assert stage in parsed.text

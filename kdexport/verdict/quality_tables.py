@@ -1,0 +1,196 @@
+"""The small tables of quality: token by token, what each stage cost, and the copy that was written.
+
+Each for the terminal and the page. Knows which numbers stand where; measures nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kdexport.verdict.bootstrap import COVERED, Interval
+from kdexport.verdict.report import ARM_LABELS, REFERENCE_ARM, ArmResult, BenchReport
+from kdexport.verdict.scores import CopyScores, StageLoss
+from kdexport.verdict.table import MISSING, WIDE, Row, compact, fixed, laid_out
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+NOISE = "within noise"
+STEPS = {  # by the arm that a stage leaves
+    "teacher-int8": "teacher quantized",
+    "student-torch-fp32": "distilled",
+    "student-fp32": "exported",
+    "student-int8": "quantized",
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table with its title and the notes below it."""
+
+    title: str
+    headers: tuple[str, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+
+def grids(report: BenchReport) -> list[Grid]:
+    """The tables that the report has numbers for."""
+    found = [_tokens(report), _losses(report), _copies(report)]
+    return [grid for grid in found if grid is not None]
+
+
+def render_grid(grid: Grid, hero: str | None, width: int = WIDE) -> Table:
+    """A table for a terminal ``width`` columns wide; the row of the arm ``hero`` stands out."""
+    table = laid_out(grid.headers, grid.rows, grid.notes, hero, wide=_fits(grid, width))
+    table.title = grid.title
+    table.title_justify = "left"
+    return table
+
+
+def _fits(grid: Grid, width: int) -> bool:
+    """Whether an arm a row has room; heads are broken at their spaces."""
+    heads = ("", *(max(header.split(), key=len) for header in grid.headers))
+    rows = [(row.label, *map(compact, row.cells)) for row in grid.rows]
+    columns = zip(heads, *rows, strict=True)
+    return sum(1 + max(map(len, column)) for column in columns) <= width
+
+
+def loss_label(loss: StageLoss) -> str:
+    """A stage's name: what is done in it, or from which arm to which."""
+    label = ARM_LABELS.get(loss.arm, loss.arm)
+    if loss.arm not in STEPS or (loss.made_from == REFERENCE_ARM) is (loss.arm in _LATER):
+        return f"{ARM_LABELS.get(loss.made_from, loss.made_from)} → {label}"
+    return STEPS[loss.arm]
+
+
+_LATER = ("student-fp32", "student-int8")  # which no stage makes of the teacher
+
+
+def _tokens(report: BenchReport) -> Grid | None:
+    scored = [
+        arm for arm in report.ordered_arms if arm.texts is not None and arm.kl_mean is not None
+    ]
+    if not scored:
+        return None
+    rows = tuple(
+        Row(arm.arm, arm.label, tuple(read(arm) for _, read in TOKEN_COLUMNS)) for arm in scored
+    )
+    notes = (
+        "KL(teacher || arm) in nats per token. Top-5: the arm's likeliest token is one of the "
+        "teacher's five. PPL ratio: perplexity over the teacher's, ± its standard error, paired by "
+        "token. ECE: expected calibration error, 15 bins.",
+    )
+    return Grid("Quality by token", tuple(name for name, _ in TOKEN_COLUMNS), rows, notes)
+
+
+def _losses(report: BenchReport) -> Grid | None:
+    if not report.losses:
+        return None
+    rows = tuple(
+        Row(
+            loss.arm,
+            loss_label(loss),
+            (
+                spanned(loss.kl, 3),
+                MISSING if loss.ppl_ratio is None else spanned(loss.ppl_ratio, 3, same=1.0),
+                spanned(loss.top1, 1, scale=100),
+            ),
+        )
+        for loss in report.losses
+    )
+    texts = next((arm.texts for arm in report.arms if arm.texts is not None), None)
+    n_texts = len(texts.tokens) if texts else 0
+    notes = (
+        f"Each stage beside the one before. In brackets {COVERED} % of the bootstrap over "
+        f"{n_texts:,} texts, the same for both sides; where that holds no loss, it says so.",
+    )
+    headers = ("KL added, nats", "PPL ratio", "top-1 lost, %")
+    return Grid("What each stage cost", headers, rows, notes)
+
+
+def _copies(report: BenchReport) -> Grid | None:
+    scored = [(arm, arm.copies) for arm in report.ordered_arms if arm.copies is not None]
+    if not scored:
+        return None
+    columns = [
+        (name, read)
+        for name, read in COPY_COLUMNS
+        if any(read(copies) != MISSING for _, copies in scored)
+    ]
+    rows = tuple(
+        Row(arm.arm, arm.label, tuple(read(copies) for _, read in columns))
+        for arm, copies in scored
+    )
+    n_requests = max(len(copies.requests) for _, copies in scored)
+    notes = (
+        f"Greedy copy for {n_requests} test briefs. chrF and similarity: to the teacher's copy. "
+        "Same tokens: before the first that differs, median. * differs from the teacher's "
+        f"({COVERED} % of the paired bootstrap over briefs); without it, within noise.",
+    )
+    return Grid("Copy", tuple(name for name, _ in columns), rows, notes)
+
+
+def spanned(interval: Interval, decimals: int, *, same: float = 0.0, scale: float = 1.0) -> str:
+    """A difference with its interval: ``0.353 [0.310, 0.398]``; or that it is within noise."""
+    value, low, high = (
+        fixed(scale * each, decimals) for each in (interval.value, interval.low, interval.high)
+    )
+    return f"{value} {NOISE}" if interval.covers(same) else f"{value} [{low}, {high}]"
+
+
+def _number(name: str, decimals: int, scale: float = 1.0) -> Callable[[ArmResult], str]:
+    def read(arm: ArmResult) -> str:
+        value: float | None = getattr(arm, name)
+        return MISSING if value is None else fixed(scale * value, decimals)
+
+    return read
+
+
+def _ratio(arm: ArmResult) -> str:
+    if arm.ppl_ratio is None:
+        return MISSING
+    error = "" if arm.ppl_ratio_se is None else f" ± {fixed(arm.ppl_ratio_se, 3)}"
+    return f"{fixed(arm.ppl_ratio, 3)}{error}"
+
+
+def _mean(name: str, decimals: int, scale: float = 1.0) -> Callable[[CopyScores], str]:
+    def read(copies: CopyScores) -> str:
+        found = copies.intervals.get(name)
+        if found is None:
+            return MISSING
+        against = copies.against.get(name)
+        mark = "" if against is None or against.covers() else "*"
+        return fixed(scale * found.value, decimals) + mark
+
+    return read
+
+
+def _same_tokens(copies: CopyScores) -> str:
+    return MISSING if copies.n_as_reference is None else fixed(copies.n_as_reference, 0)
+
+
+TOKEN_COLUMNS: Sequence[tuple[str, Callable[[ArmResult], str]]] = (
+    ("KL mean", _number("kl_mean", 3)),
+    ("median", _number("kl_p50", 3)),
+    ("p90", _number("kl_p90", 3)),
+    ("p99", _number("kl_p99", 2)),
+    ("max", _number("kl_max", 1)),
+    ("top-1 %", _number("top1", 1, 100)),
+    ("top-5 %", _number("top5", 1, 100)),
+    ("PPL ratio", _ratio),
+    ("ECE %", _number("ece", 1, 100)),
+)
+COPY_COLUMNS: Sequence[tuple[str, Callable[[CopyScores], str]]] = (
+    ("chrF", _mean("chrf", 1)),
+    ("similarity", _mean("similarity", 2)),
+    ("same tokens", _same_tokens),
+    ("words", _mean("n_words", 1)),
+    ("distinct-1/2", lambda copies: f"{copies.distinct_1:.2f} / {copies.distinct_2:.2f}"),
+    ("self-BLEU", _mean("self_bleu", 1)),
+    ("repeated %", _mean("repeated", 1, 100)),
+    ("same language %", _mean("same_language", 0, 100)),
+    ("checks passed %", _mean("passed", 0, 100)),
+)
