@@ -21,6 +21,7 @@ from kdexport.machine import make_folder, need_room
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
+REFERENCE = "reference.npz"  # the teacher's distribution, to measure quality without it
 CARD = "README.md"  # written after the rest, and for people: no hash vouches for it
 LEDGER = "ledger.json"  # of a mix of kernels: what each product got, and is expected to cost
 WEIGHTS = "onnx/model.onnx_data"
@@ -228,6 +229,11 @@ def weights_location(graph: str, weights: str) -> str:
     if folder and not weights.startswith(f"{folder}/"):
         raise InputError(f"{weights} lies neither beside nor below {graph}")
     return weights[len(folder) + 1 :] if folder else weights
+
+
+def served_bytes(sizes: Mapping[str, int]) -> int:
+    """Bytes of what a bundle needs to run, from the sizes of its files by name."""
+    return sum(n_bytes for name, n_bytes in sizes.items() if name not in (REFERENCE, CARD))
 
 
 def copy_companions(bundle: Bundle, folder: Path) -> None:

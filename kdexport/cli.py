@@ -14,6 +14,7 @@ from kdexport.cli_bench import bench
 from kdexport.cli_options import (
     EXISTING,
     FiniteRange,
+    allow_option,
     json_option,
     recipe_of,
     set_option,
@@ -93,13 +94,15 @@ for command in (run, distill, finetune, sweep, import_targets, bench):
 @click.option("--calibrate", type=EXISTING, help="Texts or pairs by which to round weights.")
 @click.option("--max-kl", type=FiniteRange(0, min_open=True), help="Nats that quantizing may cost.")
 @click.option("--backend", type=click.Choice(["mobius", "optimum"]), default="mobius")
+@allow_option
 @json_option
 def export(checkpoint: Path, quantize: bool, as_json: bool, **asked: Any) -> None:
     """Turn a model into an ONNX bundle that runs without torch.
 
     CHECKPOINT is a run folder (runs/NAME) or a Hugging Face folder. The graph must compute what
     the model computes, or nothing is written. For what mobius-onnx does not build there is
-    --backend optimum, in an environment with optimum-onnx.
+    --backend optimum, in an environment with optimum-onnx. A run's bundle is not written either
+    where it fails the size or quality of its recipe's bench.fail_if, unless --allow is given.
     """
     from kdexport.stages import export_checkpoint
 

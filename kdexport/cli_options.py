@@ -13,6 +13,9 @@ from kdexport.streams import stdout_console
 
 EXISTING = click.Path(path_type=Path)
 RECIPE_HELP = "RECIPE is a YAML file; see recipes/quickstart.yaml for one with comments."
+allow_option = click.option(
+    "--allow", is_flag=True, help="Keep bundles that fail the thresholds of bench.fail_if."
+)
 set_option = click.option(
     "--set",
     "overrides",
@@ -73,13 +76,6 @@ def recipe_of(path: Path, overrides: Sequence[str]) -> Any:
     from kdexport.recipe import load_recipe
 
     return load_recipe(path, overrides)
-
-
-def show_report(path: Path, as_json: bool) -> None:
-    """Print a bench that was written."""
-    from kdexport.verdict.report import load_report
-
-    print_report(load_report(path), as_json)
 
 
 def print_report(report: Any, as_json: bool) -> None:

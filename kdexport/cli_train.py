@@ -10,11 +10,12 @@ from kdexport.cli_options import (
     EXISTING,
     RECIPE_HELP,
     FiniteRange,
+    allow_option,
+    fail_on,
     json_option,
     print_report,
     recipe_of,
     set_option,
-    show_report,
 )
 from kdexport.errors import InputError
 from kdexport.streams import print_json, print_rich
@@ -31,22 +32,33 @@ from kdexport.streams import print_json, print_rich
     metavar="COLUMN=A,B,C",
     help="A student for each value of a column of the data, from one teacher.",
 )
+@allow_option
 @json_option
 def run(
-    recipe: Path, overrides: Sequence[str], dry_run: bool, matrix: str | None, as_json: bool
+    recipe: Path,
+    overrides: Sequence[str],
+    dry_run: bool,
+    matrix: str | None,
+    allow: bool,
+    as_json: bool,
 ) -> None:
     """Do everything: teacher, data, student, distillation, export, int8, bench and report.
 
     A second call skips what is whole, and goes on where a killed one was.
+
+    Where the recipe's bench.fail_if is so, the exit code is 1. A bundle that fails what is known
+    before the bench, size and quality, is not written, unless --allow is given.
     """
     from kdexport import pipeline
     from kdexport.together import together
+    from kdexport.verdict.conditions import report_failures
+    from kdexport.verdict.report import load_report
 
     if matrix is not None:
         if dry_run:
             raise InputError("is not of --matrix", where="--dry-run")
         columns = matrix
-        together(lambda: _run_matrix(recipe_of(recipe, overrides), columns, as_json))
+        together(lambda: _run_matrix(recipe_of(recipe, overrides), columns, allow, as_json))
         return
     if dry_run:
         from kdexport.plan import plan_recipe, render_plan
@@ -56,22 +68,24 @@ def run(
         return
 
     def work() -> pipeline.Run:
-        opened = pipeline.open_run(recipe_of(recipe, overrides))
+        opened = pipeline.open_run(recipe_of(recipe, overrides), allow=allow)
         pipeline.run_stages(opened)
         return opened
 
     opened = together(work)
-    show_report(opened.folder / "bench.json", as_json)
+    report = load_report(opened.folder / "bench.json")
+    print_report(report, as_json)
     if not as_json:
         click.echo(f"Report:  {opened.folder / 'report.html'}", err=True)
         click.echo(f"Bundle:  {opened.quantized_bundle}", err=True)
+    fail_on(report_failures(report, opened.recipe.bench.thresholds))
 
 
-def _run_matrix(recipe: Any, wish: str, as_json: bool) -> None:
+def _run_matrix(recipe: Any, wish: str, allow: bool, as_json: bool) -> None:
     from kdexport.describe import describe_matrix
     from kdexport.matrix import run_matrix
 
-    found = run_matrix(recipe, wish)
+    found = run_matrix(recipe, wish, allow=allow)
     if as_json:
         print_json({"students": found.rows, "bench": found.report.model_dump(mode="json")})
         return

@@ -59,6 +59,10 @@ class ParityError(KdexportError):
     """An exported graph does not compute what its source model computes."""
 
 
+class ThresholdError(KdexportError):
+    """A bundle fails what its recipe says that it must not."""
+
+
 def require_extras(*extras: str) -> None:
     """Raise MissingExtraError for the first library of an extra that is not installed."""
     for extra in extras:

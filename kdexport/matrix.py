@@ -49,8 +49,11 @@ class Member:
     pair_ids: frozenset[str]
 
 
-def run_matrix(recipe: Recipe, wish: str) -> Matrix:
-    """Train, export and measure a student for each value; a second call skips what is whole."""
+def run_matrix(recipe: Recipe, wish: str, *, allow: bool = False) -> Matrix:
+    """Train, export and measure a student for each value; a second call skips what is whole.
+
+    ``allow``: bundles that fail the recipe's thresholds are kept.
+    """
     column, values = parse_matrix(wish)
     if recipe.data.stream:
         raise InputError(
@@ -59,7 +62,7 @@ def run_matrix(recipe: Recipe, wish: str) -> Matrix:
             remedy="set it to false",
         )
     belongs = rows_by_value(recipe, column, values)
-    base = open_run(recipe)
+    base = open_run(recipe, allow=allow)
     check_training(base)
     check_bench(base)
     members = [_member(base, column, value, belongs[value]) for value in values]

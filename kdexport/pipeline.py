@@ -15,11 +15,13 @@ from pathlib import Path
 from kdexport.bundle import check_target
 from kdexport.console import say
 from kdexport.errors import InputError, require_extras
+from kdexport.files import write_whole
 from kdexport.journal import Journal, file_sha256, fingerprint
 from kdexport.machine import make_folder, need_room
 from kdexport.recipe import Recipe
 from kdexport.sources import ResolvedModel, resolve_teacher
 
+RECIPE = "recipe.json"  # in a run's folder: what was last asked for, overrides included
 CODE_VERSION = 1  # raised when a stage's output changes though its inputs do not
 
 
@@ -29,6 +31,7 @@ class Run:
 
     ``base``: another run of the same teacher and data, which lends its teacher bundle, its cached
     targets, its pairs to choose from, and its untrained student where the same one is wanted.
+    ``allow``: bundles that fail the recipe's thresholds are kept.
     """
 
     recipe: Recipe
@@ -36,6 +39,7 @@ class Run:
     exported: Path
     teacher: ResolvedModel
     base: "Run | None" = None
+    allow: bool = False
 
     @property
     def lender(self) -> "Run":
@@ -124,10 +128,12 @@ class Stage:
     goes_on_from: Callable[[Run], Path] = field(default=lambda run: run.checkpoints)
 
 
-def open_run(recipe: Recipe, *, fetch: bool = True, weights: bool | None = None) -> Run:
+def open_run(
+    recipe: Recipe, *, fetch: bool = True, weights: bool | None = None, allow: bool = False
+) -> Run:
     """Bring the teacher to this machine; first see that the libraries are there.
 
-    ``weights``: whether with its weights; None: as the recipe needs them.
+    ``weights``: whether with its weights; None: as the recipe needs them. ``allow``: see `Run`.
     Raises NotAtHandError without ``fetch`` where the teacher is not here yet.
     """
     require_extras("train", "export")
@@ -140,7 +146,7 @@ def open_run(recipe: Recipe, *, fetch: bool = True, weights: bool | None = None)
         weights=recipe.opens_teacher if weights is None else weights,
     )
     folder = Path(recipe.output.runs) / recipe.name
-    return Run(recipe, folder, Path(recipe.output.exported), teacher)
+    return Run(recipe, folder, Path(recipe.output.exported), teacher, allow=allow)
 
 
 def run_stages(
@@ -154,6 +160,8 @@ def run_stages(
     make_folder(run.folder)
     make_folder(run.exported)
     with only_one(run.folder):
+        content = run.recipe.model_dump_json(by_alias=True, indent=1)
+        write_whole(run.folder / RECIPE, [content, "\n"])
         journal = Journal(run.folder / "journal.json")
         judged = _judge(run, journal, until, stages)
         check_disk(run, [stage.name for stage, _, done in judged if not done])

@@ -164,10 +164,20 @@ def check_training(run: Run) -> None:
 
 
 def check_bench(run: Run) -> None:
-    """Refuse to measure longer texts than the teacher, and so the student, can hold."""
+    """Refuse to measure longer texts than the teacher, and so the student, can hold.
+
+    Also thresholds on what will have no reference to be measured by.
+    """
+    from kdexport.export.gate import QUALITY
     from kdexport.runtime.latency import check_room
     from kdexport.train.model import load_config
 
     wish, longest = run.recipe.bench, longest_text(load_config(run.teacher.path))
     if longest:
         check_room(wish.prompt_tokens, wish.new_tokens, longest, where="bench.prompt_tokens")
+    for threshold in wish.thresholds if run.known_reference is None else ():
+        if threshold.measure in QUALITY:
+            raise InputError(
+                f"'{threshold}': a student of other tokens is not measured by the teacher's",
+                where="bench.fail_if",
+            )

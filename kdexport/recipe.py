@@ -173,7 +173,8 @@ def _apply(content: dict[str, Any], override: str) -> str:
 
 def _takes_text(key: str) -> bool:
     """Whether a dotted key is of a field that holds a text or a path."""
-    return bool({str, Path, TeacherSection} & field_kinds(key))
+    kinds = field_kinds(key)
+    return bool({str, Path, TeacherSection} & kinds) and tuple not in kinds
 
 
 def field_kinds(key: str) -> set[Any]:

@@ -18,7 +18,7 @@ FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")  # 3e-4, a string in
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
-    """The mapping in a file, and the line of each key by its path from the top.
+    """The mapping in a file, and the line of each key and item by its path from the top.
 
     Raises InputError with the line for whatever is not a plain mapping of plain values.
     """
@@ -88,6 +88,8 @@ def _value(node: yaml.Node, place: tuple[str, ...], lines: Lines, path: Path) ->
             found[key] = _value(value_node, (*place, key), lines, path)
         return found
     if isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            lines[(*place, str(number))] = item.start_mark.line + 1
         return [_value(item, place, lines, path) for item in node.value]
     where = f"{path}:{node.start_mark.line + 1}"
     if isinstance(node, yaml.ScalarNode) and node.tag in PLAIN_TAGS:

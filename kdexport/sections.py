@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
     StringConstraints,
     model_validator,
 )
+
+from kdexport.verdict.conditions import Condition, check_arms, parse_threshold
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -138,6 +142,21 @@ class ExportSection(Section):
     scheme: Literal["fp32", "int8", "int8-portable", "int8-block", "int4"] = "int8"
 
 
+def _threshold(text: str) -> str:
+    check_arms([parse_threshold(text)])
+    return text
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Thresholds = Annotated[
+    tuple[Annotated[Text, AfterValidator(_threshold)], ...],
+    BeforeValidator(_listed, json_schema_input_type=str | tuple[str, ...]),
+]
+
+
 class BenchSection(Section):
     """What is measured at the end."""
 
@@ -147,6 +166,14 @@ class BenchSection(Section):
     n_runs: Count = 5
     n_samples: int = Field(3, ge=0, description="Copies shown side by side")
     n_copies: int = Field(16, ge=0, description="Copies scored, of as many test briefs")
+    fail_if: Thresholds = Field(
+        (), description="What must not be, as in kl_p99>1.0; of the quantized student"
+    )
+
+    @property
+    def thresholds(self) -> list[Condition]:
+        """``fail_if`` as conditions."""
+        return [parse_threshold(text) for text in self.fail_if]
 
 
 class OutputSection(Section):

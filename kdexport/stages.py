@@ -3,6 +3,7 @@
 The order, and what may be skipped, is `pipeline`'s business.
 """
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,16 +17,22 @@ from kdexport.dataset import make_pairs
 from kdexport.errors import InputError, require_extras
 from kdexport.importing import imported_fingerprint
 from kdexport.journal import fingerprint
-from kdexport.pipeline import Run, Stage, data_fingerprint
+from kdexport.pipeline import RECIPE, Run, Stage, data_fingerprint
 from kdexport.preflight import (
     check_bench,
     check_data,
     check_student,
     check_training,
 )
-from kdexport.recipe import Recipe
+from kdexport.sections import BenchSection
+from kdexport.verdict.conditions import Condition
 
-PLACES: Any = {"output": True, "data": {"briefs", "pairs"}}  # where files are changes no result
+ASIDE: Any = {  # where files are, and what must not come out, changes no result
+    "output": True,
+    "data": {"briefs", "pairs"},
+    "bench": {"fail_if"},
+}
+FP32_ARM, QUANTIZED_ARM = "student-fp32", "student-int8"  # whatever the scheme
 BACKEND_EXTRAS = {"mobius": "export", "optimum": "optimum"}  # who builds graphs, and from where
 
 
@@ -64,33 +71,44 @@ def _distilled(run: Run) -> Sequence[Path]:
 
 
 def make_bundle(run: Run) -> None:
-    """Student -> fp32 bundle, parity checked."""
-    _export(run.student, run.student_bundle, run.recipe, run)
-
-
-def _export(checkpoint: Path, out: Path, recipe: Recipe, run: Run) -> Bundle:
+    """Student -> fp32 bundle, parity and thresholds checked."""
     from kdexport.export.bundles import export_bundle
 
-    return export_bundle(
-        checkpoint,
-        out,
-        name=recipe.name,
+    export_bundle(
+        run.student,
+        run.student_bundle,
+        name=run.recipe.name,
         teacher=run.teacher.source,
         licence=run.teacher.licence,
-        recipe_fingerprint=fingerprint(recipe.model_dump(mode="json", exclude=PLACES)),
+        recipe_fingerprint=fingerprint(run.recipe.model_dump(mode="json", exclude=ASIDE)),
         reference=run.known_reference,
+        gate=_gate_of(run, FP32_ARM),
     )
 
 
 def make_quantized(run: Run) -> None:
-    """fp32 bundle -> quantized bundle."""
+    """fp32 bundle -> quantized bundle, thresholds checked."""
     from kdexport.bundle import open_bundle
     from kdexport.export.quantize import Wishes, quantize_bundle
 
     if run.recipe.export.scheme != "fp32":
         bundle = open_bundle(run.student_bundle)
-        wishes = Wishes(calibrate=run.pairs)  # without their test split
+        gate = _gate_of(run, QUANTIZED_ARM)
+        wishes = Wishes(calibrate=run.pairs, gate=gate)  # without their test split
         quantize_bundle(bundle, run.recipe.export.scheme, run.quantized_bundle, wishes)
+
+
+def _gate_of(run: Run, arm: str) -> Any:
+    """What the recipe says that a student's bundle must not be."""
+    last = FP32_ARM if run.recipe.export.scheme == "fp32" else QUANTIZED_ARM
+    return None if run.allow else gate_for(arm, last, run.recipe.bench.thresholds)
+
+
+def gate_for(arm: str, last: str, thresholds: Sequence[Condition]) -> Any:
+    """A `Gate` of the thresholds that concern an arm; those of no named arm are of the ``last``."""
+    from kdexport.export.gate import Gate
+
+    return Gate(arm, [one for one in thresholds if one.arms([arm], last)])
 
 
 def measure(run: Run) -> None:
@@ -100,8 +118,8 @@ def measure(run: Run) -> None:
 
     report = bench_run(run)
     quantized = run.recipe.export.scheme != "fp32"
-    bundles = {"student-fp32": run.student_bundle}
-    write_cards(report, bundles | ({"student-int8": run.quantized_bundle} if quantized else {}))
+    bundles = {FP32_ARM: run.student_bundle}
+    write_cards(report, bundles | ({QUANTIZED_ARM: run.quantized_bundle} if quantized else {}))
 
 
 def export_checkpoint(
@@ -111,8 +129,12 @@ def export_checkpoint(
     backend: str = "mobius",
     calibrate: Path | None = None,
     max_kl: float | None = None,
+    allow: bool = False,
 ) -> Sequence[Bundle]:
-    """`kdexport export`: a run's student, or any Hugging Face folder, to one or two bundles."""
+    """`kdexport export`: a run's student, or any Hugging Face folder, to one or two bundles.
+
+    A bundle that fails the thresholds of the run's recipe is not written, unless ``allow``.
+    """
     require_extras(BACKEND_EXTRAS[backend])
     from kdexport.export.bundles import export_bundle
     from kdexport.export.quantize import SCHEMES, Wishes, quantize_bundle
@@ -133,6 +155,8 @@ def export_checkpoint(
     check_model_folder(folder)
     facts_path = folder / "kdexport.json"
     facts = read_config(facts_path) if facts_path.exists() else {}
+    thresholds = [] if allow else _thresholds_in(checkpoint / RECIPE)
+    last = FP32_ARM if scheme is None else QUANTIZED_ARM
     reference = checkpoint / "reference.npz"
     bundle = export_bundle(
         folder,
@@ -141,10 +165,25 @@ def export_checkpoint(
         teacher=facts.get("teacher"),
         reference=reference if reference.exists() else None,
         backend=backend,
+        gate=gate_for(FP32_ARM, last, thresholds),
     )
     if scheme is None:
         return [bundle]
-    return [bundle, quantize_bundle(bundle, scheme, quantized, Wishes(calibrate, max_kl))]
+    wishes = Wishes(calibrate, max_kl, gate_for(QUANTIZED_ARM, last, thresholds))
+    return [bundle, quantize_bundle(bundle, scheme, quantized, wishes)]
+
+
+def _thresholds_in(path: Path) -> list[Condition]:
+    """What the recipe of a run says that must not be; nothing where there is none."""
+    if not path.is_file():
+        return []
+    try:
+        section = BenchSection.model_validate(json.loads(path.read_text("utf-8"))["bench"])
+    except (ValueError, KeyError, TypeError):
+        raise InputError(
+            "is no recipe of a run", where=str(path), remedy="run the recipe again, or --allow"
+        ) from None
+    return section.thresholds
 
 
 def _sections(*names: str) -> Any:
@@ -153,6 +192,11 @@ def _sections(*names: str) -> Any:
         return [dumped["seed"], *(dumped[name] for name in names)]
 
     return depends
+
+
+def _bench_asked(run: Run) -> object:
+    """The section of the bench, but for its thresholds: they change no number."""
+    return [run.recipe.seed, run.recipe.bench.model_dump(mode="json", exclude={"fail_if"})]
 
 
 def student_asked(run: Run) -> object:
@@ -251,7 +295,7 @@ STAGES: Sequence[Stage] = (
         "Bench and report",
         measure,
         lambda run: [run.folder / "bench.json", run.folder / "report.html"],
-        _sections("bench"),
+        _bench_asked,
         after=("quantize", "teacher"),
         check=check_bench,
     ),

@@ -169,3 +169,41 @@ def test_what_is_no_report_is_one_line(reports: tuple[Path, Path]) -> None:
 
 def test_a_bench_wants_bundles() -> None:
     assert call("bench")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("limit", "code", "message"),
+    [
+        ("kl_p99>3", 0, ""),
+        ("kl_p99>1", 1, "kdexport: student-int8: kl_p99 is 2.666 nats (fails if kl_p99>1)"),
+        ("student-fp32:size_mb>1", 1, "kdexport: student-fp32: size_mb is 187.6 MB"),
+    ],
+)
+@pytest.mark.parametrize("allow", [[], ["--allow"]])
+def test_a_run_ends_with_its_recipe_s_thresholds(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: str,
+    code: int,
+    message: str,
+    allow: list[str],
+) -> None:
+    """A run that is done already: its bench.json is read, and the recipe of now counts."""
+    from kdexport import pipeline
+    from kdexport.sources import ResolvedModel
+
+    (tmp_path / "pairs.jsonl").write_text('{"text": "x"}\n')
+    (tmp_path / "r.yaml").write_text(
+        "name: x\nteacher: t\ndata: {pairs: pairs.jsonl}\ntrain: {max_steps: 1}\n"
+        f"bench: {{fail_if: ['{limit}']}}\noutput: {{runs: {tmp_path / 'runs'}}}\n"
+    )
+    write_report(example_report(), tmp_path / "runs" / "x")
+    runs: list[pipeline.Run] = []
+    model = ResolvedModel(tmp_path, "t", "print", None)
+    monkeypatch.setattr(pipeline, "require_extras", lambda *_: None)
+    monkeypatch.setattr(pipeline, "resolve_teacher", lambda *_, **__: model)
+    monkeypatch.setattr(pipeline, "run_stages", runs.append)
+    ended, said = call("run", tmp_path / "r.yaml", *allow)
+    assert ended == code
+    assert message in said
+    assert [run.allow for run in runs] == [bool(allow)]

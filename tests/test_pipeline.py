@@ -121,6 +121,7 @@ def test_where_the_data_lies_changes_nothing(
         ("train.checkpoint_seconds=5", None),
         ("export.scheme=fp32", "quantize"),
         ("bench.n_runs=2", "bench"),
+        ("bench.fail_if=[kl_p99>1]", None),  # a limit changes no number
     ],
 )
 def test_an_edit_redoes_what_follows_from_it(

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -224,3 +225,51 @@ def test_own_samples_are_a_share_and_need_a_teacher(folder: Path) -> None:
         load(folder, GOOD, "train.on_policy.fractoin=0.5")
     with pytest.raises(InputError, match="on_policy needs lambda above 0"):
         load(folder, GOOD, "train.on_policy.fraction=0.5", "train.lambda=0")
+
+
+LIMITED = (
+    GOOD
+    + """\
+bench:
+  n_runs: 3
+  fail_if:
+    - kl_p99 > 1.0
+    - student-fp32:top1<90%
+    - LAST
+"""
+)
+
+
+def test_thresholds_are_conditions(folder: Path) -> None:
+    bench = load(folder, LIMITED.replace("LAST", "speedup<8")).bench
+    assert [str(one) for one in bench.thresholds] == [
+        "kl_p99>1",
+        "student-fp32:top1<0.9",
+        "speedup<8",
+    ]
+    one = load(folder, GOOD, "bench.fail_if=kl_mean>0.5").bench
+    assert one.fail_if == ("kl_mean>0.5",)
+    assert load(folder, GOOD).bench.thresholds == []
+
+
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        ("kl_p98>1", "unknown measure 'kl_p98'; did you mean 'kl_p99'?"),
+        ("speedup>8", "'speedup>8' fails what is good: more is better; write speedup<8"),
+        ("student-int4:kl_mean>1", "no arm is called 'student-int4'; did you mean 'student-int8'?"),
+        ("'kl_p99'", "is not [ARM:]MEASURE>NUMBER"),
+        ("3", "should be a valid string"),
+    ],
+)
+def test_a_threshold_that_is_none_is_told_with_its_line(
+    folder: Path, last: str, message: str
+) -> None:
+    text = LIMITED.replace("LAST", last)
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        load(folder, text)
+    line = 1 + text[: text.index(f"- {last}")].count("\n")
+    assert str(caught.value).startswith(f"{folder / 'recipe.yaml'}:{line}: bench.fail_if.2: ")
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        load(folder, GOOD, f"bench.fail_if=[{last}]")
+    assert str(caught.value).startswith("--set bench.fail_if: ")

@@ -11,6 +11,7 @@ from typing import Any
 
 from kdexport import __version__
 from kdexport.bundle import (
+    REFERENCE,
     WEIGHTS,
     Bundle,
     Graphs,
@@ -25,6 +26,7 @@ from kdexport.errors import InputError, MissingExtraError
 from kdexport.export import graph, optimum_graph
 from kdexport.export.companions import write_companions
 from kdexport.export.draft import Draft, save_drafts
+from kdexport.export.gate import Gate
 from kdexport.export.layers import count_parameters, longest_text
 from kdexport.export.parity import check_parity
 from kdexport.export.standard import STANDARD, standard_graph
@@ -73,12 +75,12 @@ def export_bundle(
     recipe_fingerprint: str | None = None,
     reference: Path | None = None,
     backend: str = "mobius",
+    gate: Gate | None = None,
 ) -> Bundle:
     """Write a float32 bundle of a Hugging Face folder, with a quality reference if there is one.
 
-    ``backend``: of BACKENDS, which builds the graph. Raises InputError for a model that cannot be
-    exported, ParityError when the graph does not compute what the model computes; in both cases
-    nothing is written.
+    ``backend``: of BACKENDS. Writes nothing and raises InputError for a model that cannot be built,
+    ParityError for a graph that computes something else, and ThresholdError where ``gate`` does.
     """
     _check_libraries()
     from kdexport.train.model import load_config
@@ -117,9 +119,11 @@ def export_bundle(
             if codec.template is not None:
                 (staging / "chat_template.jinja").write_text(codec.template, "utf-8", newline="")
             if reference is not None:
-                shutil.copyfile(reference, staging / "reference.npz")
+                shutil.copyfile(reference, staging / REFERENCE)
             session = Session(manifest, open_graphs(staging, graphs, None), graphs)
             parity = check_parity(checkpoint, session, codec)
+            if gate is not None:
+                gate.check(staging, lambda: session)
             return commit_bundle(staging, out, manifest.model_copy(update={"parity": parity}))
 
 

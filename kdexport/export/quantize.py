@@ -26,12 +26,14 @@ from kdexport.export.assign import HEAD, assign, check_plan, is_rounded
 from kdexport.export.calibrate import Observed, calibration_texts, observe, written_texts
 from kdexport.export.cpu import cpu_facts
 from kdexport.export.draft import Array, Draft, load_draft, save_drafts
+from kdexport.export.gate import Gate
 from kdexport.export.kernels import KERNELS
 from kdexport.export.mix import Entry, choose_mix
 from kdexport.export.parity import check_quantized
 from kdexport.export.smooth import smooth
 from kdexport.export.standard import STANDARD, standard_graph
 from kdexport.machine import machine_facts
+from kdexport.runtime.session import Session, open_graphs
 from kdexport.runtime.text import load_text
 
 N_JUDGING = 2  # texts kept back, on which a mix is judged
@@ -71,11 +73,12 @@ class Wishes:
 
     ``calibrate``: texts of the kind that the model will write (`calibration_texts`); rounding
     errors are then made up for on them. ``max_kl``: nats a token; products that cost too much get a
-    better kernel until the whole keeps to it.
+    better kernel until the whole keeps to it. ``gate``: what the bundle must not fail.
     """
 
     calibrate: Path | None = None
     max_kl: float | None = None
+    gate: Gate | None = None
 
 
 def quantize_bundle(
@@ -87,7 +90,8 @@ def quantize_bundle(
     """Write a quantized bundle made from a float32 one.
 
     Raises InputError for an unknown scheme, for a bundle that is quantized already or damaged and
-    for a wish that cannot be met, ParityError when the result has lost the model.
+    for a wish that cannot be met, ParityError when the result has lost the model, ThresholdError
+    for what ``wishes.gate`` refuses; then nothing is written.
     """
     source = _check(bundle, scheme)
     graph = source.graphs.decode
@@ -111,6 +115,10 @@ def quantize_bundle(
                 "parent": Parent(name=source.name, manifest_sha256=bundle.manifest_sha256),
             }
         )
+        if wishes.gate is not None:
+            wishes.gate.check(
+                staging, lambda: Session(manifest, open_graphs(staging, graphs, None), graphs)
+            )
         return commit_bundle(staging, out, manifest)
 
 

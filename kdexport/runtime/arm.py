@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", str(arguments.threads))
-    from kdexport.bundle import open_bundle
+    from kdexport.bundle import open_bundle, served_bytes
     from kdexport.runtime.session import open_session
     from kdexport.runtime.text import load_text
 
@@ -136,10 +136,7 @@ def main() -> None:
     facts = {
         "engine": "ONNX Runtime",
         "n_parameters": bundle.manifest.model.n_parameters,
-        "size_mb": sum(
-            facts.bytes for name, facts in bundle.manifest.files.items() if name != "reference.npz"
-        )
-        / 1e6,
+        "size_mb": served_bytes({n: f.bytes for n, f in bundle.manifest.files.items()}) / 1e6,
         "load_s": time.perf_counter() - started,
     }
     serve_arm(session, codec, facts)

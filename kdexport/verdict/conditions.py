@@ -121,7 +121,7 @@ def failures(
     for threshold in thresholds:
         for arm in threshold.arms(names, hero) or [threshold.arm or hero or "no arm"]:
             found = value(arm, threshold.measure) if arm in names else None
-            if found is None:
+            if found is None or not math.isfinite(found):
                 lines.append(f"{arm}: {threshold.measure} was not measured{_why(threshold)}")
             elif threshold.holds(found):
                 is_now = told(threshold.measure, found)
