@@ -23,7 +23,13 @@ teacher: {source: teacher}
 data: {pairs: pairs.jsonl}
 student: {n_layers: 2, vocab_size: 300}
 train:
-  {lr: 3e-3, batch_size: 4, max_steps: 12, evaluate_steps: 3, precision: float32, n_threads: 1}
+  lr: 3e-3
+  batch_size: 4
+  max_steps: 12
+  evaluate_steps: 3
+  precision: float32
+  n_threads: 1
+  on_policy: {fraction: 0.5, max_new_tokens: 8}
 """
 
 

@@ -2,8 +2,9 @@
 
 Agarwal et al. 2024 (GKD), algorithm 1: a share of the batches is written by the student as it is
 now, and the teacher says of each token what it would have written there. Which batches, and what
-is drawn, depends on the seed, the step and the batch's number in it alone, so that a run that goes
-on from a checkpoint draws what it would have drawn.
+is drawn for a text, depends on the seed, the step, the batch's number in it and the text's place in
+the batch alone: a run that goes on from a checkpoint draws what it would have drawn, and several
+processes draw what one would.
 """
 
 from collections.abc import Collection, Sequence
@@ -47,23 +48,27 @@ class OnPolicy:
         progress: float,
         world: World = ALONE,
     ) -> list[Batch]:
-        """This process's batches of a step, some of them with samples in place of completions."""
+        """This process's share of a step's batches, samples in place of some completions.
+
+        A batch is the student's own in all processes, or in none.
+        """
         found = []
         for number, batch in enumerate(group):
-            place = number * world.size + world.rank
-            rng = np.random.default_rng([STREAM, self.seed, step, place])
-            drawn = rng.random() < self.fraction.at(progress)
-            generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-            found.append(self._sampled(student, batch, generator) if drawn else batch)
+            rng = np.random.default_rng([STREAM, self.seed, step, number])
+            is_own = rng.random() < self.fraction.at(progress)
+            draws = rng.random((len(batch.examples), self.max_new_tokens))
+            share = batch.share(world)
+            if share is None:
+                continue
+            own_draws = draws[world.rank :: world.size]  # as `World.share` deals
+            found.append(self._sampled(student, share, own_draws) if is_own else share)
         return found
 
-    def _sampled(self, student: Any, batch: Batch, generator: torch.Generator) -> Batch:
+    def _sampled(self, student: Any, batch: Batch, draws: np.ndarray) -> Batch:
         prompts = [example.ids[: example.first_completion] for example in batch.examples]
         rooms = [min(self.max_new_tokens, self.max_length - len(prompt)) for prompt in prompts]
         with low_precision(student, self.precision):
-            samples = sample(
-                student, prompts, rooms, self.temperature, self.end_ids, generator=generator
-            )
+            samples = sample(student, prompts, rooms, self.temperature, self.end_ids, draws)
         written = [
             replace(example, ids=np.concatenate([prompt, new]), is_own=True)
             for example, prompt, new in zip(batch.examples, prompts, samples, strict=True)
@@ -78,13 +83,13 @@ def sample(
     rooms: Sequence[int],
     temperature: float,
     end_ids: Collection[int],
-    *,
-    generator: torch.Generator,
+    draws: np.ndarray,
 ) -> list[np.ndarray]:
     """What a model writes after prompts, int64 ids each: at least one, at most its room.
 
     A sample ends with the first of ``end_ids``, which is its last token. The prompts, int64 ids,
-    are read at once, padded on the left; a text that has ended leaves the batch.
+    are read at once, padded on the left; a text that has ended leaves the batch. ``draws``, float64
+    [texts, longest room] in [0, 1), are each text's own: other texts change it by rounding alone.
     """
     was_training = model.training
     model.eval()
@@ -104,7 +109,7 @@ def sample(
         shares = torch.softmax(out.logits[:, -1].float() / temperature, dim=-1)
         # Of a student that has none, any token: the step is then skipped, and counted.
         shares = shares.nan_to_num(nan=1.0).cpu()
-        ids = torch.multinomial(shares, 1, generator=generator)
+        ids = _at(shares, [draws[text, len(texts[text])] for text in alive])
         for text, token in zip(alive, ids[:, 0].tolist(), strict=True):
             texts[text].append(token)
         going = [
@@ -120,6 +125,13 @@ def sample(
         mask = torch.cat([mask[going], torch.ones_like(ids)], dim=-1)
     model.train(was_training)
     return [np.asarray(text, dtype=np.int64) for text in texts]
+
+
+def _at(shares: torch.Tensor, draws: Sequence[float]) -> torch.Tensor:
+    """The token of each row [B, V] where the shares before it add up to its draw, int64 [B, 1]."""
+    sums = shares.double().cumsum(-1)
+    wanted = sums[:, -1:] * torch.tensor(draws, dtype=torch.float64)[:, None]
+    return torch.searchsorted(sums, wanted, right=True).clamp(max=shares.shape[-1] - 1)
 
 
 def by_origin(given: TargetFn, own: TargetFn) -> TargetFn:

@@ -221,12 +221,11 @@ def _own_part(
     group: Sequence[Batch], material: Material, stepper: Stepper, step: int, progress: float
 ) -> Sequence[Batch]:
     """This process's share of each batch, some written by the student as it computes now."""
-    shares = (batch.share(stepper.world) for batch in group)
-    own = [share for share in shares if share is not None]
     if material.own is None:
-        return own
+        shares = (batch.share(stepper.world) for batch in group)
+        return [share for share in shares if share is not None]
     with stepper.rounding(stepper.student):
-        return material.own.renewed(stepper.student, own, step, progress, stepper.world)
+        return material.own.renewed(stepper.student, group, step, progress, stepper.world)
 
 
 def _rounding(

@@ -159,8 +159,8 @@ def end_overrun(patch: Patch, case: Case) -> Case:
     """A text goes on behind its end."""
     right = on_policy.sample
 
-    def on(of: Any, prompts: Any, rooms: Any, t: float, _: Any, **more: Any) -> Any:
-        return right(of, prompts, rooms, t, frozenset(), **more)
+    def on(of: Any, prompts: Any, rooms: Any, t: float, _: Any, draws: Any) -> Any:
+        return right(of, prompts, rooms, t, frozenset(), draws)
 
     patch.setattr(on_policy, "sample", on)
     case = with_own(case)
@@ -171,9 +171,9 @@ def end_overrun(patch: Patch, case: Case) -> Case:
 
 
 def drawn_anew(patch: Patch, case: Case) -> Case:
-    """Draws come from the generator of the whole process: no run can go on as it was."""
-    right = torch.multinomial
-    patch.setattr(torch, "multinomial", lambda p, n, generator: right(p, n))
+    """Draws come from one generator for the whole process: no run can go on as it was."""
+    every = np.random.default_rng(0)
+    patch.setattr(on_policy.np.random, "default_rng", lambda seed: every)
     return with_own(case)
 
 

@@ -20,13 +20,15 @@ from kdexport.interrupts import Interrupted
 from kdexport.train.data import Batch, Encoded, collate
 from kdexport.train.feed import Epochs
 from kdexport.train.model import load_model
-from kdexport.train.schedule import Budget
+from kdexport.train.on_policy import OnPolicy
+from kdexport.train.schedule import Budget, Schedule
 from kdexport.train.teacher import TargetFn, live_targets
 from kdexport.train.trainer import Hooks, Material, TrainSettings, distill
 from kdexport.train.world import ALONE, World, joined, leave
 
 STEPS = 10
 CLOSE = 1e-4  # of losses of a few nats: two processes add up in another order
+OWN = OnPolicy(Schedule(0.0, 1.0), 1.0, 12, 48, frozenset({2}), seed=0)
 Ask = Callable[[TargetFn], TargetFn]
 
 
@@ -64,7 +66,8 @@ def train(model: Path, folder: Path, world: World, **changes: Any) -> dict[str, 
     settings = TrainSettings(
         Budget(max_steps=STEPS), lr=1e-3, batch_size=4, accumulate=2, evaluate_steps=4
     )
-    material = Material(Epochs(texts[:21], 4, 0), targets, texts[21:], held_out)
+    feed = Epochs(texts[:21], 4, 0)
+    material = Material(feed, targets, texts[21:], held_out, changes.get("own"))
     try:
         distill(
             student,
@@ -128,6 +131,7 @@ def scenarios(rank: int, folder: Path, port: int) -> None:
     seen: dict[str, Any] = {}
     with joined() as world:
         seen["plain"] = train(llama, folder, world, name="plain")
+        seen["own"] = train(llama, folder, world, name="own", own=OWN)
         # An example is read in one process only, now in this one, now in the other.
         seen["strays"] = train(llama, folder, world, name="strays", ask=strays_at("e7"))
         short = only_in(world, 1, short_of_memory(1))
@@ -183,6 +187,15 @@ def test_two_processes_have_the_losses_of_one(
     assert alone["loss"][-1] < alone["loss"][0] - 0.1
     assert_close(seen[0]["plain"], alone)
     assert seen[0]["plain"]["sha256"] == seen[1]["plain"]["sha256"]
+
+
+def test_two_processes_write_the_samples_of_one(
+    seen: list[dict[str, Any]], alone: dict[str, Any], folder: Path
+) -> None:
+    wanted = train(folder / "llama", folder, ALONE, name="own-1", own=OWN)
+    assert max(abs(a - b) for a, b in zip(wanted["loss"], alone["loss"], strict=True)) > 0.1
+    assert_close(seen[0]["own"], wanted)
+    assert seen[0]["own"]["sha256"] == seen[1]["own"]["sha256"]
 
 
 def test_numbers_that_are_not_finite_in_one_are_skipped_by_both(
