@@ -226,6 +226,7 @@ class Service:
                 shard_seconds=self.run.recipe.train.checkpoint_seconds,
                 progress=progress,
                 world=self.world,
+                in_step=self.run.recipe.train.shard_teacher,
             )
         return place.form.targets(TargetCache(place.folder))
 

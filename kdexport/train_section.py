@@ -115,7 +115,8 @@ Terms = Annotated[
 ]
 
 
-CHANGE_NOTHING = {"cache_gb", "checkpoint_seconds", "n_samples", "tensorboard"}
+CHANGE_NOTHING = {"cache_gb", "checkpoint_seconds", "n_samples", "shard_teacher", "tensorboard"}
+KEPT = ("cached", "sampled", "hidden")  # targets that the teacher is asked for once
 """Fields that say what is kept and seen, and make no other student."""
 
 InnerTerms = Annotated[
@@ -153,6 +154,9 @@ class TrainSection(Section):
     n_sampled: Count = Field(12, description="Tokens drawn of each distribution, for sampled")
     cache_gb: Positive = Field(
         20.0, description="What kept targets may take of the disk, in 10^9 bytes"
+    )
+    shard_teacher: bool = Field(
+        False, description="Share the teacher's layers out over all processes while it is asked"
     )
     on_policy: OnPolicySection | None = Field(
         None, description="Learn from the student's own samples, too, which needs the live teacher"
@@ -246,6 +250,11 @@ class TrainSection(Section):
             raise ValueError("on_policy needs lambda above 0: own samples have no text to learn")
         if self.inside and self.targets != "live":
             raise ValueError(f"inside: {self.inside[0].name} needs targets: live")
+        if self.shard_teacher and (self.targets not in KEPT or self.on_policy):
+            raise ValueError(
+                "shard_teacher needs targets: cached, sampled or hidden, and no on_policy: all "
+                "processes have to ask the teacher equally often"
+            )
         whole = [term.name for term in self.loss if term.name in WHOLE]
         if whole and self.targets in PARTS:
             raise ValueError(f"{whole[0]} needs targets: hidden, or live")

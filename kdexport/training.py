@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from kdexport.console import say
 from kdexport.data_card import amend_card
 from kdexport.errors import InputError
 from kdexport.importing import asks_teacher, imported_fingerprint, imported_held_out
@@ -93,15 +94,14 @@ def trained(run: Run, world: World = ALONE) -> Ready:
 def train_student(run: Run, world: World = ALONE) -> None:
     """Distil; keep the student that is best on the validation pairs; write the reference."""
     ready = trained(run, world)
-    if not world.is_first:
-        return
     if run.recipe.train.across_tokens:
-        run.reference.unlink(missing_ok=True)  # a KL to the teacher wants one vocabulary
-    else:
-        _write_reference(run, ready)
+        if world.is_first:
+            run.reference.unlink(missing_ok=True)  # a KL to the teacher wants one vocabulary
+    elif world.is_first or _in_parts(run, world):
+        _write_reference(run, ready, writes=world.is_first)
 
 
-def _write_reference(run: Run, ready: Ready) -> None:
+def _write_reference(run: Run, ready: Ready, *, writes: bool) -> None:
     data, reference = ready.data, run.checkpoints / run.reference.name
     split = "test" if data.test else "validation"
     examples, vocab_size = data.test or data.validation, ready.student.config.vocab_size
@@ -110,7 +110,7 @@ def _write_reference(run: Run, ready: Ready) -> None:
         "fingerprint": run.teacher.fingerprint,
         "split": data.measured_on,
     }
-    around: Any = {"batch_size": TEACHER_BATCH, "meta": meta}
+    around: Any = {"batch_size": TEACHER_BATCH, "meta": meta, "writes": writes}
     if ready.teacher is None:
         kept = imported_held_out(run, split, examples)
         assert kept is not None  # or the teacher would have been opened
@@ -120,7 +120,8 @@ def _write_reference(run: Run, ready: Ready) -> None:
     else:
         around |= {"top_k": REFERENCE_TOP_K, "n_drawn": REFERENCE_DRAWN, "vocab_size": vocab_size}
         write_reference(reference, ready.teacher, examples, ready.kept_ids, **around)
-    reference.replace(run.reference)
+    if writes:
+        reference.replace(run.reference)
 
 
 def train_trial(
@@ -149,7 +150,7 @@ def _prepared(run: Run, world: World = ALONE) -> Ready:
     wish = run.recipe.train
     device = settled(run.recipe, world)
     precision = precision_of(wish.precision, device)
-    teacher = model_on(device, run.teacher.path) if asks_teacher(run) else None
+    teacher = _teacher_of(run, device, world)
     student = model_on(device, run.student_init)
     if wish.activation_checkpointing:
         recompute_activations(student)
@@ -173,6 +174,7 @@ def _prepared(run: Run, world: World = ALONE) -> Ready:
         check_hidden(wish, teacher, student)
         asked = service.targets(data, _asked_of(run, data, tokenizer, student))
     begins = world.is_first and not list_checkpoints(run.checkpoints)
+    begins = begins and not _in_parts(run, world)  # the others cannot help to compare
     if asked.train and asked.are_new and wish.targets in COMPARED and begins:
         service.tell_fidelity(student, data.train, asked.train, objective_of(wish))
     if inside and asked.train:
@@ -190,6 +192,23 @@ def _prepared(run: Run, world: World = ALONE) -> Ready:
     key = world.told(own_key)  # all go on from a checkpoint, or none
     own = own_samples_of(run, student, tokenizer.eos_token_id, precision)
     return Ready(teacher, student, kept_ids, data, asked, precision, key, inside, own)
+
+
+def _teacher_of(run: Run, device: str, world: World) -> Any:
+    """The teacher, whole or in parts; None where all that it is asked was imported."""
+    if not asks_teacher(run):
+        return None
+    if not _in_parts(run, world):
+        return model_on(device, run.teacher.path)
+    from kdexport.train.sharded import in_shards
+
+    say(f"    the teacher's layers are shared out over {world.size} processes")
+    return in_shards(lambda: model_on("cpu", run.teacher.path), device, world)
+
+
+def _in_parts(run: Run, world: World) -> bool:
+    """Whether all processes have a part in whatever the teacher is asked."""
+    return run.recipe.train.shard_teacher and world.size > 1
 
 
 def _asked_of(run: Run, data: Splits, tokenizer: Any, student: Any) -> Sequence[Encoded]:

@@ -90,6 +90,7 @@ def test_a_teacher_knows_where_it_was_named(folder: Path) -> None:
         ("  pairs: pairs.jsonl", "  pairs: none.jsonl", ":5", "there is no file"),
         ("  pairs: pairs.jsonl", "  max_train: 5", ":4", "name either briefs or pairs"),
         ("teacher:\n  source: some/folder\n", "", "recipe.yaml", "teacher: is missing"),
+        ("  lr: 3e-4", "  shard_teacher: true\n  targets: live", ":6", "shard_teacher needs"),
         ("name: mine", "name: My Run", ":1", "name: "),
         ("name: mine", "name: [", ":", "is not YAML"),
         ("name: mine", "name: &a x\nseed: *a", ":2", "aliases are not allowed"),

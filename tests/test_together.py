@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
@@ -93,6 +94,32 @@ def test_two_processes_read_a_stream_of_packed_texts_as_one_does(folder: Path) -
         lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
         losses.append([row["loss"] for row in map(json.loads, lines) if "loss" in row])
     assert len(losses[0]) == 12
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_a_teacher_in_two_parts_says_what_a_whole_one_does(folder: Path) -> None:
+    sets = ["--set", "train.targets=cached", "--set", "train.max_steps=3"]
+    for name, starter in (("whole", []), ("parts", TORCHRUN)):
+        own = ["--set", f"name={name}", "--set", f"train.shard_teacher={name == 'parts'}"]
+        ran = subprocess.run(
+            [sys.executable, *starter, "-m", "kdexport", "distill", "recipe.yaml", *sets, *own],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+    assert "layers are shared out over 2 processes" in ran.stderr
+    files = [folder / "runs" / name / "reference.npz" for name in ("whole", "parts")]
+    with np.load(files[0]) as one, np.load(files[1]) as two:
+        assert np.array_equal(one["topk_ids"], two["topk_ids"])
+        for key in ("topk_logprobs", "target_logprobs", "kept_mass"):
+            np.testing.assert_allclose(two[key], one[key], rtol=1e-5, atol=1e-5)
+    losses = []
+    for name in ("whole", "parts"):
+        lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
+        losses.append([row["loss"] for row in map(json.loads, lines) if "loss" in row])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 

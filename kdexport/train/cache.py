@@ -38,30 +38,38 @@ def fill_cache(
     shard_seconds: float = 60.0,
     progress: Progress | None = None,
     world: World = ALONE,
+    in_step: bool = False,
 ) -> None:
     """Write what ``ask`` gives for all examples that are not in whole shards yet.
 
     Each process asks its share, and goes on when all have. A kill loses what was asked in the last
     ``shard_seconds``, an interrupt nothing. Which examples are asked together does not depend on
-    where an earlier run ended, so neither do the targets. Raises InputError where the disk takes no
-    more.
+    where an earlier run ended, so neither do the targets. ``in_step``: all processes ask equally
+    often, some for nothing. Raises InputError where the disk takes no more.
     """
     if world.is_first:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_damaged(folder)
     world.wait()
     held = {name for shard in _shards(folder) for name, _ in _contents(shard)}
+    world.wait()  # all have seen the same before any writes
     n_done = 0
+
+    def is_wanted(batch: Batch) -> bool:
+        return not held.issuperset(example.example_id for example in batch.examples)
 
     def asked() -> Iterator[tuple[Sequence[Encoded], Columns]]:
         nonlocal n_done
         batches = ordered_batches(examples, batch_size)
-        for batch in islice(batches, world.rank, None, world.size):
-            if not held.issuperset(example.example_id for example in batch.examples):
-                yield batch.examples, ask(batch)
-            n_done += len(batch.examples)
+        while every := list(islice(batches, world.size)):
+            own = every[world.rank] if world.rank < len(every) else None
+            if own is not None and is_wanted(own):
+                yield own.examples, ask(own)
+            elif in_step and any(is_wanted(batch) for batch in every):
+                ask(own or every[0])
+            n_done += sum(len(batch.examples) for batch in every)
             if progress:
-                progress(min(n_done * world.size, len(examples)), len(examples))
+                progress(n_done, len(examples))
 
     write_shards(folder, asked(), shard_seconds=shard_seconds, world=world)
     world.wait()

@@ -44,8 +44,12 @@ def write_reference(
     n_drawn: int,
     batch_size: int,
     meta: dict[str, Any],
+    writes: bool = True,
 ) -> None:
-    """Ask a teacher, and write what it tells (`write_told`)."""
+    """Ask a teacher, and write what it tells (`write_told`).
+
+    ``writes``: False in a process that only helps to ask.
+    """
     ask_whole = live_targets(teacher, kept_ids, 1.0)
     mass_of = _kept_mass(teacher, kept_ids)
 
@@ -55,7 +59,7 @@ def write_reference(
         return Told(few(batch).rows(slice(None)), _target_logprobs(whole, batch), mass_of(batch))
 
     kept = range(vocab_size) if kept_ids is None else kept_ids
-    write_told(path, tell, examples, kept, batch_size=batch_size, meta=meta)
+    write_told(path, tell, examples, kept, batch_size=batch_size, meta=meta, writes=writes)
 
 
 def told_by(kept: TargetFn) -> Tell:
@@ -76,6 +80,7 @@ def write_told(
     *,
     batch_size: int,
     meta: dict[str, Any],
+    writes: bool = True,
 ) -> None:
     """Write an .npz (no pickles) that ``kdexport.runtime.quality`` reads.
 
@@ -111,6 +116,8 @@ def write_told(
         if told.target_logprobs is not None:
             columns.setdefault("target_logprobs", []).append(told.target_logprobs)
         columns.setdefault("kept_mass", []).append(told.kept_mass)
+    if not writes:
+        return
     arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
     arrays["offsets"] = np.asarray(offsets, dtype=np.int64)
     arrays["kept_ids"] = np.asarray(kept_ids, dtype=np.int32)
