@@ -11,6 +11,7 @@ import click
 
 from kdexport import __version__
 from kdexport.cli_bench import bench
+from kdexport.cli_eval import evaluate
 from kdexport.cli_options import (
     EXISTING,
     FiniteRange,
@@ -82,7 +83,7 @@ def cli(context: click.Context, verbose: bool) -> None:
     context.obj = {"verbose": verbose}
 
 
-for command in (run, distill, finetune, sweep, import_targets, bench):
+for command in (run, distill, finetune, sweep, import_targets, bench, evaluate):
     cli.add_command(command)
 
 

@@ -67,6 +67,19 @@ class TorchSession:
         return logits
 
 
+def open_torch(folder: Path) -> tuple[TorchSession, TextCodec]:
+    """A Hugging Face folder as what runs and what reads; InputError for one that cannot be."""
+    try:
+        model = load_model(folder)
+        text = text_facts(folder, model.config)
+        codec = TextCodec(folder / "tokenizer.json", text, chat_template(folder))
+        return TorchSession(model, text), codec
+    except KdexportError:
+        raise
+    except Exception as error:  # of a broken folder, transformers raises any
+        raise InputError(f"cannot be loaded ({first_words(error)})", where=str(folder)) from error
+
+
 def main() -> None:
     """Serve a Hugging Face folder."""
     parser = argparse.ArgumentParser(prog="python -m kdexport.torch_arm")
@@ -77,14 +90,10 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     started = time.perf_counter()
     try:
-        model = load_model(folder)
-        text = text_facts(folder, model.config)
-        codec = TextCodec(folder / "tokenizer.json", text, chat_template(folder))
-        session = TorchSession(model, text)
+        session, codec = open_torch(folder)
     except KdexportError as error:
         refuse(error)
-    except Exception as error:  # of a broken folder, transformers raises any
-        refuse(InputError(f"cannot be loaded ({first_words(error)})", where=str(folder)))
+    model = session.model
     facts = {
         "engine": f"PyTorch {torch.__version__.split('+')[0]}",
         "n_parameters": model.num_parameters(),

@@ -30,6 +30,7 @@ COMMANDS = (
     "inspect",
     "verify",
     "doctor",
+    "eval",
 )
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 

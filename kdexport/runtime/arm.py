@@ -33,7 +33,7 @@ def serve_arm(session: Runs, codec: Any, facts: Answer) -> None:
     actions: Mapping[str, Callable[..., Answer]] = {
         "latency": lambda **request: _latency(session, codec, **request),
         "quality": lambda **request: _quality(session, **request),
-        "sample": lambda **request: _sample(session, codec, **request),
+        "sample": lambda **request: sample_copy(session, codec, **request),
         "memory": lambda: {"peak_rss_mb": peak_rss_mb(), "steady_rss_mb": rss_mb()},
     }
     _answer(facts)
@@ -76,9 +76,10 @@ def _quality(session: Runs, reference: str, teacher_vocabulary: bool) -> Answer:
     return {**asdict(quality), "quality_split": loaded.meta.get("split", "test")}
 
 
-def _sample(
+def sample_copy(
     session: Runs, codec: Any, messages: list[dict[str, str]], new_tokens: int, one_line: bool
 ) -> Answer:
+    """What a model writes, greedily: the text, what of it was added to an opening, its pieces."""
     ids = codec.encode(codec.render_chat(messages) if messages else "")
     steps = list(
         generate(

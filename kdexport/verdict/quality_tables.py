@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kdexport.verdict.bootstrap import COVERED, Interval
-from kdexport.verdict.report import ARM_LABELS, REFERENCE_ARM, ArmResult, BenchReport
-from kdexport.verdict.scores import CopyScores, StageLoss
+from kdexport.verdict.report import ARM_LABELS, REFERENCE_ARM, BenchReport
+from kdexport.verdict.scores import CopyScores, Evaluation, StageLoss, TokenQuality
 from kdexport.verdict.table import MISSING, WIDE, Row, compact, fixed, laid_out
 
 if TYPE_CHECKING:
@@ -40,6 +40,32 @@ def grids(report: BenchReport) -> list[Grid]:
     """The tables that the report has numbers for."""
     found = [_tokens(report), _losses(report), _copies(report)]
     return [grid for grid in found if grid is not None]
+
+
+def evaluation_grids(found: Evaluation) -> list[Grid]:
+    """The tables of a bundle on someone's own texts, and of its teacher."""
+    first = found.judged[0].quality
+    left_out = f"; {found.n_too_long:,} too long, left out" if found.n_too_long else ""
+    notes = [
+        f"{first.n_quality_tokens:,} tokens of {found.n_texts:,} texts of {found.data}{left_out}. "
+        "Perplexity ± its standard error over tokens. ECE: expected calibration error, 15 bins."
+    ]
+    columns: list[tuple[str, Callable[[TokenQuality], str]]] = [
+        ("perplexity", _perplexity),
+        *((name, read) for name, read in TOKEN_COLUMNS if name == "ECE %"),
+    ]
+    if first.kl_mean is not None:
+        columns += [column for column in TOKEN_COLUMNS if column[0] != "ECE %"]
+        notes.append("KL(teacher || model) in nats per token; the rest as in a bench.")
+    rows = tuple(
+        Row(one.model, one.model, tuple(read(one.quality) for _, read in columns))
+        for one in found.judged
+    )
+    grids = [Grid("Quality by token", tuple(name for name, _ in columns), rows, tuple(notes))]
+    copies = [(one.model, one.model, one.copies) for one in found.judged if one.copies is not None]
+    if copies:
+        grids.append(_copy_grid(copies, "completions"))
+    return grids
 
 
 def render_grid(grid: Grid, hero: str | None, width: int = WIDE) -> Table:
@@ -112,23 +138,28 @@ def _losses(report: BenchReport) -> Grid | None:
 
 
 def _copies(report: BenchReport) -> Grid | None:
-    scored = [(arm, arm.copies) for arm in report.ordered_arms if arm.copies is not None]
-    if not scored:
-        return None
+    scored = [
+        (arm.arm, arm.label, arm.copies) for arm in report.ordered_arms if arm.copies is not None
+    ]
+    return _copy_grid(scored, "teacher's copy") if scored else None
+
+
+def _copy_grid(scored: Sequence[tuple[str, str, CopyScores]], references: str) -> Grid:
+    """``scored``: name, label and scores; ``references``: what the copy is beside."""
     columns = [
         (name, read)
         for name, read in COPY_COLUMNS
-        if any(read(copies) != MISSING for _, copies in scored)
+        if any(read(copies) != MISSING for _, _, copies in scored)
     ]
     rows = tuple(
-        Row(arm.arm, arm.label, tuple(read(copies) for _, read in columns))
-        for arm, copies in scored
+        Row(name, label, tuple(read(copies) for _, read in columns))
+        for name, label, copies in scored
     )
-    n_requests = max(len(copies.requests) for _, copies in scored)
+    n_requests = max(len(copies.requests) for _, _, copies in scored)
     notes = (
-        f"Greedy copy for {n_requests} test briefs. chrF and similarity: to the teacher's copy. "
-        "Same tokens: before the first that differs, median. * differs from the teacher's "
-        f"({COVERED} % of the paired bootstrap over briefs); without it, within noise.",
+        f"Greedy copy for {n_requests} prompts. chrF and similarity: to the {references}. Same "
+        f"tokens: before the first that differs, median. * differs from the {references} "
+        f"({COVERED} % of the paired bootstrap over prompts); without it, within noise.",
     )
     return Grid("Copy", tuple(name for name, _ in columns), rows, notes)
 
@@ -141,19 +172,26 @@ def spanned(interval: Interval, decimals: int, *, same: float = 0.0, scale: floa
     return f"{value} {NOISE}" if interval.covers(same) else f"{value} [{low}, {high}]"
 
 
-def _number(name: str, decimals: int, scale: float = 1.0) -> Callable[[ArmResult], str]:
-    def read(arm: ArmResult) -> str:
+def _number(name: str, decimals: int, scale: float = 1.0) -> Callable[[TokenQuality], str]:
+    def read(arm: TokenQuality) -> str:
         value: float | None = getattr(arm, name)
         return MISSING if value is None else fixed(scale * value, decimals)
 
     return read
 
 
-def _ratio(arm: ArmResult) -> str:
+def _ratio(arm: TokenQuality) -> str:
     if arm.ppl_ratio is None:
         return MISSING
     error = "" if arm.ppl_ratio_se is None else f" ± {fixed(arm.ppl_ratio_se, 3)}"
     return f"{fixed(arm.ppl_ratio, 3)}{error}"
+
+
+def _perplexity(arm: TokenQuality) -> str:
+    if arm.perplexity is None:
+        return MISSING
+    error = "" if arm.perplexity_se is None else f" ± {fixed(arm.perplexity_se, 2)}"
+    return f"{fixed(arm.perplexity, 2)}{error}"
 
 
 def _mean(name: str, decimals: int, scale: float = 1.0) -> Callable[[CopyScores], str]:
@@ -172,7 +210,7 @@ def _same_tokens(copies: CopyScores) -> str:
     return MISSING if copies.n_as_reference is None else fixed(copies.n_as_reference, 0)
 
 
-TOKEN_COLUMNS: Sequence[tuple[str, Callable[[ArmResult], str]]] = (
+TOKEN_COLUMNS: Sequence[tuple[str, Callable[[TokenQuality], str]]] = (
     ("KL mean", _number("kl_mean", 3)),
     ("median", _number("kl_p50", 3)),
     ("p90", _number("kl_p90", 3)),

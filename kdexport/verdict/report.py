@@ -24,7 +24,7 @@ from pydantic import (
 from kdexport.errors import InputError
 from kdexport.files import write_whole
 from kdexport.machine import Machine, machine_facts
-from kdexport.verdict.scores import CopyScores, Measured, Record, StageLoss, TextSums
+from kdexport.verdict.scores import CopyScores, Measured, Record, StageLoss, TokenQuality
 from kdexport.verdict.timing import Case, Timed, Timing, percentile
 
 __all__ = [
@@ -70,7 +70,7 @@ _NOUNS: dict[str, str] = {
 }
 
 
-class ArmResult(Timed):
+class ArmResult(Timed, TokenQuality):
     """What one arm (a model in an engine, in a process of its own) measured."""
 
     arm: str
@@ -82,23 +82,7 @@ class ArmResult(Timed):
     load_s: FiniteFloat
     steady_rss_mb: Measured = Field(default=None, description="after the runs, 10^6 bytes")
     others: list[Timing] = Field(default=[], description="the other cases, in the settings' order")
-    perplexity: Measured = None
-    perplexity_se: Measured = Field(default=None, description="standard error, over tokens")
-    ppl_ratio: Measured = Field(default=None, description="perplexity over the teacher's")
-    ppl_ratio_se: Measured = Field(default=None, description="standard error, paired by token")
-    ece: Measured = Field(default=None, description="expected calibration error, 0 to 1")
-    kl_mean: Measured = Field(default=None, description="KL(teacher || arm), nats per token")
-    kl_p50: Measured = None
-    kl_p90: Measured = None
-    kl_p99: Measured = None
-    kl_max: Measured = None
-    top1: Measured = Field(default=None, description="share of tokens, 0 to 1")
-    top5: Measured = Field(
-        default=None, description="share of tokens: the arm's likeliest is of the teacher's five"
-    )
-    n_quality_tokens: NonNegativeInt = 0
     quality_split: str = Field(default="test", description="the split of the texts scored")
-    texts: TextSums | None = Field(default=None, description="quality text by text, for pairing")
     samples: dict[str, str] = Field(default={}, description="brief_id -> copy")
     copies: CopyScores | None = Field(default=None, description="those scored beside the teacher's")
 

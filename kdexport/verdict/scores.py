@@ -5,7 +5,15 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    model_validator,
+)
 
 from kdexport.verdict.bootstrap import Interval
 
@@ -41,6 +49,30 @@ class TextSums(Record):
         if any(column is not None and len(column) != len(self.tokens) for column in columns):
             raise ValueError("the sums are not of the same texts")
         return self
+
+
+class TokenQuality(Record):
+    """How well a model foretells given tokens, and how near it is to a teacher, where there is one.
+
+    What each number is: `kdexport.runtime.token_scores.Quality`.
+    """
+
+    perplexity: Measured = None
+    perplexity_se: Measured = Field(default=None, description="standard error, over tokens")
+    ppl_ratio: Measured = Field(default=None, description="perplexity over the teacher's")
+    ppl_ratio_se: Measured = Field(default=None, description="standard error, paired by token")
+    ece: Measured = Field(default=None, description="expected calibration error, 0 to 1")
+    kl_mean: Measured = Field(default=None, description="KL(teacher || arm), nats per token")
+    kl_p50: Measured = None
+    kl_p90: Measured = None
+    kl_p99: Measured = None
+    kl_max: Measured = None
+    top1: Measured = Field(default=None, description="share of tokens, 0 to 1")
+    top5: Measured = Field(
+        default=None, description="share of tokens: the arm's likeliest is of the teacher's five"
+    )
+    n_quality_tokens: NonNegativeInt = 0
+    texts: TextSums | None = Field(default=None, description="quality text by text, for pairing")
 
 
 class StageLoss(Record):
@@ -79,3 +111,20 @@ class CopyScores(Record):
     against: dict[str, Interval] = Field(
         default={}, description="mean less the references', paired; covers 0: within noise"
     )
+
+
+class Judged(Record):
+    """What one model makes of someone's own texts."""
+
+    model: str
+    quality: TokenQuality
+    copies: CopyScores | None = Field(default=None, description="beside the completions")
+
+
+class Evaluation(Record):
+    """`kdexport eval`: a bundle, and its teacher where one was named, on a file of texts."""
+
+    data: str
+    n_texts: NonNegativeInt
+    n_too_long: NonNegativeInt = Field(description="texts left out for the model's length")
+    judged: list[Judged] = Field(description="the bundle, then the teacher")

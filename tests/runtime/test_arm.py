@@ -10,7 +10,7 @@ import pytest
 
 from kdexport.bundle import TextFacts
 from kdexport.content.briefs import Brief
-from kdexport.runtime.arm import _sample
+from kdexport.runtime.arm import sample_copy
 from kdexport.runtime.sample import make_sampler
 from kdexport.runtime.text import TextCodec
 from kdexport.synthesize import Sampling, synthesize
@@ -61,7 +61,7 @@ def test_one_line_ends_at_its_line(
 ) -> None:
     session: Any = Scripted(codec, written)
     asked = [{"role": "user", "content": "x"}]
-    answer = _sample(session, codec, asked, 40, one_line=True)
+    answer = sample_copy(session, codec, asked, 40, one_line=True)
     assert (answer["text"], answer["added"], answer["finished"]) == (expected, expected, True)
     assert "".join(answer["pieces"]).startswith(expected)
 
@@ -89,10 +89,10 @@ def test_one_line_ends_at_its_line(
 def test_many_lines_go_on(codec: TextCodec) -> None:
     session: Any = Scripted(codec, "One.\nTwo.\n<|im_end|>")
     asked = [{"role": "user", "content": "x"}]
-    answer = _sample(session, codec, asked, 40, one_line=False)
+    answer = sample_copy(session, codec, asked, 40, one_line=False)
     assert answer["text"] == "One.\nTwo."
     assert "".join(answer["pieces"]) == answer["added"] == "One.\nTwo.\n"
-    assert not _sample(session, codec, asked, 2, one_line=False)["finished"]
+    assert not sample_copy(session, codec, asked, 2, one_line=False)["finished"]
 
 
 @pytest.mark.parametrize("least", [0, 6])
