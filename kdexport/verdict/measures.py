@@ -87,6 +87,16 @@ def _energy(report: BenchReport, arm: ArmResult) -> float | None:
     return 1000 * statistics.fmean(arm.joules) / n_tokens
 
 
+def _copies(name: str) -> Reader:
+    """The mean over copies, where some were scored."""
+
+    def read(_: BenchReport, arm: ArmResult) -> float | None:
+        found = arm.copies.intervals.get(name) if arm.copies else None
+        return found.value if found else None
+
+    return read
+
+
 def _score(
     name: str,
     better: Literal["less", "more"] = "less",
@@ -124,6 +134,8 @@ MEASURES: Mapping[str, Measure] = {
     "perplexity": _score("perplexity", sums="nll"),
     "ppl_ratio": _score("ppl_ratio", unit="times", sums="nll"),
     "ece": _score("ece", unit=SHARE),
+    "chrf": Measure("", "more", _copies("chrf"), SMALL),
+    "passed": Measure(SHARE, "more", _copies("passed"), SMALL),
 }
 
 
