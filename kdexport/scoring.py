@@ -18,6 +18,7 @@ from kdexport.verdict.scores import CopyScores
 
 Similarity = Callable[[Sequence[str], Sequence[str]], list[float]]
 Language = Callable[[str], str]
+LEAST_COMPARED = 8  # texts: draws of fewer are too few for 95 % to mean it
 COMPARED = ("n_words", "self_bleu", "repeated", "passed")  # with the teacher's, text by text
 
 
@@ -91,7 +92,7 @@ def score_copies(ours: Copies, references: Copies | None, judges: Judges) -> Cop
 
     Without references (for the teacher's own copy) those alone that need none. ``against`` has the
     mean of ours less the references', with the interval of requests drawn anew: one that covers 0
-    is a difference within noise.
+    is a difference within noise. It is empty for fewer than `LEAST_COMPARED` requests.
     """
     names = [name for name in ours.texts if references is None or name in references.texts]
     if not names:
@@ -103,7 +104,7 @@ def score_copies(ours: Copies, references: Copies | None, judges: Judges) -> Cop
         theirs = _own_scores(references, names)
         against = {
             name: ratio_of_sums([a - b for a, b in zip(own[name], theirs[name], strict=True)])
-            for name in COMPARED
+            for name in (COMPARED if len(names) >= LEAST_COMPARED else ())
         }
         beside = _beside(
             [ours.texts[name] for name in names],

@@ -15,6 +15,8 @@ LINES = [
     "Tea from the hills, picked by hand.",
     "Your bike is ready: come and get it.",
     "Soap that smells of sea salt and fennel.",
+    "New: oat milk in bottles that we take back.",
+    "Paint your kitchen in one afternoon.",
 ]
 
 
@@ -35,7 +37,7 @@ def test_a_copy_of_the_teacher_differs_in_nothing() -> None:
     assert found.intervals["identical"].value == 1
     assert {one.value for one in found.against.values()} == {0}
     assert all(one.covers(0) for one in found.against.values())
-    assert found.requests == [f"b{n}" for n in range(6)]
+    assert found.requests == [f"b{n}" for n in range(8)]
     assert found.failed == {}
 
 
@@ -45,8 +47,8 @@ def test_what_is_always_longer_and_repeats_itself_is_told() -> None:
     assert found.against["n_words"].low > 0
     assert found.against["repeated"].low > 0
     assert found.against["passed"].high < 0
-    assert found.failed == {"repetitive": 6}
-    assert found.by_text["passed"] == [0] * 6
+    assert found.failed == {"repetitive": 8}
+    assert found.by_text["passed"] == [0] * 8
 
 
 def test_what_differs_now_this_way_now_that_is_noise() -> None:
@@ -61,6 +63,7 @@ def test_what_differs_now_this_way_now_that_is_noise() -> None:
 def test_tokens_before_the_first_that_differs_have_a_median() -> None:
     changed = [LINES[0], "Two pairs of boots", "A weekend", "Coffee", "Your bike is", "Soap"]
     found = score_copies(copies(changed), copies(LINES), Judges())
+    assert found.against == {}  # of six, too few to compare
     # The last token of a text has a space here that the text has not: it counts as different.
     assert found.by_text["n_as_reference"] == [6, 3, 1, 0, 2, 0]
     assert found.n_as_reference == 1.5

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 NOISE = "within noise"
+ROUNDING = "within rounding"  # smaller than what is shown, if not nothing
 STEPS = {  # by the arm that a stage leaves
     "teacher-int8": "teacher quantized",
     "student-torch-fp32": "distilled",
@@ -156,20 +157,29 @@ def _copy_grid(scored: Sequence[tuple[str, str, CopyScores]], references: str) -
         for name, label, copies in scored
     )
     n_requests = max(len(copies.requests) for _, _, copies in scored)
+    differs = (
+        f"* differs from the {references} ({COVERED} % of the paired bootstrap over prompts); "
+        "without it, within noise."
+        if any(copies.against for _, _, copies in scored)
+        else f"These are too few to tell what differs from the {references} beyond noise."
+    )
     notes = (
         f"Greedy copy for {n_requests} prompts. chrF and similarity: to the {references}. Same "
-        f"tokens: before the first that differs, median. * differs from the {references} "
-        f"({COVERED} % of the paired bootstrap over prompts); without it, within noise.",
+        f"tokens: before the first that differs, median. {differs}",
     )
     return Grid("Copy", tuple(name for name, _ in columns), rows, notes)
 
 
 def spanned(interval: Interval, decimals: int, *, same: float = 0.0, scale: float = 1.0) -> str:
-    """A difference with its interval: ``0.353 [0.310, 0.398]``; or that it is within noise."""
+    """A difference with its interval: ``0.353 [0.310, 0.398]``; or that it is none to speak of."""
     value, low, high = (
         fixed(scale * each, decimals) for each in (interval.value, interval.low, interval.high)
     )
-    return f"{value} {NOISE}" if interval.covers(same) else f"{value} [{low}, {high}]"
+    if interval.covers(same):
+        return f"{value} {NOISE}"
+    if low == high == fixed(scale * same, decimals):
+        return f"{value} {ROUNDING}"
+    return f"{value} [{low}, {high}]"
 
 
 def _number(name: str, decimals: int, scale: float = 1.0) -> Callable[[TokenQuality], str]:

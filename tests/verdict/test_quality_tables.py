@@ -37,6 +37,7 @@ def test_a_loss_is_told_with_its_interval_or_as_noise() -> None:
     assert "[" in cells["distilled"]
     assert cells["exported"].endswith("within noise")
     assert spanned(Interval(0.2, 0.1, 0.3), 3) == "0.200 [0.100, 0.300]"
+    assert spanned(Interval(1e-6, 1e-7, 2e-6), 3) == "0.000 within rounding"
     assert spanned(Interval(1.01, 0.99, 1.03), 2, same=1.0) == "1.01 within noise"
     assert spanned(Interval(0.012, 0.011, 0.013), 1, scale=100) == "1.2 [1.1, 1.3]"
 
@@ -57,7 +58,7 @@ def test_what_differs_from_the_teacher_is_marked() -> None:
     hero = report.hero
     assert hero is not None
     assert hero.copies is not None
-    against = {name: Interval(-1, -2, -0.5) for name in hero.copies.against}
+    against = {"n_words": Interval(-1, -2, -0.5), "passed": Interval(0, -1, 1)}
     copies = hero.copies.model_copy(update={"against": against})
     arms = [*report.arms[:-1], hero.model_copy(update={"copies": copies})]
     grid = by_title(report.model_copy(update={"arms": arms}))["Copy"]
@@ -65,6 +66,9 @@ def test_what_differs_from_the_teacher_is_marked() -> None:
         dict(zip(grid.headers, row.cells, strict=True)) for row in (grid.rows[-2], grid.rows[-1])
     )
     assert marked["words"] == f"{plain['words']}*"
+    assert marked["checks passed %"] == plain["checks passed %"]
+    assert "* differs" in grid.notes[0]
+    assert "too few" in by_title(report)["Copy"].notes[0]
     assert "similarity" not in grid.headers  # nothing judged it
     assert grid.rows[0].cells[grid.headers.index("chrF")] == "–"  # noqa: RUF001
 
