@@ -29,7 +29,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Opened:
-    """A model that can read and write."""
+    """A model that can read and write. ``name``: the source as it was given."""
 
     name: str
     session: Runs
@@ -97,8 +97,8 @@ def evaluate(
         n_texts=len(texts),
         n_too_long=len(pairs) - len(texts),
         judged=[
-            Judged(model=model.name, quality=as_record(sum_up(found)), copies=written)
-            for model, found, written in zip(models, scores, copies, strict=True)
+            Judged(model=name, quality=as_record(sum_up(found)), copies=written)
+            for name, found, written in zip(_names(models), scores, copies, strict=True)
         ],
     )
 
@@ -208,6 +208,12 @@ def _as_written(pair: Pair, codec: TextCodec) -> Written:
     ids = codec.tokenizer.encode(pair.completion, add_special_tokens=False).ids
     parts = tuple(piece for piece in pieces(codec, ids) if piece)
     return Written((opening + pair.completion).strip(), pair.completion, parts)
+
+
+def _names(models: Sequence[Opened]) -> list[str]:
+    """The models' folders, where that keeps them apart, else the sources as they were given."""
+    short = [Path(model.name).resolve().name for model in models]
+    return short if len(set(short)) == len(short) else [model.name for model in models]
 
 
 def as_record(quality: Quality) -> TokenQuality:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from kdexport import arms
 from kdexport.arms import Arm, ArmSpec, arm_names, bench_bundles
-from kdexport.bundle import Bundle, commit_bundle, staged_bundle
+from kdexport.bundle import Bundle, Parent, commit_bundle, staged_bundle
 from kdexport.energy import Meter
 from kdexport.errors import InputError, KdexportError
 from kdexport.export.bundles import export_bundle
@@ -144,6 +145,25 @@ def test_every_turn_is_metered_where_there_is_a_meter(
     monkeypatch.setattr(arms, "find_meter", lambda: None)
     (arm,) = bench_bundles([bundle.path], None, FEW).arms
     assert arm.joules == []
+
+
+def test_a_bundle_s_parent_is_known_by_its_manifest(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[ArmSpec] = []
+
+    def remember(specs: list[ArmSpec], *_: object) -> list[object]:
+        seen.extend(specs)
+        return []
+
+    monkeypatch.setattr(arms, "measure_arms", remember)
+    parent = Parent(name="tiny", manifest_sha256=bundle.manifest_sha256)
+    child = replace(bundle, manifest=bundle.manifest.model_copy(update={"parent": parent}))
+    bench_bundles([bundle.path, copy(child, tmp_path / "child")], None, FEW)
+    bench_bundles([copy(child, tmp_path / "alone")], None, FEW)
+    assert [(spec.name, spec.made_from) for spec in seen] == [
+        *(("tiny", None), ("child", "tiny"), ("alone", None))
+    ]
 
 
 def test_a_changed_reference_is_refused(bundle: Bundle, tmp_path: Path) -> None:

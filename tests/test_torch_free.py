@@ -154,6 +154,14 @@ def test_bench_measures_latency(laptop: Laptop, bundles: list[Path]) -> None:
         assert all(value > 0 for value in arm["decode_tok_s"])
 
 
+def test_eval_scores_texts_beside_a_bundle(laptop: Laptop, bundles: list[Path]) -> None:
+    texts = laptop.folder / "own.jsonl"
+    texts.write_text('{"prompt": "An ad", "completion": "Fresh bread."}\n')
+    few = ["--teacher", bundles[0], "--new", "4", "--threads", "1", "--json"]
+    own, teacher = json.loads(laptop.good("eval", bundles[1], texts, *few))["judged"]
+    assert own["quality"]["kl_mean"] > teacher["quality"]["kl_mean"] == 0
+
+
 @pytest.mark.parametrize(
     ("command", "extra"), [("distill", "kdexport[train]"), ("export", "kdexport[export]")]
 )
