@@ -35,7 +35,9 @@ HEAVY = {
     "transformers",
 }
 RUNTIME_MODULES = [
-    f"kdexport.runtime.{module.name}" for module in pkgutil.iter_modules([PACKAGE / "runtime"])
+    f"kdexport.{part}.{module.name}"
+    for part in ("runtime", "serve")
+    for module in pkgutil.iter_modules([PACKAGE / part])
 ]
 UNSAFE_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 UNSAFE_CALLS = {
@@ -86,7 +88,7 @@ def test_the_runtime_names_no_heavy_module_even_inside_a_function() -> None:
     found = [
         f"{path}:{node.lineno} {name}"
         for path, tree in trees()
-        if "/runtime/" in path
+        if "/runtime/" in path or "/serve/" in path
         for node in ast.walk(tree)
         for name in imported(node)
         if name.partition(".")[0] in HEAVY or name.startswith(("kdexport.train", "kdexport.export"))

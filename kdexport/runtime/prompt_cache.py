@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,26 +76,41 @@ class PromptCache:
         At least two tokens of the prompt are left to read: some kernels round a token that is
         alone in its call otherwise than among others. ``max_new_tokens`` is room besides.
         """
+        *_, cache = self.begin_in_parts(prompt_ids, max_new_tokens)
+        return cache
+
+    def begin_in_parts(
+        self, prompt_ids: Sequence[int], max_new_tokens: int = 0
+    ) -> Iterator[KVCache]:
+        """`begin`, with time for other work after each block that had to be computed.
+
+        The same cache comes again and again, the last time with all blocks.
+        """
         n_prompt = len(prompt_ids)
         cache = self._session.new_cache(1, n_prompt + max_new_tokens)
         if n_prompt >= self._session.manifest.model.max_length:
-            return cache  # generate says so
+            yield cache  # generate says so
+            return
         tokens = np.asarray(prompt_ids, dtype=np.int64)
         used: list[str] = []
         key = self._root
-        for begin in range(0, (n_prompt - 2) // BLOCK * BLOCK, BLOCK):
-            ids = tokens[begin : begin + BLOCK]
-            key = hashlib.sha256(key.encode() + ids.astype("<i8").tobytes()).hexdigest()
-            values = self._find(key)
-            if values is not None:
-                cache.extend(values)
-            else:
-                self._session.run(ids[None], cache)
-                self._keep(key, cache.read(begin, begin + BLOCK))
-                self.reads.computed += BLOCK
-            used.append(key)
-        self._used(used)
-        return cache
+        try:
+            for begin in range(0, (n_prompt - 2) // BLOCK * BLOCK, BLOCK):
+                ids = tokens[begin : begin + BLOCK]
+                key = hashlib.sha256(key.encode() + ids.astype("<i8").tobytes()).hexdigest()
+                values = self._find(key)
+                if values is not None:
+                    cache.extend(values)
+                else:
+                    self._session.run(ids[None], cache)
+                    self._keep(key, cache.read(begin, begin + BLOCK))
+                    self.reads.computed += BLOCK
+                used.append(key)
+                if values is None:
+                    yield cache
+        finally:
+            self._used(used)
+        yield cache
 
     def _find(self, key: str) -> Array | None:
         block = self._blocks.get(key)
