@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kdexport.verdict.bootstrap import Interval, ratio_of_sums
+from kdexport.verdict.measures import read_measure
 from kdexport.verdict.report import ArmResult, BenchReport, short
 from kdexport.verdict.timing import Timed, percentile
 
@@ -110,18 +111,13 @@ def _far_of(arm: ArmResult) -> str:
 
 
 def _energy(report: BenchReport) -> str:
-    found = [(arm, joules_a_token(arm, report.settings.new_tokens)) for arm in report.ordered_arms]
-    told = [f"{arm.label} {short(1000 * value)} mJ" for arm, value in found if value is not None]
+    found = [(arm, read_measure(report, arm, "energy_mj")) for arm in report.ordered_arms]
+    told = [f"{arm.label} {short(value)} mJ" for arm, value in found if value is not None]
     if not told:
         return "Energy: this machine does not tell it (no RAPL counters that may be read)."
     return (
         f"Energy of the CPU's packages for a token, prompt and idling included: {'; '.join(told)}."
     )
-
-
-def joules_a_token(arm: ArmResult, new_tokens: int) -> float | None:
-    """Mean energy of a run over the tokens that it wrote; None where it was not told."""
-    return statistics.fmean(arm.joules) / new_tokens if arm.joules else None
 
 
 def markdown_cases(report: BenchReport) -> str:
