@@ -200,6 +200,18 @@ def runs_of_seven(n: int) -> list[slice]:
     return [slice(begin, min(begin + 7, n)) for begin in range(0, n, 7)]
 
 
+def test_packed_texts_give_the_same_loss(material: Any) -> None:
+    """The teacher reads them one a row; which rows are whose does not change."""
+    teacher, student, students, pairs = material
+    ask = paired_targets(live_targets(teacher, None, 2.0), pairs)
+    batches = [collate(students), collate(students, 150)]
+    assert len(batches[1].ids) < len(batches[0].ids)
+    apart, packed = (
+        objective.batch_loss(student, batch, ask(batch), ULD, 0.5).divergence for batch in batches
+    )
+    assert packed == pytest.approx(apart, rel=1e-4)
+
+
 def test_kept_hidden_states_give_the_live_loss(material: Any, tmp_path: Path) -> None:
     teacher, student, students, pairs = material
     form = hidden_form(teacher, None, 2.0, "float32")
