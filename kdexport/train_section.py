@@ -116,8 +116,8 @@ Terms = Annotated[
 
 
 CHANGE_NOTHING = {"cache_gb", "checkpoint_seconds", "n_samples", "shard_teacher", "tensorboard"}
-KEPT = ("cached", "sampled", "hidden")  # targets that the teacher is asked for once
 """Fields that say what is kept and seen, and make no other student."""
+KEPT = ("cached", "sampled", "hidden")  # targets that the teacher is asked for once
 
 InnerTerms = Annotated[
     list[InnerTerm],

@@ -99,6 +99,7 @@ def test_two_processes_read_a_stream_of_packed_texts_as_one_does(folder: Path) -
 
 def test_a_teacher_in_two_parts_says_what_a_whole_one_does(folder: Path) -> None:
     sets = ["--set", "train.targets=cached", "--set", "train.max_steps=3"]
+    sets += ["--set", "train.on_policy=null"]
     for name, starter in (("whole", []), ("parts", TORCHRUN)):
         own = ["--set", f"name={name}", "--set", f"train.shard_teacher={name == 'parts'}"]
         ran = subprocess.run(
