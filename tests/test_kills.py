@@ -56,6 +56,9 @@ def test_killed_at_twenty_moments_a_run_ends_in_the_same_weights(tmp_path: Path)
     assert hits.keys() == N_EACH.keys()
     one, other = found["sha256"]
     assert one == other
+    last = said[said.rindex("[1/4]") :]
+    assert last.count("done before") == 3  # the last attempt begins in the fourth stage
+    assert not (tmp_path / "killed" / "runs" / "tiny" / "checkpoints").exists()
     for name, every in (("metrics", 1), ("samples", 4)):
         lines = (tmp_path / "killed" / "runs" / "tiny" / f"{name}.jsonl").read_text("utf-8")
         rows = [json.loads(line) for line in lines.splitlines()]
