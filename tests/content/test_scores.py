@@ -12,7 +12,7 @@ BREAD = "Fresh bread from our oven, 20% off this spring!"
 OVEN = "Fresh bread, 20% off: our spring oven sale."
 SHOES = "Buy two pairs of running shoes and get free delivery."
 BOOTS = "Buy two pairs of boots and get free delivery today."
-APPLES = "Grüne Äpfel – frisch vom Hof."  # noqa: RUF001
+APPLES = "Grüne Äpfel – frisch vom Hof."
 Text = st.text("ab cd.", max_size=12)
 
 

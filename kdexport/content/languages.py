@@ -1,0 +1,65 @@
+"""Languages of copy: how a model is asked in each, and what its words and figures look like.
+
+Each is a data file in the folder ``languages``, named by its code (ISO 639-1).
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from types import MappingProxyType
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Language(BaseModel):
+    """A language. ``{words}`` in ``occasion``, ``details`` and ``asks`` is what a brief says.
+
+    ``request``: the words of a prompt; `kdexport.content.prompts` says what its places are.
+    ``words``: tones, audiences and campaigns that a brief names in English.
+    ``inflections``: ``ending>base``, by which forms of a word are known as one (`words_match`);
+    ``undouble``: what a rule leaves may end in a letter twice; ``irregular``: forms that no rule
+    finds; ``uninflected``: words that rules would take for a form of another.
+    ``elisions``: what stands before an apostrophe as a word of its own.
+    ``months``: twelve, each with its abbreviations.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    code: str
+    name: str
+    request: str
+    system: str = "You write short marketing copy."
+    between: str = ", "
+    occasion: str
+    details: str
+    asks: dict[str, str]
+    words: dict[str, str] = {}
+    inflections: tuple[str, ...] = ()
+    undouble: bool = False
+    irregular: tuple[tuple[str, ...], ...] = ()
+    uninflected: frozenset[str] = frozenset()
+    elisions: frozenset[str] = frozenset()
+    percent: tuple[str, ...] = ()
+    currencies: dict[str, str] = {}
+    multipliers: dict[str, int] = {}
+    numbers: dict[str, int] = {}
+    months: tuple[tuple[str, ...], ...] = Field(default=(), max_length=12)
+
+    @property
+    def rules(self) -> list[tuple[str, str]]:
+        """The inflections as pairs of an ending and what stands in its place."""
+        pairs = (rule.partition(">") for rule in self.inflections)
+        return [(ending, base) for ending, _, base in pairs]
+
+
+@cache
+def load_languages() -> Mapping[str, Language]:
+    """All languages by code; read once."""
+    languages = {}
+    for entry in sorted(files("kdexport.content").joinpath("languages").iterdir(), key=str):
+        code, _, kind = entry.name.rpartition(".")
+        if kind == "yaml":
+            content = yaml.safe_load(entry.read_text("utf-8"))
+            languages[code] = Language.model_validate({"code": code, **content})
+    return MappingProxyType(languages)
