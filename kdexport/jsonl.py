@@ -3,7 +3,7 @@
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedIOBase
 from pathlib import Path
@@ -12,16 +12,30 @@ from typing import Any
 from kdexport.errors import InputError
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line numbers (from 1) and objects; blank lines are passed over."""
+def raise_it(error: InputError) -> None:
+    """What is done with a row that cannot be read, where nothing else is."""
+    raise error from None
+
+
+def read_jsonl(
+    path: Path, on_bad: Callable[[InputError], None] = raise_it
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers (from 1) and objects; blank lines are passed over.
+
+    ``on_bad`` is told of a line that is no object; where it returns, the next one is read.
+    """
     n_rows = 0
     for number, text in read_lines(path):
         if not text.strip():
             continue
         n_rows += 1
-        row = parse_json(text, f"{path}:{number}")
-        if not isinstance(row, dict):
-            raise InputError("is not a JSON object", where=f"{path}:{number}")
+        try:
+            row = parse_json(text, f"{path}:{number}")
+            if not isinstance(row, dict):
+                raise InputError("is not a JSON object", where=f"{path}:{number}")
+        except InputError as error:
+            on_bad(error)
+            continue
         yield number, row
     if not n_rows:
         raise InputError("is empty", where=str(path))

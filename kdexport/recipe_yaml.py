@@ -1,14 +1,16 @@
 """YAML with the line of every key, read safely: small files, no duplicates, no alias bombs."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from kdexport.errors import InputError
 
 Lines = dict[tuple[str, ...], int]
+Value = TypeVar("Value")
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
 PLAIN_TAGS = {
@@ -28,6 +30,29 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
         raise InputError("there is no such file", where=str(path)) from None
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from None
+    lines: Lines = {}
+    value = _read(content, path, lambda node: _value(node, (), lines, path))
+    if not isinstance(value, dict):
+        raise InputError("is not a mapping of keys to values", where=str(path))
+    return value, lines
+
+
+def yaml_rows(content: bytes, path: Path) -> list[tuple[int, Any]]:
+    """The items of a YAML list, each with its line; `read_yaml` says what is refused."""
+    rows = _read(content, path, lambda node: _items(node, path))
+    if not rows:
+        raise InputError("is empty", where=str(path))
+    return rows
+
+
+def _items(node: yaml.Node, path: Path) -> list[tuple[int, Any]]:
+    if not isinstance(node, yaml.SequenceNode):
+        raise InputError("is not a list (of lines that begin with -)", where=str(path))
+    return [(item.start_mark.line + 1, _value(item, (), {}, path)) for item in node.value]
+
+
+def _read(content: bytes, path: Path, value_of: Callable[[yaml.Node], Value]) -> Value:
+    """What a file's content is, by a function of its node."""
     if len(content) > MAX_BYTES:
         raise InputError(f"is larger than {MAX_BYTES} bytes", where=str(path))
     try:
@@ -40,13 +65,9 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is None:
             raise InputError("is empty", where=str(path))
-        lines: Lines = {}
-        value = _value(node, (), lines, path)
+        return value_of(node)
     except yaml.YAMLError as error:
         raise _not_yaml(error, text, path) from None
-    if not isinstance(value, dict):
-        raise InputError("is not a mapping of keys to values", where=str(path))
-    return value, lines
 
 
 def _check_events(text: str, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Rows of data files: JSONL, CSV, TSV and Parquet, each also gzipped, one row after another.
+"""Rows of data files: JSONL, CSV, TSV, YAML and Parquet, also gzipped, one row after another.
 
 Knows cells and their places, nothing of what a row means. An empty cell of a table is none.
 """
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from kdexport.errors import InputError, first_words, require_extras
-from kdexport.jsonl import opened, read_jsonl, read_lines
+from kdexport.jsonl import opened, raise_it, read_jsonl, read_lines
+from kdexport.recipe_yaml import MAX_BYTES, yaml_rows
 
 ROWS_AT_ONCE = 1024  # of Parquet
 LONGEST_CELL = 2**31 - 1  # characters; csv's own limit is 131,072
@@ -40,10 +41,14 @@ class Row:
 Columns = Collection[str] | None
 
 
-def read_rows(path: Path, columns: Columns = None) -> Iterator[Row]:
+OnBad = Callable[[InputError], None]
+
+
+def read_rows(path: Path, columns: Columns = None, on_bad: OnBad = raise_it) -> Iterator[Row]:
     """The rows of a file, read as its name ends.
 
     ``columns``: those that are wanted, None for all; others of a Parquet file are not read.
+    ``on_bad`` is told of a row that cannot be read; where it returns, the next one is.
     Raises InputError, with the place, for what cannot be read, and for a file without rows.
     """
     kind = format_of(path)
@@ -53,7 +58,7 @@ def read_rows(path: Path, columns: Columns = None) -> Iterator[Row]:
             where=str(path),
             remedy=f"use one of {', '.join(FORMATS)}; .gz may follow",
         )
-    return FORMATS[kind](path, columns)
+    return FORMATS[kind](path, columns, on_bad)
 
 
 def format_of(path: Path) -> str | None:
@@ -62,20 +67,33 @@ def format_of(path: Path) -> str | None:
     return next((suffix for suffix in FORMATS if name.endswith(suffix)), None)
 
 
-def _jsonl_rows(path: Path, columns: Columns) -> Iterator[Row]:
-    for number, cells in read_jsonl(path):
+def _jsonl_rows(path: Path, columns: Columns, on_bad: OnBad) -> Iterator[Row]:
+    for number, cells in read_jsonl(path, on_bad):
         yield Row(path, number, cells)
 
 
-def _comma_rows(path: Path, columns: Columns) -> Iterator[Row]:
-    return _delimited_rows(path, ",")
+def _yaml_rows(path: Path, columns: Columns, on_bad: OnBad) -> Iterator[Row]:
+    """A list of mappings; small files only, since all of it is in memory."""
+    with opened(path) as file:
+        content = file.read(MAX_BYTES + 1)
+    for number, cells in yaml_rows(content, path):
+        if isinstance(cells, dict):
+            yield Row(
+                path, number, {name: cell for name, cell in cells.items() if cell is not None}
+            )
+        else:
+            on_bad(InputError("is no mapping of keys to values", where=f"{path}:{number}"))
 
 
-def _tab_rows(path: Path, columns: Columns) -> Iterator[Row]:
-    return _delimited_rows(path, "\t")
+def _comma_rows(path: Path, columns: Columns, on_bad: OnBad) -> Iterator[Row]:
+    return _delimited_rows(path, ",", on_bad)
 
 
-def _delimited_rows(path: Path, delimiter: str) -> Iterator[Row]:
+def _tab_rows(path: Path, columns: Columns, on_bad: OnBad) -> Iterator[Row]:
+    return _delimited_rows(path, "\t", on_bad)
+
+
+def _delimited_rows(path: Path, delimiter: str, on_bad: OnBad) -> Iterator[Row]:
     """RFC 4180 with a header: a cell in quotes may hold delimiters, line ends, doubled quotes."""
     csv.field_size_limit(LONGEST_CELL)
     lines = (text for _, text in read_lines(path))
@@ -95,13 +113,16 @@ def _delimited_rows(path: Path, delimiter: str) -> Iterator[Row]:
         if header is None:
             header = _header(cells, f"{path}:{number}")
             continue
-        if len(cells) != len(header):
-            raise InputError(
-                f"has {len(cells)} cells under a header of {len(header)}",
-                where=f"{path}:{number}",
-                remedy="put a cell that holds delimiters in quotes",
-            )
         n_rows += 1
+        if len(cells) != len(header):
+            on_bad(
+                InputError(
+                    f"has {len(cells)} cells under a header of {len(header)}",
+                    where=f"{path}:{number}",
+                    remedy="put a cell that holds delimiters in quotes",
+                )
+            )
+            continue
         named = zip(header, cells, strict=True)
         yield Row(path, number, {name: cell for name, cell in named if name and cell})
     if not n_rows:
@@ -119,7 +140,7 @@ def _header(cells: list[str], where: str) -> list[str]:
     return names
 
 
-def _parquet_rows(path: Path, columns: Columns) -> Iterator[Row]:
+def _parquet_rows(path: Path, columns: Columns, on_bad: OnBad) -> Iterator[Row]:
     """Rows as Python values; a packed file is unpacked in memory: Parquet begins at its end."""
     require_extras("parquet")
     import pyarrow
@@ -146,9 +167,11 @@ def _parquet_rows(path: Path, columns: Columns) -> Iterator[Row]:
         raise InputError("has no rows", where=str(path))
 
 
-FORMATS: Mapping[str, Callable[[Path, Columns], Iterator[Row]]] = {
+FORMATS: Mapping[str, Callable[[Path, Columns, OnBad], Iterator[Row]]] = {
     ".jsonl": _jsonl_rows,
     ".csv": _comma_rows,
     ".tsv": _tab_rows,
+    ".yaml": _yaml_rows,
+    ".yml": _yaml_rows,
     ".parquet": _parquet_rows,
 }

@@ -284,7 +284,7 @@ def test_both_disks_are_asked(folder: Path, llama: Path, monkeypatch: pytest.Mon
 def test_wrong_data_is_named_before_the_teacher_is_asked(folder: Path, llama: Path) -> None:
     write(folder, {"product": "Tea"}, {"facts": ["green"]})
     run = open_run(folder, model=llama)
-    with pytest.raises(InputError, match="has no product") as caught:
+    with pytest.raises(InputError, match="product: is missing") as caught:
         run_stages(run)
     assert caught.value.where.endswith("data.jsonl:2")
     assert not run.exported.exists()

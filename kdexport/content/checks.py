@@ -4,6 +4,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
+import regex
+
 QUOTES = {'"': '"', "“": "”", "'": "'", "«": "»", "„": "“"}
 LABEL = re.compile(
     r"^(?:here(?:'s| is| are)[^\n:]{0,80}:|"
@@ -16,6 +18,8 @@ SMALL_WORDS = {"a", "an", "and", "as", "at", "by", "for", "from", "in", "is", "i
 SMALL_WORDS |= {"of", "off", "on", "or", "per", "the", "to", "up", "with", "you", "your"}
 SHORTEST_COPY = 8  # characters
 MOST_REPEATS = 3  # of one run of four words
+SPACELESS = regex.compile(r"\p{Han}|\p{Hiragana}|\p{Katakana}")
+WORDS = regex.compile(r"\p{Han}|\p{Hiragana}|\p{Katakana}|\w+")
 
 
 def clean_copy(text: str) -> str:
@@ -81,3 +85,25 @@ def is_repetitive(text: str) -> bool:
     runs = Counter(zip(words, words[1:], words[2:], words[3:], strict=False))
     lines = Counter(line.strip().casefold() for line in text.splitlines() if line.strip())
     return max(runs.values(), default=0) > MOST_REPEATS or max(lines.values(), default=0) > 2
+
+
+def repeated_span(text: str) -> tuple[int, int] | None:
+    """Where what makes a text repetitive stands for the last time; None where nothing does.
+
+    As `is_repetitive`; Chinese characters and kana are words, of which a run has eight.
+    """
+    words = [(match[0].casefold(), match.span()) for match in WORDS.finditer(text)]
+    n = 8 if any(SPACELESS.match(word) for word, _ in words) else 4
+    runs: dict[tuple[str, ...], list[int]] = {}
+    for at in range(len(words) - n + 1):
+        runs.setdefault(tuple(word for word, _ in words[at : at + n]), []).append(at)
+    for places in runs.values():
+        if len(places) > MOST_REPEATS:
+            return words[places[-1]][1][0], words[places[-1] + n - 1][1][1]
+    lines: dict[str, list[tuple[int, int]]] = {}
+    place = 0
+    for line in text.splitlines(keepends=True):
+        if line.strip():
+            lines.setdefault(line.strip().casefold(), []).append((place, place + len(line)))
+        place += len(line)
+    return next((spans[-1] for spans in lines.values() if len(spans) > 2), None)

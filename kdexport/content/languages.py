@@ -29,7 +29,7 @@ class Language(BaseModel):
     code: str
     name: str
     request: str
-    system: str = "You write short marketing copy."
+    system: str
     between: str = ", "
     occasion: str
     details: str

@@ -13,9 +13,17 @@ from pathlib import Path
 import yaml
 
 from kdexport.content.briefs import split_of
-from kdexport.content.channels import load_channels
 
 HERE = Path(__file__).parent
+CHANNELS = (
+    "ad_description",
+    "ad_headline",
+    "email_subject",
+    "product_description",
+    "push_note",
+    "sms",
+    "social_post",
+)
 BRIEFS_PER_PRODUCT = 5
 FACTS_PER_BRIEF = 3
 CAMPAIGNS = (
@@ -43,12 +51,11 @@ def read_products() -> list[dict[str, object]]:
 def make_briefs() -> list[dict[str, object]]:
     """The rows of briefs.jsonl."""
     rng = random.Random(0)
-    channels = list(load_channels())
     briefs: list[dict[str, object]] = []
     for number, product in enumerate(read_products()):
         facts, audiences = list(product["facts"]), list(product["audiences"])  # type: ignore[call-overload]
         split = split_of(str(product["name"]))
-        for place, channel in enumerate(rng.sample(channels, BRIEFS_PER_PRODUCT)):
+        for place, channel in enumerate(rng.sample(CHANNELS, BRIEFS_PER_PRODUCT)):
             chosen = rng.sample(facts, FACTS_PER_BRIEF)
             briefs.append(
                 {
