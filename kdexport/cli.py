@@ -11,11 +11,13 @@ import click
 
 from kdexport import __version__
 from kdexport.cli_bench import bench, choose
+from kdexport.cli_content import briefs
 from kdexport.cli_eval import evaluate
 from kdexport.cli_options import (
     EXISTING,
     FiniteRange,
     allow_option,
+    channels_option,
     json_option,
     recipe_of,
     set_option,
@@ -83,7 +85,8 @@ def cli(context: click.Context, verbose: bool) -> None:
     context.obj = {"verbose": verbose}
 
 
-for command in (run, distill, finetune, sweep, import_targets, bench, evaluate, choose):
+COMMANDS = (run, distill, finetune, sweep, import_targets, bench, evaluate, choose, briefs)
+for command in COMMANDS:
     cli.add_command(command)
 
 
@@ -128,9 +131,9 @@ def export(checkpoint: Path, quantize: bool, as_json: bool, **asked: Any) -> Non
 @cli.command(context_settings={"show_default": True})
 @click.argument("bundle", type=EXISTING)
 @click.option("-p", "--prompt", help="What to write about, in plain words ('-' reads stdin).")
-@click.option(
-    "--brief", "brief_path", type=EXISTING, help="A file of briefs: JSONL, CSV, TSV, Parquet."
-)
+@click.option("--brief", "brief_path", type=EXISTING, help="A file of briefs, JSONL or a table.")
+@channels_option
+@click.option("--brand", "brand_path", type=EXISTING, help="A brand's style pack, for --brief.")
 @click.option("--raw", is_flag=True, help="Give --prompt to the model as it is, without a chat.")
 @number_options
 @click.option("--logit-bias", multiple=True, metavar="ID=VALUE", help="Add to a token's logit.")
@@ -154,6 +157,9 @@ def generate(bundle: Path, prompt: str | None, brief_path: Path | None, **option
     if prompt is not None and not prompt.strip():
         raise InputError("the prompt is empty", where="--prompt")
     if prompt is not None:
+        for name, option in (("channels_folder", "--channels"), ("brand_path", "--brand")):
+            if options.pop(name) is not None:
+                raise InputError("is of --brief, which is not given", where=option)
         write_prompt(bundle, prompt, click.echo, **options)
     elif brief_path is not None:
         write_briefs(bundle, brief_path, click.echo, **options)

@@ -23,6 +23,12 @@ set_option = click.option(
     metavar="KEY=VALUE",
     help="Override a value of the recipe, as in --set train.lr=3e-4. May be repeated.",
 )
+channels_option = click.option(
+    "--channels",
+    "channels_folder",
+    type=EXISTING,
+    help="A folder of channels of your own, a YAML file each.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a machine.")
 
 

@@ -11,7 +11,14 @@ from kdexport.data_card import DataCard, Drops, amend_card, language_identifier
 from kdexport.errors import InputError
 from kdexport.pairs import SPLITS, Pair, write_pairs
 from kdexport.pipeline import Run
-from kdexport.preflight import limits_of, load_asked_briefs, own_pairs, token_counter
+from kdexport.preflight import (
+    brand_of,
+    channels_of,
+    limits_of,
+    load_asked_briefs,
+    own_pairs,
+    token_counter,
+)
 from kdexport.sections import DataSection
 
 
@@ -128,6 +135,8 @@ def _synthesized_pairs(run: Run, drops: Drops) -> tuple[Iterable[Pair], dict[str
             drafts_path=run.folder / "drafts.jsonl",
             teacher=run.teacher.fingerprint,
             progress=progress,
+            channels=channels_of(run),
+            brand=brand_of(run),
         )
     for reason, names in written.dropped.items():
         for name in names:

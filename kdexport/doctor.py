@@ -15,14 +15,20 @@ import torch
 from kdexport.asking import spread
 from kdexport.console import say, tracked
 from kdexport.contamination import Overlap
-from kdexport.content.channels import load_channels
 from kdexport.content.prompts import brief_messages
 from kdexport.data_card import Drops
 from kdexport.dataset import sieved
 from kdexport.errors import InputError
 from kdexport.pairs import SPLITS, Pair, by_split, read_pairs, write_pairs
 from kdexport.pipeline import Run, open_run
-from kdexport.preflight import check_student, check_training, load_asked_briefs, own_pairs
+from kdexport.preflight import (
+    brand_of,
+    channels_of,
+    check_student,
+    check_training,
+    load_asked_briefs,
+    own_pairs,
+)
 from kdexport.recipe import Recipe
 from kdexport.service import check_hidden, inside_of
 from kdexport.splits import encoder
@@ -70,12 +76,12 @@ def _texts(run: Run) -> list[Pair]:
     if run.recipe.data.briefs is None:
         return list(_some(sieved(own_pairs(run), run.recipe.data, Drops(), Overlap())))
     say("the teacher has written nothing yet: the briefs' own facts stand in for its copy")
-    channels = load_channels()
+    channels, brand = channels_of(run), brand_of(run)
     return [
         Pair(
             brief.id,
             brief.split,
-            tuple(brief_messages(brief, channels[brief.channel])),
+            tuple(brief_messages(brief, channels[brief.channel], brand)),
             ", ".join((brief.product, *brief.facts)),
         )
         for brief in load_asked_briefs(run)

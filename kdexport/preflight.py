@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdexport.content.brands import Brand, load_brand
 from kdexport.content.briefs import Brief, load_briefs
-from kdexport.content.channels import load_channels
+from kdexport.content.channels import Channels, load_channels
 from kdexport.content.prompts import brief_messages
 from kdexport.errors import InputError, require_extras
 from kdexport.pairs import Pair, PairFile, by_split, with_own_ids, within_limits
@@ -43,7 +44,17 @@ def load_asked_briefs(run: Run) -> list[Brief]:
         raise InputError("name a file of briefs or of pairs", where="data")
     variants = data.generate.variants
     limits = {split: n and -(-n // variants) for split, n in limits_of(data).items()}
-    return within_limits(load_briefs(Path(data.briefs)), limits)
+    return within_limits(load_briefs(Path(data.briefs), channels_of(run)), limits)
+
+
+def channels_of(run: Run) -> Channels:
+    """The channels that the recipe's briefs may name."""
+    return load_channels(run.recipe.data.channels)
+
+
+def brand_of(run: Run) -> Brand | None:
+    """The brand that the recipe's briefs are written for."""
+    return load_brand(run.recipe.data.brand) if run.recipe.data.brand else None
 
 
 def sizes_of(run: Run) -> Any:
@@ -117,12 +128,12 @@ def _check_prompts(run: Run, briefs: Sequence[Brief]) -> None:
     folder = run.teacher.path
     config = load_config(folder)
     codec = TextCodec(folder / "tokenizer.json", text_facts(folder, config), chat_template(folder))
-    channels = load_channels()
+    channels, brand = channels_of(run), brand_of(run)
     longest = longest_text(config)
     for brief in briefs:
         where = f"{run.recipe.data.briefs}, brief {brief.id}"
         try:
-            prompt = codec.render_chat(brief_messages(brief, channels[brief.channel]))
+            prompt = codec.render_chat(brief_messages(brief, channels[brief.channel], brand))
         except InputError as error:
             raise InputError(error.message, where=where, remedy=error.remedy) from None
         n_tokens = len(codec.encode(prompt))

@@ -39,6 +39,7 @@ PLAIN_WORDS = {
     "model_attributes_type": "should be a section of keys and values",
     "missing": "is missing",
 }  # for what pydantic tells in Python's
+DATA_PATHS = ("briefs", "pairs", "channels", "brand")  # relative to the recipe
 MAX_SEED = 2**63 - 1  # what every random generator takes
 
 
@@ -122,21 +123,22 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     except ValidationError as error:
         raise _first_error(error, lines, origins, path) from None
     data = recipe.data
-    for name in ("briefs", "pairs"):
+    for name in DATA_PATHS:
         file = getattr(data, name)
         if file is not None:
             base = Path() if f"data.{name}" in origins else path.parent
             data = data.model_copy(update={name: base / file})
-            if not _is_file(base / file):
+            if not _is_there(base / file, folder=name == "channels"):
+                kind = "folder" if name == "channels" else "file"
                 where = _where(("data", name), lines, origins, path)
-                raise InputError(f"there is no file {base / file}", where=where)
+                raise InputError(f"there is no {kind} {base / file}", where=where)
     teacher = recipe.teacher.given_in(_where(("teacher", "source"), lines, origins, path))
     return recipe.model_copy(update={"data": data, "teacher": teacher})
 
 
-def _is_file(path: Path) -> bool:
+def _is_there(path: Path, *, folder: bool) -> bool:
     try:
-        return path.is_file()
+        return path.is_dir() if folder else path.is_file()
     except OSError:  # a name that is too long
         return False
 

@@ -99,9 +99,11 @@ class GenerateSection(Section):
 class DataSection(Section):
     """What the student learns from: briefs that the teacher answers, or pairs of your own."""
 
-    briefs: Path | None = Field(None, description="JSONL, CSV, TSV or Parquet of briefs")
+    briefs: Path | None = Field(None, description="JSONL, CSV, TSV, YAML or Parquet of briefs")
+    channels: Path | None = Field(None, description="A folder of channels of your own, for briefs")
+    brand: Path | None = Field(None, description="A brand's style pack (YAML), for briefs")
     pairs: Path | None = Field(
-        None, description="JSONL, CSV, TSV or Parquet of prompt+completion, messages, or text"
+        None, description="JSONL, CSV, TSV, YAML or Parquet of prompt+completion, messages, or text"
     )
     max_train: Count | None = Field(None, description="At most so many for training")
     max_validation: Count | None = None
@@ -131,6 +133,8 @@ class DataSection(Section):
     def _one_source(self) -> "DataSection":
         if (self.briefs is None) == (self.pairs is None):
             raise ValueError("name either briefs or pairs")
+        if self.briefs is None and (self.channels or self.brand):
+            raise ValueError("channels and brand are for briefs; pairs have their words")
         if self.stream and self.pairs is None:
             raise ValueError("stream is for pairs; the teacher's answers to briefs are in memory")
         return self

@@ -11,7 +11,7 @@ from typing import Any
 
 from kdexport.bundle import Bundle, check_target
 from kdexport.console import say
-from kdexport.content.channels import load_channels
+from kdexport.content.languages import load_languages
 from kdexport.content.prompts import load_openings
 from kdexport.dataset import make_pairs
 from kdexport.errors import InputError, require_extras
@@ -19,17 +19,20 @@ from kdexport.importing import imported_fingerprint
 from kdexport.journal import fingerprint
 from kdexport.pipeline import RECIPE, Run, Stage, data_fingerprint
 from kdexport.preflight import (
+    brand_of,
+    channels_of,
     check_bench,
     check_data,
     check_student,
     check_training,
 )
+from kdexport.recipe import DATA_PATHS
 from kdexport.sections import BenchSection
 from kdexport.verdict.conditions import Condition
 
 ASIDE: Any = {  # where files are, and what must not come out, changes no result
     "output": True,
-    "data": {"briefs", "pairs"},
+    "data": {"briefs", "pairs", "channels", "brand"},
     "bench": {"fail_if"},
 }
 FP32_ARM, QUANTIZED_ARM = "student-fp32", "student-int8"  # whatever the scheme
@@ -225,7 +228,7 @@ def _data_asked(run: Run) -> object:
     unused: Any = {"validation_fraction": True, "test_fraction": True, "generate": {"batch_size"}}
     if data.pairs is not None:
         unused = {"generate": True}
-    for name in ("briefs", "pairs", "stream", "shuffle_buffer"):
+    for name in (*DATA_PATHS, "stream", "shuffle_buffer"):
         unused[name] = True
     kind = "briefs" if data.pairs is None else "pairs"
     asked = data.model_dump(mode="json", exclude=unused)
@@ -233,10 +236,12 @@ def _data_asked(run: Run) -> object:
 
 
 def _channels_asked(run: Run) -> object:
-    """The wording of channels and openings, where the teacher answers briefs."""
+    """The wording of channels, openings, languages and brand, where the teacher answers briefs."""
     if run.recipe.data.briefs is None:
         return None
-    return [load_openings().model_dump(), *(c.model_dump() for c in load_channels().values())]
+    brand = brand_of(run)
+    known = (*channels_of(run).values(), *load_languages().values(), *([brand] if brand else []))
+    return [one.model_dump(mode="json") for one in (load_openings(), *known)]
 
 
 STAGES: Sequence[Stage] = (

@@ -23,7 +23,7 @@ from kdexport.files import write_whole
 from kdexport.journal import fingerprint
 from kdexport.machine import make_folder
 from kdexport.pipeline import Run, only_one, open_run, run_stages, stage_prints
-from kdexport.recipe import Recipe, load_recipe
+from kdexport.recipe import DATA_PATHS, Recipe, load_recipe
 from kdexport.search import Search, check_searches, parse_search, value_of
 from kdexport.variants import variant_stages
 
@@ -266,7 +266,7 @@ def _write_recipe(path: Path, recipe: Recipe, trial: Trial, n_trials: int) -> No
     """A recipe that runs as it is, under another name, from anywhere its data can be seen."""
     data = {
         name: str(Path(file).absolute())
-        for name in ("briefs", "pairs")
+        for name in DATA_PATHS
         if (file := getattr(recipe.data, name)) is not None
     }
     named = recipe.model_copy(update={"name": f"{recipe.name}-best"[:100]})

@@ -13,10 +13,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from kdexport.content.brands import Brand
 from kdexport.content.briefs import Brief
-from kdexport.content.channels import Channel, load_channels
+from kdexport.content.channels import Channel, Channels, load_channels
 from kdexport.content.checks import clean_copy, share_passed, strays, why_drop
 from kdexport.content.prompts import Message, brief_messages, split_opening
+from kdexport.content.review import review_wording
 from kdexport.files import write_whole
 from kdexport.journal import fingerprint
 from kdexport.pairs import Pair
@@ -101,6 +103,8 @@ def synthesize(
     drafts_path: Path,
     teacher: str,
     progress: Callable[[int, int], None],
+    channels: Channels | None = None,
+    brand: Brand | None = None,
 ) -> Written:
     """Have the teacher write; keep the usable.
 
@@ -108,8 +112,9 @@ def synthesize(
     texts are always written in the same company, which their last bits depend on. A draft is used
     again where the teacher (by its fingerprint), the prompt and the sampling are what they were.
     """
+    channels = channels or load_channels()
     jobs = [
-        _job(brief, variant, candidate, sampling, teacher)
+        _job(brief, variant, candidate, sampling, teacher, channels[brief.channel], brand)
         for brief in briefs
         for variant in range(sampling.variants)
         for candidate in range(sampling.best_of)
@@ -129,7 +134,7 @@ def synthesize(
             n_done += len(chunk)
             progress(n_done, len(jobs))
     best = _best(jobs, drafts, sampling)
-    pairs, dropped = _select(best, drafts)
+    pairs, dropped = _select(best, drafts, brand)
     passing = [job for job in jobs if _share_passed(job, drafts[job.id]) == 1]
     firsts = {job.id for job in jobs[:: sampling.best_of]}
     later = [job for job in best if job.id not in firsts]
@@ -142,12 +147,19 @@ def variant_ids(brief: Brief, variants: int) -> list[str]:
     return [f"{brief.id}-{n}" for n in range(variants)] if variants > 1 else [brief.id]
 
 
-def _job(brief: Brief, variant: int, candidate: int, sampling: Sampling, teacher: str) -> Job:
+def _job(
+    brief: Brief,
+    variant: int,
+    candidate: int,
+    sampling: Sampling,
+    teacher: str,
+    channel: Channel,
+    brand: Brand | None,
+) -> Job:
     """The job of one candidate for a variant of a brief."""
     copy_id = variant_ids(brief, sampling.variants)[variant]
     name = f"{copy_id}#{candidate}" if sampling.best_of > 1 else copy_id
-    channel = load_channels()[brief.channel]
-    messages = tuple(brief_messages(brief, channel))
+    messages = tuple(brief_messages(brief, channel, brand))
     how = [sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed, name]
     asked = [messages, channel.max_new_tokens, channel.one_line]
     return Job(name, copy_id, brief, channel, messages, fingerprint(teacher, asked, how))
@@ -209,7 +221,7 @@ def _added(job: Job, draft: Draft) -> tuple[str, str]:
 
 
 def _select(
-    jobs: Sequence[Job], drafts: dict[str, Draft]
+    jobs: Sequence[Job], drafts: dict[str, Draft], brand: Brand | None
 ) -> tuple[list[Pair], dict[str, list[str]]]:
     """Clean the drafts and drop the unusable ones."""
     dropped: dict[str, list[str]] = {}
@@ -223,6 +235,9 @@ def _select(
             continue
         reason = why_drop(opening + added, finished=draft.finished, seen=seen)
         reason = reason or ("stray" if strays(added, job.brief.facts) else None)
+        reason = reason or next(
+            (fault.check for fault in review_wording(opening + added, job.brief, brand)), None
+        )
         if reason:
             dropped.setdefault(reason, []).append(job.copy_id)
             continue

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 
 from kdexport.bundle import open_bundle
-from kdexport.content.briefs import load_briefs
-from kdexport.content.channels import load_channels
+from kdexport.content.brands import load_brand
+from kdexport.content.briefs import Brief, load_briefs
+from kdexport.content.channels import Channel, load_channels
 from kdexport.content.prompts import Message, brief_messages, split_opening
+from kdexport.content.review import review_copy
+from kdexport.data_card import language_identifier
 from kdexport.errors import InputError
 from kdexport.runtime.generate import Step
 from kdexport.runtime.prompt_cache import PromptCache, Reads
@@ -220,24 +223,53 @@ def write_prompt(
 
 
 def write_briefs(
-    bundle: Path, briefs_path: Path, echo: Echo, *, raw: bool, as_json: bool, **options: Any
+    bundle: Path,
+    briefs_path: Path,
+    echo: Echo,
+    *,
+    raw: bool,
+    as_json: bool,
+    channels_folder: Path | None = None,
+    brand_path: Path | None = None,
+    **options: Any,
 ) -> None:
-    """Write the copy of each brief, in order; a channel's own limit of tokens holds."""
-    briefs = load_briefs(briefs_path)
+    """Write the copy of each brief, in order; a channel's own limit of tokens holds.
+
+    A brief's own ``variants`` and ``seed`` come before those of the command.
+    """
+    channels = load_channels(channels_folder)
+    brand = load_brand(brand_path) if brand_path else None
+    briefs = load_briefs(briefs_path, channels)
+    identify = language_identifier() if as_json else None
     writer = open_writer(bundle, warn=_to_stderr(echo), **_with_logprobs(options, as_json))
-    channels = load_channels()
     for brief in briefs:
         channel = channels[brief.channel]
         if not as_json:
             echo(f"[{brief.id}] {brief.product}, {channel.label}:")
-        messages = brief_messages(brief, channel)
+        messages = brief_messages(brief, channel, brand)
         n_new = min(writer.max_new_tokens, channel.max_new_tokens)
         facts = {"id": brief.id, "product": brief.product}
+
+        def review(text: str, brief: Brief = brief, channel: Channel = channel) -> dict[str, Any]:
+            return {"review": review_copy(text, brief, channel, brand, identify).as_json()}
+
         try:
-            _write(writer, messages, n_new, echo, facts, as_json, one_line=channel.one_line)
+            mine = _writer_for(brief, writer)
+            _write(mine, messages, n_new, echo, facts, as_json, channel.one_line, review)
         except InputError as error:
             where = error.where or f"{briefs_path}: {brief.id}"
             raise InputError(error.message, where=where, remedy=error.remedy) from error
+
+
+def _writer_for(brief: Brief, writer: Writer) -> Writer:
+    """The writer with the variants and the seed that a brief asks for."""
+    variants = brief.variants or writer.variants
+    if variants > 1 and writer.speculation:
+        raise InputError("variants: a draft guesses for one text at a time")
+    if 1 < writer.beams < variants:
+        raise InputError("variants: cannot be more than --beams")
+    seed = writer.seed if brief.seed is None else brief.seed
+    return replace(writer, variants=variants, seed=seed)
 
 
 def _to_stderr(echo: Echo) -> Callable[[str], None]:
@@ -262,8 +294,8 @@ def _write(
     echo: Echo,
     facts: dict[str, Any],
     as_json: bool,
-    *,
     one_line: bool = False,
+    review: Callable[[str], dict[str, Any]] = lambda text: {},
 ) -> None:
     """Answer a text as it stands, or messages through the chat template."""
     if isinstance(prompt, str):
@@ -290,7 +322,8 @@ def _write(
     for number, copy in enumerate(copies):
         words = (opening + copy.text).strip()
         if as_json:
-            echo(json.dumps(facts | _facts(copy, number, words, writer), ensure_ascii=False))
+            told = facts | _facts(copy, number, words, writer) | review(words)
+            echo(json.dumps(told, ensure_ascii=False))
         else:
             echo(words if writer.variants == 1 else f"{number + 1}. {words}")
 

@@ -38,8 +38,8 @@ class Language(BaseModel):
     inflections: tuple[str, ...] = ()
     undouble: bool = False
     irregular: tuple[tuple[str, ...], ...] = ()
-    uninflected: frozenset[str] = frozenset()
-    elisions: frozenset[str] = frozenset()
+    uninflected: tuple[str, ...] = ()
+    elisions: tuple[str, ...] = ()
     percent: tuple[str, ...] = ()
     currencies: dict[str, str] = {}
     multipliers: dict[str, int] = {}

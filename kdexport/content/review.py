@@ -18,6 +18,7 @@ from kdexport.content.parts import Piece, split_parts
 from kdexport.content.sms import count_sms
 
 Identify = Callable[[str], str]
+ENOUGH_TO_TELL = 20  # characters of which a language can be told
 UNITS = {"GSM-7": "septets", "UCS-2": "16-bit units"}
 
 
@@ -91,6 +92,13 @@ def review_copy(
         *_language(text, brief, identify),
     ]
     return Review(findings, [length for length, _ in lengths])
+
+
+def review_wording(text: str, brief: Brief, brand: Brand | None = None) -> list[Finding]:
+    """The faults of a text's words: banned, required, disclosures, claims without proof."""
+    tokens = tokens_of(text, brief.language)
+    findings = (*_wording(tokens, brief, brand), *_claims(tokens, brief, brand))
+    return [finding for finding in findings if finding.hard]
 
 
 def _emptiness(text: str) -> Iterator[Finding]:
@@ -197,6 +205,6 @@ def _repetition(text: str) -> Iterator[Finding]:
 
 
 def _language(text: str, brief: Brief, identify: Identify | None) -> Iterator[Finding]:
-    code = identify(text) if identify and text.strip() else "und"
+    code = identify(text) if identify and len(text) >= ENOUGH_TO_TELL else "und"
     if code not in (brief.language, "und"):
         yield Finding("language", f"reads as {code}, wanted is {brief.language}", (0, len(text)))

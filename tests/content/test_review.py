@@ -131,12 +131,13 @@ def test_copy_is_checked_in_its_own_language() -> None:
 def test_the_language_is_checked_where_something_can_tell_it() -> None:
     brief = Brief(product="Tern Kettle", channel="sms", language="de")
 
-    def language(code: str) -> list[str]:
-        review = review_copy("Tern Kettle", brief, CHANNELS["sms"], identify=lambda text: code)
+    def language(code: str, text: str = "Tern Kettle: tea for you") -> list[str]:
+        review = review_copy(text, brief, CHANNELS["sms"], identify=lambda text: code)
         return [finding.check for finding in review.findings]
 
     assert language("de") == language("und") == []
     assert language("en") == ["language"]
+    assert language("en", "Tern Kettle") == []
 
 
 def test_a_review_is_told_to_machines() -> None:
