@@ -240,6 +240,21 @@ def test_variants_of_a_brief_name_it(folder: Path) -> None:
     assert all("\n" not in row["text"] for row in rows[:2])
 
 
+def test_a_brief_brings_its_channel_brand_variants_and_seed(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "board.yaml").write_text("label: billboard\nmax_new_tokens: 6\n")
+    (tmp_path / "brand").write_text("name: Tern\ndisclosures: [Ad]\n")
+    wishes = {"product": "Tern", "channel": "board", "variants": 2, "seed": 3}
+    (tmp_path / "briefs.jsonl").write_text(json.dumps(wishes))
+    arguments = ["generate", str(folder / "tiny"), "--brief", str(tmp_path / "briefs.jsonl")]
+    arguments += ["--channels", str(tmp_path), "--brand", str(tmp_path / "brand"), "-t", "1"]
+    shown = CliRunner().invoke(cli, [*arguments, "--json"], catch_exceptions=False).output
+    rows = [json.loads(line) for line in shown.splitlines()]
+    assert [row["variant"] for row in rows] == [0, 1]
+    assert all(row["n_tokens"] <= 6 for row in rows)
+    assert [row["review"]["findings"][0]["message"] for row in rows] == ["'Ad' is missing"] * 2
+    assert CliRunner().invoke(cli, arguments).output.startswith("[line-1] Tern, billboard:\n1. ")
+
+
 def test_log_probabilities_are_listed_when_asked_for(folder: Path) -> None:
     [plain], [asked] = written(folder), written(folder, "--logprobs", "2")
     assert "logprobs" not in plain
@@ -326,6 +341,7 @@ def test_what_a_text_may_hold_is_an_option(folder: Path) -> None:
         (["generate", "{folder}/tiny", "-p", ""], "the prompt is empty"),
         (["generate", "{folder}/tiny", "-p", " \n"], "the prompt is empty"),
         (["generate", "{folder}/tiny", "--raw", "--brief", "none.jsonl"], "--raw"),
+        (["generate", "{folder}/tiny", "-p", "x", "--brand", "x"], "--brand: is of --brief"),
         (["generate", "{folder}/tiny", "--brief", "{folder}/long.jsonl"], "long.jsonl: endless"),
         (["export", "{folder}/model", "--scheme", "int8"], "--scheme: is of --quantize"),
         (["export", "{folder}/model", "--max-kl", "0.1"], "--max-kl: is of --quantize"),
