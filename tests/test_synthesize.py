@@ -11,6 +11,7 @@ import torch
 
 from kdexport import synthesize as module
 from kdexport.bundle import Bundle
+from kdexport.content.brands import Brand
 from kdexport.content.briefs import Brief
 from kdexport.content.channels import load_channels
 from kdexport.export.bundles import export_bundle
@@ -244,14 +245,37 @@ def test_the_best_by_likelihood_may_be_dropped_and_nothing_said_is_the_worst(
     teacher: Bundle, tmp_path: Path
 ) -> None:
     brief = Brief(id="b0", product="Kettle", channel="ad_headline")
-    job = module._job(brief, 0, 0, Sampling(best_of=2), "f")
+    job = module._job(brief, 0, 0, Sampling(best_of=2), "f", load_channels()["ad_headline"], None)
     empty, short = (Draft("b0#0", text, True, "", logprob=-0.5) for text in ("", " x"))
     assert SCORERS["likelihood"](job, empty) < SCORERS["likelihood"](job, short) == (-0.5,)
     assert SCORERS["checks"](job, empty)[0] == 0
     unfinished = replace(short, finished=False)
     assert SCORERS["checks"](job, unfinished)[0] == 0.75
-    pairs, dropped = module._select([job], {job.id: unfinished})
+    pairs, dropped = module._select([job], {job.id: unfinished}, None)
     assert (pairs, dropped) == ([], {"truncated": ["b0"]})
+
+
+@pytest.mark.parametrize(
+    ("added", "reason"),
+    [
+        (" boils in no time. Ad", None),
+        (" boils in no time.", "disclosure"),
+        (" cheaper than any. Ad", "banned"),
+        (" the #1, you know. Ad", "claim"),
+    ],
+)
+def test_texts_that_break_a_brand_s_rules_are_dropped(added: str, reason: str | None) -> None:
+    brand = Brand(name="Tern", banned=("cheap",), disclosures=("Ad",), claims=("#1",))
+    brief = Brief(id="b0", product="Kettle", channel="ad_headline")
+    channel = load_channels()["ad_headline"]
+    job = module._job(brief, 0, 0, Sampling(), "f", channel, brand)
+    plain = module._job(brief, 0, 0, Sampling(), "f", channel, None)
+    assert "Do not use: cheap." in job.messages[1]["content"]
+    assert job.key != plain.key
+    pairs, dropped = module._select([job], {"b0": Draft("b0", added, True, "")}, brand)
+    assert dropped == ({reason: ["b0"]} if reason else {})
+    assert module._select([plain], {"b0": Draft("b0", added, True, "")}, None)[1] == {}
+    assert len(pairs) == (reason is None)
 
 
 def test_likelihood_is_the_teacher_s_mean_over_what_it_wrote(
