@@ -111,13 +111,16 @@ def score_copies(ours: Copies, references: Copies | None, judges: Judges) -> Cop
             [references.texts[name] for name in names],
             judges,
         )
-    failed = [reason for reason in _failures(ours, names) if reason]
+    failures = zip(names, _failures(ours, names), strict=True)
+    reasons = {name: reason for name, reason in failures if reason}
+    failed = list(reasons.values())
     return CopyScores(
         requests=names,
         by_text={**own, **beside},
         distinct_1=distinct(texts, 1),
         distinct_2=distinct(texts, 2),
         failed={reason: failed.count(reason) for reason in sorted(set(failed))},
+        reasons=reasons,
         intervals={name: ratio_of_sums(values) for name, values in {**own, **beside}.items()},
         n_as_reference=statistics.median(beside["n_as_reference"]) if beside else None,
         against=against,

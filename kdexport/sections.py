@@ -168,7 +168,7 @@ class BenchSection(Section):
     prompt_tokens: Count = 128
     new_tokens: int = Field(64, ge=2)
     n_runs: Count = 5
-    n_samples: int = Field(3, ge=0, description="Copies shown side by side")
+    n_samples: int = Field(6, ge=0, description="Briefs whose copies are shown side by side")
     n_copies: int = Field(16, ge=0, description="Copies scored, of as many test briefs")
     fail_if: Thresholds = Field(
         (), description="What must not be, as in kl_p99>1.0; of the quantized student"

@@ -76,6 +76,7 @@ def test_checks_are_those_of_the_data() -> None:
     facts = {"b4": ["sourdough", "baked daily", "open on Sundays"], "b0": ["fresh bread"]}
     found = score_copies(Copies(written, facts), None, Judges())
     assert found.failed == {"duplicate": 1, "empty": 1, "truncated": 1, "stray": 1}
+    assert found.reasons["b3"] == "truncated" and found.reasons["b4"] == "stray"
     assert found.intervals["passed"].value == pytest.approx(1 / 5)
     assert found.against == {}
     assert found.n_as_reference is None

@@ -247,14 +247,29 @@ def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     return found
 
 
-def _samples(report: BenchReport) -> list[tuple[str, list[tuple[str, str, bool]]]]:
-    """Prompt -> (label, copy, is the report's own arm), the arms in the order of the table."""
+@dataclass(frozen=True)
+class Shown:
+    """One arm's copy for a brief. ``check``: why a check drops it; empty where none does."""
+
+    label: str
+    copy: str
+    check: str | None
+    is_hero: bool
+
+
+def _samples(report: BenchReport) -> list[tuple[str, list[Shown]]]:
+    """Prompt -> what each arm wrote, in the order of the table."""
     hero = report.hero
     return [
         (
             sample.prompt,
             [
-                (arm.label, sample.copies[arm.arm], hero is not None and arm.arm == hero.arm)
+                Shown(
+                    arm.label,
+                    sample.copies[arm.arm],
+                    sample.checks.get(arm.arm),
+                    hero is not None and arm.arm == hero.arm,
+                )
                 for arm in report.ordered_arms
                 if arm.arm in sample.copies
             ],

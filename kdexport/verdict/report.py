@@ -111,6 +111,9 @@ class Sample(Record):
     brief_id: str
     prompt: str
     copies: dict[str, str] = Field(default={}, description="arm -> copy")
+    checks: dict[str, str] = Field(
+        default={}, description="arm -> why a check drops its copy, empty where none does"
+    )
 
 
 class TrainPoint(Record):
@@ -250,6 +253,11 @@ def gather_samples(arms: Sequence[ArmResult], prompts: Mapping[str, str]) -> lis
             brief_id=brief_id,
             prompt=prompt,
             copies={arm.arm: arm.samples[brief_id] for arm in arms if brief_id in arm.samples},
+            checks={
+                arm.arm: arm.copies.reasons.get(brief_id, "")
+                for arm in arms
+                if arm.copies is not None and brief_id in arm.copies.requests
+            },
         )
         for brief_id, prompt in prompts.items()
     ]

@@ -108,6 +108,7 @@ class CopyScores(Record):
         default=None, description="median of tokens before the first that differs"
     )
     failed: dict[str, int] = Field(default={}, description="texts that a check drops, by reason")
+    reasons: dict[str, str] = Field(default={}, description="request -> why a check drops its text")
     against: dict[str, Interval] = Field(
         default={}, description="mean less the references', paired; covers 0: within noise"
     )

@@ -120,6 +120,7 @@ def footnotes(report: BenchReport) -> list[str]:
     return notes
 
 
+N_SAMPLES = 3  # in a terminal; the page has all
 WIDE = 100  # columns of a terminal from which on the arms are rows
 
 
@@ -194,7 +195,7 @@ def render_samples(report: BenchReport) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     shown = [arm for arm in (report.baseline_arm, report.hero) if arm is not None]
-    for sample in report.samples:
+    for sample in report.samples[:N_SAMPLES]:
         table.add_row(Text("brief", style="dim"), Text(sample.prompt, style="dim"))
         for arm in shown:
             style = "bold" if arm is report.hero else ""

@@ -119,3 +119,15 @@ def test_without_matplotlib_the_page_says_what_is_missing(monkeypatch: pytest.Mo
     text = render_html(example_report())
     assert "<svg" not in text and "install kdexport[report]" in text
     Page(text)
+
+
+def test_copy_stands_beside_what_its_checks_say() -> None:
+    report = example_report()
+    first = report.samples[0]
+    hero = report.hero
+    assert hero is not None
+    failing = first.model_copy(update={"checks": {hero.arm: "stray <b>"}})
+    text = render_html(report.model_copy(update={"samples": [failing, *report.samples[1:]]}))
+    assert text.count('<p class="check">✗ stray &lt;b&gt;</p>') == 1
+    passed = sum(reason == "" for sample in report.samples[1:] for reason in sample.checks.values())
+    assert text.count("✓ passes the checks") == passed > 0
