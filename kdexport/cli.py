@@ -22,6 +22,7 @@ from kdexport.cli_options import (
     recipe_of,
     set_option,
 )
+from kdexport.cli_serve import serve
 from kdexport.cli_train import distill, finetune, import_targets, run, sweep
 from kdexport.errors import InputError, refusal
 from kdexport.interrupts import SIGNALS, end_at_the_next, how_it_ended
@@ -85,7 +86,7 @@ def cli(context: click.Context, verbose: bool) -> None:
     context.obj = {"verbose": verbose}
 
 
-COMMANDS = (run, distill, finetune, sweep, import_targets, bench, evaluate, choose, briefs)
+COMMANDS = (run, distill, finetune, sweep, import_targets, bench, evaluate, choose, briefs, serve)
 for command in COMMANDS:
     cli.add_command(command)
 

@@ -11,6 +11,7 @@ LIBRARIES = {
     "optimum": ("torch", "transformers", "onnx"),
     "tensorboard": ("tensorboard",),
     "parquet": ("pyarrow",),
+    "serve": ("starlette", "uvicorn", "sse_starlette", "prometheus_client"),
 }
 
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)

@@ -268,7 +268,7 @@ class _Worker:
         if job.scores_prompt:
             cache = self._session.new_cache(1, n_prompt + n_new)
             for scored in scored_parts(self._session, cache, job.prompt_ids, job.n_logprobs or 0):
-                self._put(text, Piece(text.number, scored=scored))
+                self._put(text, Piece(text.number, scored=tuple(scored)))
                 yield
             cache.truncate(max(0, n_prompt - 2))
         elif job.max_new_tokens:
@@ -312,7 +312,7 @@ class _Worker:
                 self._fail(text, text.error)
             else:
                 reason = step.finish_reason
-                self._put(text, Piece(text.number, certain, step, finish_reason=reason))
+                self._put(text, Piece(text.number, certain, (step,), finish_reason=reason))
 
     def _put(self, text: _Text, piece: Piece) -> None:
         self.events.append((text.answer, piece, piece.finish_reason is not None))

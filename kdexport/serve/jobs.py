@@ -51,7 +51,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What came of a job: the text that is now certain and the token that brought it.
+    """What came of a job: the text that is now certain and the tokens that brought it.
 
     ``number``: of the job among those of its request. ``scored``: tokens of the prompt; the first
     of all has no log-probability. ``finish_reason``: "stop" or "length" on the last piece.
@@ -59,16 +59,31 @@ class Piece:
 
     number: int
     text: str = ""
-    step: Step | None = None
-    scored: Sequence[Step] = ()
+    steps: tuple[Step, ...] = ()
+    scored: tuple[Step, ...] = ()
     finish_reason: str | None = None
+
+
+def joined(pieces: Sequence[Piece]) -> list[Piece]:
+    """One piece for each job that has any, in the order of their first ones."""
+    of_jobs: dict[int, Piece] = {}
+    for piece in pieces:
+        before = of_jobs.get(piece.number, Piece(piece.number))
+        of_jobs[piece.number] = Piece(
+            piece.number,
+            before.text + piece.text,
+            before.steps + piece.steps,
+            before.scored + piece.scored,
+            piece.finish_reason,
+        )
+    return list(of_jobs.values())
 
 
 class Answer:
     """What comes of the jobs of one request; an asynchronous iterator over lists of pieces.
 
-    A list holds all that came since the last one. Raises what a job failed by: the request's other
-    jobs end with it. ``deadline``: by time.monotonic.
+    A list has one piece for each job of which something came since the last one. Raises what a job
+    failed by: the request's other jobs end with it. ``deadline``: by time.monotonic.
     """
 
     def __init__(self, jobs: Sequence[Job], seconds: float) -> None:
@@ -97,7 +112,7 @@ class Answer:
                 pieces = [piece for piece in came if isinstance(piece, Piece)]
                 self._n_open -= sum(piece.finish_reason is not None for piece in pieces)
                 if pieces:
-                    yield pieces
+                    yield joined(pieces)
                 for failure in came:
                     if isinstance(failure, Exception):
                         raise failure

@@ -108,8 +108,8 @@ def test_each_writes_as_alone(
                     n_logprobs=0,
                 )
             )
-            assert [p.text for p in pieces] == [p.text for p in alone]
-            steps = [piece.step for piece in pieces if piece.step]
+            assert "".join(p.text for p in pieces) == "".join(p.text for p in alone)
+            steps = [step for piece in pieces for step in piece.steps]
             assert [s.token_id for s in steps] == [p.step.token_id for p in alone]
             assert [s.finish_reason for s in steps] == [p.step.finish_reason for p in alone]
             expected = [p.step.logprob for p in alone]
@@ -123,7 +123,7 @@ def test_jobs_of_one_request_come_in_one_answer(bundle: Bundle) -> None:
         sampler = make_sampler(temperature=1.5)
         jobs = [Job([5, 6], sampler, 8, key=key, min_new_tokens=8) for key in ("", "1")]
         pieces = await all_of(engine.submit(jobs))
-        texts = [[p.step.token_id for p in pieces if p.number == n and p.step] for n in (0, 1)]
+        texts = [[s.token_id for p in pieces if p.number == n for s in p.steps] for n in (0, 1)]
         assert [len(text) for text in texts] == [8, 8] and texts[0] != texts[1]
         assert engine.n_open == 0
 
@@ -147,7 +147,7 @@ def test_a_prompt_is_scored_as_the_session_scores_it(bundle: Bundle, session: Se
             assert [s.logprob for s in scored[1:]] == pytest.approx(expected, abs=1e-4)
             best = [int(row.argmax()) for row in logits]
             assert [step.top[0][0] for step in scored[1:]] == best[:-1]
-            written = [piece.step.token_id for piece in pieces if piece.step]
+            written = [step.token_id for piece in pieces for step in piece.steps]
             assert written == best[-1:] * n_new
             assert pieces[-1].finish_reason
 
@@ -170,7 +170,7 @@ def test_a_long_prompt_does_not_hold_up_the_others(
 
         async def note(name: str, job: Job) -> None:
             async for pieces in engine.submit([job]):
-                order.extend(name for piece in pieces if piece.step)
+                order.extend(name for piece in pieces for _ in piece.steps)
 
         first = asyncio.create_task(note("short", forever()))
         while not order:
@@ -191,7 +191,7 @@ def test_what_is_cancelled_frees_its_row_within_two_tokens(bundle: Bundle) -> No
         n_later = 0
         with pytest.raises(UnavailableError, match="cancelled"):
             async for pieces in answer:
-                n_later += len(pieces) if answer.is_cancelled else 0
+                n_later += sum(len(p.steps) for p in pieces) if answer.is_cancelled else 0
                 answer.cancel()
         assert n_later <= 2
         assert engine.n_open == 0
@@ -318,7 +318,7 @@ def test_draining_lets_what_is_under_way_end_and_takes_no_more(bundle: Bundle) -
         with pytest.raises(UnavailableError, match="about to end"):
             engine.submit([forever()])
         for answer in answers:
-            assert len(await all_of(answer)) == 200
+            assert sum(len(p.steps) for p in await all_of(answer)) == 200
         await draining
 
     with_engine(bundle, work, max_rows=2)
@@ -372,6 +372,6 @@ def test_generate_and_the_engine_agree_on_a_seed(bundle: Bundle, session: Sessio
 
     async def work(engine: Engine) -> None:
         pieces = await all_of(engine.submit([Job([5, 6], sampler, 9, seed=11)]))
-        assert [p.step.token_id for p in pieces if p.step] == [step.token_id for step in steps]
+        assert [s.token_id for p in pieces for s in p.steps] == [step.token_id for step in steps]
 
     with_engine(bundle, work)

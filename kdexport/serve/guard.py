@@ -1,0 +1,71 @@
+"""Who may ask: the key, and requests that another site's page made a browser send."""
+
+import hmac
+from collections.abc import Callable, Collection
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from kdexport.serve.refusals import RefusedError
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class Guard:
+    """Refuses requests before they reach a route, and counts all answers.
+
+    ``key``: what /v1 wants as a bearer token; None: nothing. ``hosts``: names by which the server
+    may be asked, since a page can point a name of its own at this machine; None: any. ``count`` is
+    told each path and status.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        key: str | None,
+        hosts: Collection[str] | None,
+        count: Callable[[str, int], None],
+    ) -> None:
+        self._app = app
+        self._key = key
+        self._hosts = hosts
+        self._count = count
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through, or answer with a refusal."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._count(scope["path"], message["status"])
+            await send(message)
+
+        refusal = self._refusal(scope["path"], Headers(scope=scope))
+        if refusal is None:
+            await self._app(scope, receive, counted)
+            return
+        answer = JSONResponse(refusal.body, refusal.status, refusal.headers)
+        await answer(scope, receive, counted)
+
+    def _refusal(self, path: str, headers: Headers) -> RefusedError | None:
+        host = headers.get("host", "")
+        if self._hosts is not None and urlsplit(f"//{host}").hostname not in self._hosts:
+            return RefusedError(421, f"this server is not {host!r}")
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != host:
+            return RefusedError(403, f"pages of {origin!r} may not ask this server")
+        if self._key is None or not path.startswith("/v1"):
+            return None
+        given = headers.get("authorization", "").removeprefix("Bearer ")
+        if hmac.compare_digest(given.encode(), self._key.encode()):
+            return None
+        return RefusedError(
+            401,
+            "the API key is missing or wrong",
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
