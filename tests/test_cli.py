@@ -25,6 +25,7 @@ COMMANDS = (
     "sweep",
     "import-targets",
     "export",
+    "serve",
     "bench",
     "choose",
     "generate",

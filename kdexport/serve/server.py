@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -23,6 +24,7 @@ from kdexport.serve.guard import LOOPBACK
 AFTER_DRAINING = 5  # seconds that connections have to take their last bytes
 BACKLOG = 512
 MOST_CONNECTIONS = 1024
+SWITCH_SECONDS = 0.001  # that the event loop waits for the engine's thread each time it has sent
 
 
 class Server(uvicorn.Server):
@@ -110,6 +112,7 @@ def serve(
     that others can reach without a key.
     """
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each client that goes
+    sys.setswitchinterval(SWITCH_SECONDS)
     key = _key(api_key_env)
     is_own = host in LOOPBACK
     if key is None and not is_own:
@@ -118,11 +121,8 @@ def serve(
             where="--host",
             remedy="name the variable with a key for them: --api-key-env NAME",
         )
-    rules = Rules(
-        load_channels(channels_folder),
-        load_brand(brand_path) if brand_path else None,
-        language_identifier(),
-    )
+    brand = load_brand(brand_path) if brand_path else None
+    rules = Rules(load_channels(channels_folder), brand, language_identifier())
     engine = Engine(
         open_bundle(bundle),
         n_threads=threads,
