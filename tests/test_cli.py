@@ -26,6 +26,7 @@ COMMANDS = (
     "import-targets",
     "export",
     "serve",
+    "briefs",
     "bench",
     "choose",
     "generate",
