@@ -11,7 +11,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from kdexport.errors import InputError
-from kdexport.runtime.generate import Options, Step, Text, Writing
+from kdexport.runtime.generate import Options, Step, Text, Writing, room_after
 from kdexport.runtime.kv_cache import KVCache
 from kdexport.runtime.sample import Sampler
 from kdexport.runtime.session import Session
@@ -27,6 +27,18 @@ class Member:
     text: Text
     logits: Array
     error: InputError | None = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt that was read, for any number of texts to go on from.
+
+    ``cache``: its keys and values, one row; ``logits``: of the token after it, float32 [V].
+    """
+
+    ids: Sequence[int]
+    cache: KVCache
+    logits: Array
 
 
 class Batch:
@@ -69,18 +81,54 @@ class Batch:
             raise RuntimeError("the batch is full")
         writing = Writing(self._session, sampler, options)
         longest = len(prompt_ids) + writing.room(len(prompt_ids), max_new_tokens)
-        alone = cache or self._session.new_cache(1, longest)
-        n_read = int(alone.lengths[0])
-        alone.reserve(longest)
-        ids = np.asarray(prompt_ids[n_read:], dtype=np.int64)[None]
-        logits = self._session.run(ids, alone)[0].copy()
-        member = Member(writing, Text(0, writing.new_row(key, prompt_ids), longest), logits)
+        prompt = self.read(prompt_ids, cache=cache or self._session.new_cache(1, longest))
+        return self._join(
+            prompt, prompt.cache, Text(0, writing.new_row(key, prompt_ids), longest), writing
+        )
+
+    def read(self, prompt_ids: Sequence[int], *, cache: KVCache | None = None) -> Prompt:
+        """Read a prompt that several texts are to `begin` from; it takes no row.
+
+        ``cache`` and errors as in `generate`.
+        """
+        room_after(self._session, len(prompt_ids), 1)
+        read = cache or self._session.new_cache(1, len(prompt_ids))
+        read.reserve(len(prompt_ids))
+        rest = np.asarray(prompt_ids[int(read.lengths[0]) :], dtype=np.int64)
+        return Prompt(prompt_ids, read, self._session.run(rest[None], read)[0].copy())
+
+    def begin(
+        self,
+        prompt: Prompt,
+        sampler: Sampler,
+        *,
+        max_new_tokens: int,
+        key: str = "",
+        **options: Unpack[Options],
+    ) -> Member:
+        """`add` for a prompt that was read, which stays as it is."""
+        if self.is_full:
+            raise RuntimeError("the batch is full")
+        writing = Writing(self._session, sampler, options)
+        longest = len(prompt.ids) + writing.room(len(prompt.ids), max_new_tokens)
+        cache = prompt.cache
+        if self._cache is None:
+            cache = self._session.new_cache(1, longest)
+            cache.put(0, prompt.cache)
+        return self._join(
+            prompt, cache, Text(0, writing.new_row(key, prompt.ids), longest), writing
+        )
+
+    def _join(self, prompt: Prompt, cache: KVCache, text: Text, writing: Writing) -> Member:
+        """Give a text a row; the first one's cache becomes the batch's."""
+        member = Member(writing, text, prompt.logits)
         row = self._free_row()
         if self._cache is None:
-            self._cache = alone
+            cache.reserve(text.n_longest)
+            self._cache = cache
         else:
-            self._cache.reserve(longest)
-            self._cache.put(row, alone)
+            self._cache.reserve(text.n_longest)
+            self._cache.put(row, cache)
         self._rows[row] = member
         return member
 

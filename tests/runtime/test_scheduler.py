@@ -168,3 +168,30 @@ def test_what_cannot_be_written_is_refused_and_takes_no_row(
     with pytest.raises(InputError, match=reason):
         batch.add(prompt, make_sampler(), max_new_tokens=n_new)
     assert len(batch) == 0 and batch.step() == []
+
+
+def test_texts_that_begin_from_a_prompt_read_once_are_those_that_read_it_themselves(
+    session: Session,
+) -> None:
+    batch = Batch(session, max_rows=4)
+    prompt = batch.read(PROMPTS[5])
+    drawn = {"sampler": make_sampler(temperature=0.9), "max_new_tokens": 12, "n_logprobs": 0}
+    written: dict[Member, list[Step]] = {}
+    for key in ("a", "b", "c"):  # one after another: the first has gone on when the last begins
+        written[batch.begin(prompt, key=key, **drawn)] = []
+        for member, step in batch.step():
+            assert step is not None
+            written[member].append(step)
+    assert int(prompt.cache.lengths[0]) == len(PROMPTS[5])
+    while len(batch):
+        for member, step in batch.step():
+            assert step is not None
+            written[member].append(step)
+    alone = []
+    for key in ("a", "b", "c"):
+        own = Batch(session)
+        own.add(PROMPTS[5], key=key, **drawn)
+        alone.append([step for _ in range(12) for _, step in own.step() if step])
+    assert [told(steps) for steps in written.values()] == [told(steps) for steps in alone]
+    assert len({tuple(step.token_id for step in steps) for steps in alone}) == 3
+    assert len(batch) == 0
