@@ -24,6 +24,7 @@ from kdexport.cli_options import (
 )
 from kdexport.cli_serve import serve
 from kdexport.cli_train import distill, finetune, import_targets, run, sweep
+from kdexport.cli_write import write
 from kdexport.errors import InputError, refusal
 from kdexport.interrupts import SIGNALS, end_at_the_next, how_it_ended
 from kdexport.streams import (
@@ -86,7 +87,19 @@ def cli(context: click.Context, verbose: bool) -> None:
     context.obj = {"verbose": verbose}
 
 
-COMMANDS = (run, distill, finetune, sweep, import_targets, bench, evaluate, choose, briefs, serve)
+COMMANDS = (
+    run,
+    distill,
+    finetune,
+    sweep,
+    import_targets,
+    bench,
+    evaluate,
+    choose,
+    briefs,
+    serve,
+    write,
+)
 for command in COMMANDS:
     cli.add_command(command)
 

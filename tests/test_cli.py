@@ -34,6 +34,7 @@ COMMANDS = (
     "verify",
     "doctor",
     "eval",
+    "write",
 )
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
