@@ -149,9 +149,11 @@ def _patterns(
     months = [name for language in known for names in language.months for name in names]
     day, year = rf"(?P<day>\d{{1,2}}){ORDINAL}", r"(?P<year>\d{4})"
     named = rf"(?P<name>{_any(months)})\b\.?"
+    dotted = r" ?(?P<year>\d{4}|\d{2})(?!\d)"
+    dotted = f"(?:{dotted})?" if "de" in languages else dotted  # pH 5.5. is no 5th of May
     dates = [
         r"(?P<year>\d{4})([-/.])(?P<month>\d{1,2})\2(?P<day>\d{1,2})(?!\d)",
-        r"(?P<day>\d{1,2})\. ?(?P<month>\d{1,2})\.(?: ?(?P<year>\d{4}|\d{2})(?!\d))?(?!\d)",
+        rf"(?P<day>\d{{1,2}})\. ?(?P<month>\d{{1,2}})\.{dotted}(?!\d)",
         r"(?P<either>\d{1,2})/(?P<other>\d{1,2})/(?P<year>\d{4}|\d{2})(?!\d)",
         r"(?:(?P<year>\d{4})\s*年\s*)?(?P<month>\d{1,2})\s*月\s*(?P<day>\d{1,2})\s*[日号]",
     ]
