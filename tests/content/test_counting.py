@@ -1,6 +1,7 @@
 """Counters against the cases that the rules' owners publish, and against what must always hold."""
 
 import json
+import time
 import unicodedata
 from pathlib import Path
 
@@ -211,3 +212,10 @@ def test_words_hashtags_and_mentions() -> None:
     assert count_words("新鲜面包, fresh bread") == 6
     assert count_hashtags("#bread #1 #sale2026 a#b &#39; \uff03パン #") == 3
     assert count_mentions("@baker and me@baker.com, @rye.mill") == 2
+
+
+@pytest.mark.parametrize("text", ["あ" * 2000 + ".", "a." * 2000, "a-" * 2000 + ".", "12." * 2000])
+def test_what_has_no_address_in_it_takes_no_long_search(text: str) -> None:
+    begun = time.process_time()
+    count_x(text)
+    assert time.process_time() - begun < 1  # 20 ms; 10 s and more where every start is tried
