@@ -35,7 +35,6 @@ COMMANDS = (
     "doctor",
     "eval",
     "write",
-    "briefs",
 )
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
