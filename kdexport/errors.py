@@ -10,8 +10,9 @@ LIBRARIES = {
     "sweep": ("torch", "optuna"),
     "optimum": ("torch", "transformers", "onnx"),
     "tensorboard": ("tensorboard",),
+    "constrained": ("llguidance",),
     "parquet": ("pyarrow",),
-    "serve": ("starlette", "uvicorn", "sse_starlette", "prometheus_client"),
+    "serve": ("starlette", "uvicorn", "sse_starlette", "prometheus_client", "llguidance"),
 }
 
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)

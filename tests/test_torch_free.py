@@ -6,8 +6,10 @@ from a wheel, so that missing package data is found too.
 
 import json
 import os
+import re
 import subprocess
 import sys
+import urllib.request
 import venv
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,7 +165,12 @@ def test_eval_scores_texts_beside_a_bundle(laptop: Laptop, bundles: list[Path]) 
 
 
 @pytest.mark.parametrize(
-    ("command", "extra"), [("distill", "kdexport[train]"), ("export", "kdexport[export]")]
+    ("command", "extra"),
+    [
+        ("distill", "kdexport[train]"),
+        ("export", "kdexport[export]"),
+        ("serve", "kdexport[serve]"),
+    ],
 )
 def test_what_needs_an_extra_names_it(laptop: Laptop, command: str, extra: str) -> None:
     """One line with the remedy, exit code 2, no traceback."""
@@ -174,3 +181,27 @@ def test_what_needs_an_extra_names_it(laptop: Laptop, command: str, extra: str) 
     assert ran.returncode == 2
     assert extra in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_serve_answers(laptop: Laptop, wheel: Path, bundles: list[Path]) -> None:
+    """Last of all: it adds the libraries of a server, which bring none of the heavy ones."""
+    pins = ("-c", ROOT / "constraints.txt")
+    pip("--python", laptop.python, "install", "-q", *pins, f"kdexport[serve] @ {wheel.as_uri()}")
+    command = [laptop.python.with_name("kdexport"), "serve", bundles[1], "--port", "0"]
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    server = subprocess.Popen(
+        command, cwd=laptop.folder, env=clean, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert server.stderr
+        told = server.stderr.readline()
+        (url,) = re.findall(r"listening on (http://\S+),", told)
+        assert "loaded" in server.stderr.readline()
+        body = json.dumps({"model": "tiny", "prompt": "Fresh", "max_tokens": 4}).encode()
+        with urllib.request.urlopen(f"{url}/v1/completions", body, timeout=30) as answer:
+            assert json.load(answer)["usage"]["completion_tokens"] > 0
+    finally:
+        server.terminate()
+        server.communicate(timeout=30)
+    assert server.returncode == 0
+    test_the_laptop_has_none_of_the_heavy_libraries(laptop)

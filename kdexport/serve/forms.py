@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from kdexport.errors import InputError
 from kdexport.runtime.generate import Step
 from kdexport.runtime.sample import Sampler
 from kdexport.runtime.text import TextCodec
@@ -228,7 +229,7 @@ class ChatForm(_OpenAI):
         codec: TextCodec,
         longest: int,
         vocab_size: int,
-        constrain: Constrain | None = None,
+        constrain: Constrain,
     ) -> None:
         kind = "chat.completion.chunk" if asked.stream else "chat.completion"
         super().__init__(asked, kind, "chatcmpl")
@@ -253,16 +254,16 @@ class ChatForm(_OpenAI):
             for number in range(asked.n)
         ]
 
-    def _sampler(self, constrain: Constrain | None) -> Sampler:
+    def _sampler(self, constrain: Constrain) -> Sampler:
         """One a text: what keeps to a schema remembers how far the text has come."""
         sampler, wanted = self._asked.sampler(), self._asked.response_format
         if wanted.type == "text":
             return sampler
-        if constrain is None:
-            words = f"response_format {wanted.type} is not supported; text is"
-            raise RefusedError(400, words, "response_format", "unsupported_parameter")
         schema = wanted.json_schema.schema_ if wanted.json_schema else {"type": "object"}
-        return constrain(sampler, schema)
+        try:
+            return constrain(sampler, schema)
+        except InputError as error:
+            raise RefusedError(400, str(error), "response_format") from None
 
     def first(self) -> Iterator[Event]:
         """Who is speaking."""

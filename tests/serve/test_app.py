@@ -244,6 +244,29 @@ def test_the_model_goes_on_from_an_answer_that_has_begun(
     assert found.choices[0].message.content == expected
 
 
+def test_an_answer_keeps_to_a_json_schema(client: openai.OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"subject": {"type": "string", "maxLength": 12}, "n": {"enum": [1, 2]}},
+        "required": ["subject", "n"],
+        "additionalProperties": False,
+    }
+    form: Any = {"type": "json_schema", "json_schema": {"name": "mail", "schema": schema}}
+    found = client.chat.completions.create(
+        model="tiny", messages=USER, n=4, seed=1, max_tokens=120, response_format=form
+    )
+    for choice in found.choices:
+        assert choice.finish_reason == "stop"
+        value = json.loads(choice.message.content or "")
+        assert set(value) == {"subject", "n"} and value["n"] in (1, 2)
+        assert len(value["subject"]) <= 12
+    assert len({choice.message.content for choice in found.choices}) > 1
+    form["json_schema"]["schema"] = {"type": "no such"}
+    with pytest.raises(openai.BadRequestError, match="no grammar can be made") as refused:
+        client.chat.completions.create(model="tiny", messages=USER, response_format=form)
+    assert refused.value.param == "response_format"
+
+
 def test_server_sent_events_end_with_done(server: Served) -> None:
     body = {"model": "tiny", "prompt": "Fresh", "max_tokens": 3, "stream": True}
     with server.http() as http:
@@ -319,6 +342,13 @@ def test_copy_streams_its_variants(server: Served) -> None:
         ("chat/completions", {"messages": [{"role": "tool", "content": ""}]}, 400, None, "system"),
         ("chat/completions", {"messages": USER, "tools": []}, 400, "tools", "not supported"),
         ("chat/completions", {"messages": USER, "top_logprobs": 2}, 400, None, "logprobs"),
+        (
+            "chat/completions",
+            {"messages": USER, "response_format": {"type": "json_schema"}},
+            400,
+            "response_format",
+            "json_schema",
+        ),
         ("copy", {"brief": {}}, 400, "brief.product", "required"),
         ("copy", {"brief": {"product": "a", "channel": "fax"}}, 400, "brief.channel", "fax"),
         ("copy", {"brief": {"product": "a " * 300}}, 400, "brief", "256 tokens"),
