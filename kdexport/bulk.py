@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from kdexport import __version__
+from kdexport.ads_editor import COLUMNS, Placement, ads_of, check_placements, load_placements
 from kdexport.console import tracked
 from kdexport.content.briefs import Brief, load_briefs
-from kdexport.content.channels import load_channels
+from kdexport.content.channels import Channels, load_channels
 from kdexport.copy_rows import CopyJournal, check_format, journal_path, open_journal, write_copies
 from kdexport.copywriter import NOTHING, Asked, Beside, Copywriter, shards
 from kdexport.errors import InputError
@@ -49,21 +50,26 @@ def write_file(
     asked: Asked,
     beside: Beside = NOTHING,
     *,
+    ads: tuple[Path, Path] | None = None,
     overwrite: bool = False,
     n_threads: int | None = None,
     warn: Callable[[str], None] = lambda line: None,
 ) -> Summary:
     """Write the copies of a file of briefs, in its order, and go on where an earlier call ended.
 
+    ``ads``: a table for Google Ads Editor to write too, and one of `load_placements`.
     Raises InputError for what cannot be used, and where ``out`` is there already; Interrupted
     after a signal, with all saved.
     """
     check_format(out)
-    briefs = load_briefs(briefs_path, load_channels(beside.channels))
-    if out.exists() and not journal_path(out).exists() and not overwrite:
-        raise InputError(
-            "is there already", where=str(out), remedy="give another -o, or --overwrite"
-        )
+    channels = load_channels(beside.channels)
+    briefs = load_briefs(briefs_path, channels)
+    placements = _placements(ads, briefs, channels, asked) if ads else {}
+    for path in [out, *(ads[:1] if ads else ())]:
+        if path.exists() and not journal_path(out).exists() and not overwrite:
+            raise InputError(
+                "is there already", where=str(path), remedy="give another file, or --overwrite"
+            )
     writer = Copywriter(bundle, asked, beside, n_threads=n_threads, warn=warn)
     begun_with = {
         "file of briefs": file_sha256(briefs_path),
@@ -76,6 +82,8 @@ def write_file(
         n_texts = write_all(writer, briefs, journal)
         rows = [row for number in range(len(briefs)) for row in journal.rows[number]]
         write_copies(out, rows)
+        if ads:
+            write_copies(ads[0], ads_of(rows, placements, channels), COLUMNS)
         journal_path(out).unlink()
     counts = Counter(row["status"] for row in rows)
     return Summary(
@@ -86,6 +94,25 @@ def write_file(
         statuses={status: counts[status] for status in STATUSES},
         seconds=time.monotonic() - started,
     )
+
+
+def _placements(
+    ads: tuple[Path, Path],
+    briefs: Sequence[Brief],
+    channels: Channels,
+    asked: Asked,
+) -> dict[str, Placement]:
+    """Where ads go; all is refused that cannot be, before anything is written."""
+    if asked.disclose:
+        raise InputError(
+            "an ad has no line for it",
+            where="--disclose",
+            remedy="put it into the briefs' disclosures, or leave out --google-ads",
+        )
+    check_format(ads[0])
+    placements = load_placements(ads[1])
+    check_placements(placements, briefs, channels, ads[1])
+    return placements
 
 
 def write_all(writer: Copywriter, briefs: Sequence[Brief], journal: CopyJournal) -> int:

@@ -24,7 +24,7 @@ from kdexport.cli_options import (
 )
 from kdexport.cli_serve import serve
 from kdexport.cli_train import distill, finetune, import_targets, run, sweep
-from kdexport.cli_write import write
+from kdexport.cli_write import content, write
 from kdexport.errors import InputError, refusal
 from kdexport.interrupts import SIGNALS, end_at_the_next, how_it_ended
 from kdexport.streams import (
@@ -99,6 +99,7 @@ COMMANDS = (
     briefs,
     serve,
     write,
+    content,
 )
 for command in COMMANDS:
     cli.add_command(command)

@@ -1,4 +1,4 @@
-"""Commands for copy in bulk, and for how often it passes. Everything heavy is imported inside."""
+"""The commands of copy in bulk, and of how often it passes. Everything heavy is imported inside."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,8 @@ from typing import Any
 import click
 
 from kdexport.cli_options import EXISTING, FiniteRange, channels_option, json_option
-from kdexport.streams import print_json
+from kdexport.errors import InputError
+from kdexport.streams import print_json, print_rich
 
 judge_option = click.option(
     "--judge", type=EXISTING, help="A bundle (the teacher's) whose likelihood ranks the texts."
@@ -50,6 +51,12 @@ def beside_of(options: dict[str, Any]) -> Any:
 @click.option("--against", type=EXISTING, help="Pairs that were trained on: no copy of those.")
 @judge_option
 @click.option("--disclose", default="", metavar="TEXT", help="Stands before each copy.")
+@click.option(
+    "--google-ads", type=EXISTING, help="Write the ads for Google Ads Editor, too, to this CSV."
+)
+@click.option(
+    "--ad-groups", type=EXISTING, help="Where they go: brief, campaign, ad_group, final_url."
+)
 @click.option("--overwrite", is_flag=True, help="Replace an output that is there.")
 @channels_option
 @brand_option
@@ -73,6 +80,11 @@ def write(bundle: Path, briefs: Path, out: Path, as_json: bool, **options: Any) 
     asked = Asked(**{name: options.pop(name) for name in names})
     beside = beside_of(options)
 
+    ads = options.pop("google_ads"), options.pop("ad_groups")
+    if None in ads and ads != (None, None):
+        raise InputError("go together", where="--google-ads and --ad-groups")
+    options["ads"] = None if None in ads else ads
+
     def warn(line: str) -> None:
         click.echo(line, err=True)
 
@@ -87,3 +99,44 @@ def write(bundle: Path, briefs: Path, out: Path, as_json: bool, **options: Any) 
             f"{summary.n_candidates:,} texts in {summary.seconds:.0f} s,"
             f" {summary.copies_per_minute:,.0f} a minute"
         )
+
+
+@click.group()
+def content() -> None:
+    """Measure what is written."""
+
+
+@content.command("eval", context_settings={"show_default": True})
+@click.argument("bundle", type=EXISTING)
+@click.argument("briefs", type=EXISTING)
+@click.option("--teacher", type=EXISTING, help="A bundle that writes as many texts beside.")
+@sampling_options
+@click.option("--briefs", "n_briefs", type=click.IntRange(1), help="So many at most, evenly apart.")
+@click.option("--against", type=EXISTING, help="Pairs that were trained on: no copy of those.")
+@channels_option
+@brand_option
+@threads_option
+@json_option
+def evaluate(bundle: Path, briefs: Path, as_json: bool, **options: Any) -> None:
+    """Count how often copy passes its checks, by channel and language. Needs no torch.
+
+    For each of BRIEFS several texts are written, by --teacher too; the brief passes where one of
+    them does. Differences have 95 % intervals of briefs drawn anew, the same for both.
+    """
+    from dataclasses import asdict
+
+    from kdexport.copywriter import Asked
+    from kdexport.passing import evaluate_content
+
+    names = ("candidates", "temperature", "top_p", "seed")
+    asked = Asked(**{name: options.pop(name) for name in names})
+    found = evaluate_content(bundle, briefs, asked, beside_of(options), **options)
+    if as_json:
+        print_json(asdict(found))
+        return
+    from kdexport.describe_content import describe_passing
+
+    print_rich(describe_passing(found))
+    for name, faults in zip(found.models, found.faults, strict=True):
+        told = ", ".join(f"{n:,} {check}" for check, n in faults.items())
+        click.echo(f"faults of {name}: {told or 'none'}")

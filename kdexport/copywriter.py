@@ -92,8 +92,9 @@ class Copywriter:
         self.channels = load_channels(beside.channels)
         self.brand = load_brand(beside.brand) if beside.brand else None
         self.checks = Checks(self.channels, self.brand, language_identifier(), asked.disclose)
+        self.session = open_session(self.bundle, n_threads=n_threads, warn=warn)
         self.generator = Overgenerator(
-            open_session(self.bundle, n_threads=n_threads, warn=warn),
+            self.session,
             self.codec,
             temperature=asked.temperature,
             top_p=asked.top_p,

@@ -211,7 +211,7 @@ def test_a_signal_keeps_what_is_done(
     assert call(*arguments)[0] == 0
     assert out.read_bytes() == whole
     code, said = call(*arguments)
-    assert code == 2 and "is there already; give another -o, or --overwrite" in said
+    assert code == 2 and "is there already; give another file, or --overwrite" in said
 
 
 def test_the_same_rows_in_another_order_and_format(
@@ -312,3 +312,36 @@ def test_a_judge_reads_as_an_evaluation_does(bundle: Bundle) -> None:
     assert found == pytest.approx(-scores.nll[:-1].mean(), abs=1e-6)  # the end token is not judged
     assert judge.mean_logprob(messages, "") is None
     assert judge.mean_logprob(messages, "water " * 200) is None
+
+
+def test_ads_go_into_a_table_of_their_own(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "briefs.csv").write_text("id,product,channel\nr,Tea,google_rsa\ns,Tea,sms\n")
+    groups = tmp_path / "groups.csv"
+    groups.write_text("brief,campaign,ad_group,final_url\nr,Spring,Teas,https://example.com\n")
+    arguments = ["write", bundle.path, tmp_path / "briefs.csv", "-o", tmp_path / "copies.csv"]
+    arguments += ["--candidates", 1, "--threads", 1, "--google-ads", tmp_path / "ads.csv"]
+    code, said = call(*arguments)
+    assert code == 2 and "--google-ads and --ad-groups: go together" in said
+    code, said = call(*arguments, "--ad-groups", groups, "--disclose", "Ad")
+    assert code == 2 and "--disclose: an ad has no line for it" in said
+    assert not journal_path(tmp_path / "copies.csv").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        good = "Headline: Tea\nHeadline: Now\nHeadline: Here\nDescription: a b\nDescription: c d"
+        found = [Answer([Candidate(0, "", text, True, [-1.0])]) for text in (good, "Tea now here")]
+        patch.setattr(
+            copywriter.Copywriter,
+            "answers",
+            lambda self, shard, stop: ((one, found[one.number]) for one in shard),
+        )
+        assert call(*arguments, "--ad-groups", groups)[0] == 0
+    (ad,) = csv.DictReader((tmp_path / "ads.csv").open())
+    assert {name: text for name, text in ad.items() if text} == {
+        "Campaign": "Spring",
+        "Ad group": "Teas",
+        "Headline 1": "Tea",
+        "Headline 2": "Now",
+        "Headline 3": "Here",
+        "Description 1": "a b",
+        "Description 2": "c d",
+        "Final URL": "https://example.com",
+    }

@@ -35,6 +35,7 @@ COMMANDS = (
     "doctor",
     "eval",
     "write",
+    "content",
 )
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 

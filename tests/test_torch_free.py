@@ -164,6 +164,15 @@ def test_eval_scores_texts_beside_a_bundle(laptop: Laptop, bundles: list[Path]) 
     assert own["quality"]["kl_mean"] > teacher["quality"]["kl_mean"] == 0
 
 
+def test_write_fills_a_table(laptop: Laptop, bundles: list[Path]) -> None:
+    briefs, out = laptop.folder / "briefs.csv", laptop.folder / "copies.csv"
+    briefs.write_text("id,product,channel\na,Tea,ad_headline\nb,Bread,ad_headline\n")
+    few = ["--candidates", "2", "--threads", "1", "--judge", bundles[0], "--json"]
+    told = json.loads(laptop.good("write", bundles[1], briefs, "-o", out, *few))
+    assert told["n_briefs"] == sum(told["statuses"].values()) == 2
+    assert out.read_text("utf-8").count("tiny") == 2
+
+
 @pytest.mark.parametrize(
     ("command", "extra"),
     [
