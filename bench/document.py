@@ -159,7 +159,7 @@ def _range(values: Sequence[float]) -> str:
 
 def document() -> str:
     """The page as it should be."""
-    lines = sections(sorted(RESULTS.glob("*.json")))
+    lines = sections(sorted(RESULTS.glob("*.json"), key=lambda file: file.stem))
     return HEAD + "\n".join(lines) + "\n"
 
 
