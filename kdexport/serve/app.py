@@ -143,6 +143,7 @@ def make_app(
     paths = {route.path for route in routes}
 
     def count(path: str, status: int) -> None:
+        path = "/v1/models" if path.startswith("/v1/models/") else path
         api.metrics.count_request(path if path in paths else "other", status)
 
     @asynccontextmanager

@@ -40,6 +40,7 @@ class _Text:
         self.stream: TextStream | None = None
         self.certain = ""
         self.error: Exception | None = None
+        self.has_failed = False
 
     def stops(self, _number: int, token_id: int) -> bool:
         """Take a token; whether the text ends there. An error is this text's alone."""
@@ -179,9 +180,13 @@ class Engine:
         self._loop.call_soon_threadsafe(self._is_loaded)
         while not self._is_closing:
             self._take(worker)
-            worker.drop()
-            worker.read()
-            worker.step()
+            try:
+                worker.drop()
+                worker.read()
+                worker.step()
+            except Exception as error:  # a mistake of ours: the thread goes on without its texts
+                worker.lose([*worker.waiting, *worker.writing.values()], error)
+                worker.waiting.clear()
             self._tell(worker)
         self._take(worker, waits=False)
         worker.drop(UnavailableError("the server has ended"))
@@ -294,11 +299,8 @@ class _Worker:
         """The next token of every text of the batch."""
         try:
             found = self._batch.step()
-        except Exception as error:  # the batch is lost; those who wait are not
-            for text in self.writing.values():
-                self._fail(text, error)
-            self.writing = {}
-            self._batch = Batch(self._session, self._max_rows)
+        except Exception as error:  # those who wait are not concerned
+            self.lose(list(self.writing.values()), error)
             return
         for member, step in found:
             text = self.writing[member]
@@ -314,9 +316,17 @@ class _Worker:
                 reason = step.finish_reason
                 self._put(text, Piece(text.number, certain, (step,), finish_reason=reason))
 
+    def lose(self, texts: Sequence[_Text], error: Exception) -> None:
+        """Fail some texts, and all of the batch with them."""
+        for text in texts:
+            self._fail(text, error)
+        self.writing = {}
+        self._batch = Batch(self._session, self._max_rows)
+
     def _put(self, text: _Text, piece: Piece) -> None:
         self.events.append((text.answer, piece, piece.finish_reason is not None))
 
     def _fail(self, text: _Text, error: Exception) -> None:
-        text.error = error
-        self.events.append((text.answer, error, True))
+        if not text.has_failed:
+            text.error, text.has_failed = error, True
+            self.events.append((text.answer, error, True))

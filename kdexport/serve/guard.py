@@ -2,7 +2,7 @@
 
 import hmac
 from collections.abc import Callable, Collection
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -53,10 +53,10 @@ class Guard:
 
     def _refusal(self, path: str, headers: Headers) -> RefusedError | None:
         host = headers.get("host", "")
-        if self._hosts is not None and urlsplit(f"//{host}").hostname not in self._hosts:
+        if self._hosts is not None and _address(f"//{host}").hostname not in self._hosts:
             return RefusedError(421, f"this server is not {host!r}")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _address(origin).netloc != host:
             return RefusedError(403, f"pages of {origin!r} may not ask this server")
         if self._key is None or not path.startswith("/v1"):
             return None
@@ -69,3 +69,11 @@ class Guard:
             code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )
+
+
+def _address(text: str) -> SplitResult:
+    """The parts of an address; none of what is no address."""
+    try:
+        return urlsplit(text)
+    except ValueError:
+        return SplitResult("", "", "", "", "")

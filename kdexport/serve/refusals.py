@@ -59,8 +59,16 @@ def refusal_of(error: Exception) -> RefusedError:
         case TookTooLongError():
             return RefusedError(504, str(error), code="timeout")
         case InputError():
-            return RefusedError(400, str(error), param=error.where or None)
+            return _of_input(error)
     return RefusedError(500, "an error of the server's; its log has more", code="internal_error")
+
+
+def _of_input(error: InputError) -> RefusedError:
+    """Without the place of a file, which is the server's own matter."""
+    words = f"{error.message}; {error.remedy}" if error.remedy else error.message
+    if error.where.isidentifier():
+        return RefusedError(400, f"{error.where}: {words}", error.where)
+    return RefusedError(400, words)
 
 
 def _of_fields(error: ValidationError) -> RefusedError:

@@ -50,6 +50,7 @@ class Server(uvicorn.Server):
         self._drain_seconds = drain_seconds
         self._on_ready = on_ready
         self._ends = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         app = make_app(engine, rules=rules, key=key, hosts=hosts)
         super().__init__(
             uvicorn.Config(
@@ -74,7 +75,6 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to answer, and watch the loading and the end."""
-        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         self._watching = asyncio.ensure_future(self._watch())
 

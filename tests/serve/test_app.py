@@ -13,6 +13,7 @@ from kdexport.content.briefs import Brief
 from kdexport.content.channels import load_channels
 from kdexport.content.prompts import brief_messages, split_opening
 from kdexport.content.review import review_copy
+from kdexport.errors import InputError
 from kdexport.runtime.generate import generate
 from kdexport.runtime.logits import log_sum_exp
 from kdexport.runtime.sample import make_sampler
@@ -384,6 +385,33 @@ def test_a_body_that_is_none_is_refused(server: Served, content: bytes, status: 
     assert answer.json()["error"]["message"]
 
 
+def test_what_a_template_refuses_does_not_tell_the_servers_folders(
+    server: Served, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(messages: Any) -> str:
+        raise InputError("the chat template refuses the messages", where=str(bundle.path))
+
+    monkeypatch.setattr(server.engine.codec, "render_chat", refuse)
+    with server.http() as http:
+        body = {"model": "tiny", "messages": USER}
+        answer = http.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 400 and "template refuses" in answer.text
+    assert str(bundle.path) not in answer.text
+
+
+def test_a_mistake_of_ours_is_500_without_its_words(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(messages: Any) -> str:
+        raise RuntimeError("a secret")
+
+    monkeypatch.setattr(server.engine.codec, "render_chat", fail)
+    with server.http() as http:
+        answer = http.post("/v1/chat/completions", json={"model": "tiny", "messages": USER})
+    assert answer.status_code == 500 and answer.json()["error"]["code"] == "internal_error"
+    assert "secret" not in answer.text
+
+
 def test_null_is_the_default(server: Served) -> None:
     body = {"model": "tiny", "prompt": "a", "max_tokens": None, "stop": None, "suffix": None}
     with server.http() as http:
@@ -395,6 +423,8 @@ def test_another_sites_page_is_refused(server: Served) -> None:
         assert http.get("/health", headers={"Host": "evil.example"}).status_code == 421
         other = {"Origin": "http://evil.example"}
         assert http.get("/health", headers=other).status_code == 403
+        assert http.get("/health", headers={"Host": "["}).status_code == 421
+        assert http.get("/health", headers={"Origin": "http://["}).status_code == 403
         own = {"Origin": server.url}
         assert http.get("/health", headers=own).status_code == 200
         assert http.get("/health", headers={"Host": "localhost:80"}).status_code == 200
@@ -481,11 +511,13 @@ def test_metrics_count_what_happened(server: Served) -> None:
         http.post("/v1/completions", json=body)
         http.post("/v1/completions", json={})
         http.get("/v1/nothing/1")
+        http.get("/v1/models/tiny")
         after = measures()
     assert grown("kdexport_prompt_tokens_total") == 3
     assert grown("kdexport_new_tokens_total") == 4
     assert grown('kdexport_requests_total{route="/v1/completions",status="200"}') == 1
     assert grown('kdexport_requests_total{route="/v1/completions",status="400"}') == 1
+    assert grown('kdexport_requests_total{route="/v1/models",status="200"}') == 1
     assert grown('kdexport_requests_total{route="other",status="404"}') == 1
     assert grown("kdexport_ttft_seconds_count") == grown("kdexport_tpot_seconds_count") == 1
     assert after["kdexport_batch_rows"] == after["kdexport_waiting_texts"] == 0

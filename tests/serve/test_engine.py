@@ -20,6 +20,7 @@ from kdexport.runtime.scheduler import Batch
 from kdexport.runtime.session import Session, open_session
 from kdexport.runtime.stream import write_text
 from kdexport.runtime.text import TextCodec, load_text
+from kdexport.serve import engine as engine_module
 from kdexport.serve.engine import Engine
 from kdexport.serve.jobs import Answer, BusyError, Job, Piece, TookTooLongError, UnavailableError
 
@@ -288,6 +289,29 @@ def test_the_thread_outlives_a_step_that_fails(
         assert engine.n_open == 0
 
     with_engine(bundle, work)
+
+
+def test_the_thread_outlives_a_mistake_of_its_own(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop = engine_module._Worker.drop
+
+    def failing(self: Any, *arguments: Any) -> None:
+        if self.writing and self.waiting:
+            monkeypatch.setattr(engine_module._Worker, "drop", drop)
+            raise KeyError("a bug")
+        drop(self, *arguments)
+
+    async def work(engine: Engine) -> None:
+        monkeypatch.setattr(engine_module._Worker, "drop", failing)
+        answers = [engine.submit([forever()]) for _ in range(2)]
+        for answer in answers:
+            with pytest.raises(KeyError, match="a bug"):
+                await all_of(answer)
+        assert (await all_of(engine.submit([job_of(0)])))[-1].finish_reason
+        assert engine.n_open == 0
+
+    with_engine(bundle, work, max_rows=1)
 
 
 def test_a_tokenizer_that_fails_ends_one_text(
