@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
-from functools import cached_property
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -16,7 +15,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from kdexport.errors import KdexportError
-from kdexport.runtime.constrain import Grammars
 from kdexport.runtime.sample import Sampler
 from kdexport.serve.copies import CopyForm, Rules
 from kdexport.serve.engine import Engine
@@ -93,12 +91,7 @@ class Api:
         return ChatForm(asked, self.engine.codec, *self._sizes, self._keep_to)
 
     def _keep_to(self, sampler: Sampler, schema: dict[str, Any]) -> Sampler:
-        return self._grammars.json_schema(sampler, schema)
-
-    @cached_property
-    def _grammars(self) -> Grammars:
-        """Made at the first request that asks for one."""
-        return Grammars(self.engine.codec, self.engine.manifest.model.vocab_size)
+        return self.engine.grammars.json_schema(sampler, schema)
 
     def _copy(self, asked: CopyRequest) -> Form:
         name = self.engine.manifest.name

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from kdexport.bundle import Bundle
 from kdexport.errors import InputError
+from kdexport.runtime.constrain import Grammars
 from kdexport.runtime.generate import room_after
 from kdexport.runtime.prompt_cache import PromptCache
 from kdexport.runtime.scheduler import Batch, Member
@@ -88,6 +89,7 @@ class Engine:
         self.is_ready = False
         self.is_draining = False
         self.codec: TextCodec
+        self.grammars: Grammars
         self._bundle = bundle
         self._n_threads = n_threads
         self._max_rows = max_rows
@@ -173,6 +175,8 @@ class Engine:
         try:
             self.codec = load_text(self._bundle)
             session = open_session(self._bundle, n_threads=self._n_threads, warn=self._warn)
+            # Here, not when it is first asked for: it holds the interpreter for up to a second.
+            self.grammars = Grammars(self.codec, session.vocab_size)
         except Exception as error:  # the event loop's to tell
             self._loop.call_soon_threadsafe(self._loaded.set_exception, error)
             return
