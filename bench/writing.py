@@ -34,7 +34,7 @@ def together(writer: Copywriter, work: Sequence[Work]) -> int:
 def each_alone(writer: Copywriter, kept: PromptCache, work: Sequence[Work]) -> int:
     """Texts written one by one, as `kdexport generate` writes them."""
     asked, n_texts = writer.asked, 0
-    drawn = make_sampler(temperature=asked.temperature, top_p=asked.top_p)
+    drawn = make_sampler(temperature=asked.temperature, top_p=asked.top_p, top_k=asked.top_k)
     for one in work:
         request = one.request
         for number in range(request.n):
@@ -78,6 +78,8 @@ def main() -> None:
     n = min(given.n_briefs, len(briefs))
     chosen = [briefs[at * len(briefs) // n] for at in range(n)]
     work = [writers[1].work(number, brief) for number, brief in enumerate(chosen)]
+    longest = writers[1].bundle.manifest.model.max_length
+    work = [one for one in work if len(one.request.prompt_ids) < longest]
     slices: list[dict[str, Any]] = []
     for begin in range(given.slices):
         found: dict[str, Any] = {}
@@ -88,7 +90,7 @@ def main() -> None:
         for name in list(ways)[1:]:
             found[f"times {name}"] = round(found["together"] / found[name], 2)
         slices.append(found)
-    facts = {"bundle": writers[1].bundle.manifest_sha256, "n_briefs": n, **vars(asked)}
+    facts = {"bundle": writers[1].bundle.manifest_sha256, "n_briefs": len(work), **vars(asked)}
     facts |= {"machine": vars(machine_facts()), "texts_a_minute": slices}
     print(json.dumps(facts, indent=1))
 

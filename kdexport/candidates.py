@@ -70,8 +70,9 @@ class Overgenerator:
     """A bundle that writes candidates for each request: the likeliest text, and drawn ones.
 
     Of a request the prompt is read once, and what prompts begin with alike is read once for all.
-    Number 0 is greedy; the others are drawn at ``temperature`` from the likeliest tokens that
-    together reach ``top_p``. ``max_rows`` texts are under way at a time.
+    Number 0 is greedy; the others are drawn at ``temperature`` from the ``top_k`` likeliest tokens
+    (0: all), of these from the likeliest that together reach ``top_p``. ``max_rows`` texts are
+    under way at a time.
     """
 
     def __init__(
@@ -81,13 +82,14 @@ class Overgenerator:
         *,
         temperature: float,
         top_p: float,
+        top_k: int = 0,
         max_rows: int = MAX_ROWS,
     ) -> None:
         self.codec = codec
         self._session = session
         self._max_rows = max_rows
         self._greedy = make_sampler(temperature=0)
-        self._drawn = make_sampler(temperature=temperature, top_p=top_p)
+        self._drawn = make_sampler(temperature=temperature, top_p=top_p, top_k=top_k)
         self._kept = PromptCache(session)
 
     def write(

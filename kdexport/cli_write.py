@@ -22,6 +22,7 @@ SAMPLING = (  # names, type, default, help
     ("--candidates", click.IntRange(1, 64), 8, "Texts for each brief, of which the best are kept."),
     ("-t --temperature", FiniteRange(0, min_open=True), 0.8, "Of all but a brief's first text."),
     ("--top-p", FiniteRange(0, 1, min_open=True), 0.95, "The likeliest that together reach it."),
+    ("--top-k", click.IntRange(0), 50, "The likeliest tokens that are drawn from; 0: all."),
     ("--seed", click.INT, 0, "Of the draws."),
 )
 
@@ -76,7 +77,7 @@ def write(bundle: Path, briefs: Path, out: Path, as_json: bool, **options: Any) 
     from kdexport.bulk import write_file
     from kdexport.copywriter import Asked
 
-    names = ("candidates", "keep", "temperature", "top_p", "seed", "disclose")
+    names = ("candidates", "keep", "temperature", "top_p", "top_k", "seed", "disclose")
     asked = Asked(**{name: options.pop(name) for name in names})
     beside = beside_of(options)
 
@@ -128,7 +129,7 @@ def evaluate(bundle: Path, briefs: Path, as_json: bool, **options: Any) -> None:
     from kdexport.copywriter import Asked
     from kdexport.passing import evaluate_content
 
-    names = ("candidates", "temperature", "top_p", "seed")
+    names = ("candidates", "temperature", "top_p", "top_k", "seed")
     asked = Asked(**{name: options.pop(name) for name in names})
     found = evaluate_content(bundle, briefs, asked, beside_of(options), **options)
     if as_json:

@@ -41,6 +41,7 @@ class Asked:
     keep: int = 1
     temperature: float = 0.8
     top_p: float = 0.95
+    top_k: int = 50
     seed: int = 0
     disclose: str = ""
 
@@ -98,6 +99,7 @@ class Copywriter:
             self.codec,
             temperature=asked.temperature,
             top_p=asked.top_p,
+            top_k=asked.top_k,
             max_rows=max_rows,
         )
 
