@@ -14,7 +14,7 @@ BIN    := $(VENV)/bin
 PEERS  := optimum genai llama trl
 ELSEWHERE := .peers/optimum/.installed .elsewhere/lm-eval/.installed \
   tests/elsewhere/node/node_modules/.installed
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help

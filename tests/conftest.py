@@ -32,6 +32,12 @@ train: {max_steps: 2, batch_size: 4, evaluate_steps: 2, max_length: 64}
 """
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes come first: beside them, all others run on another core."""
+    slow = {item.path for item in items if item.get_closest_marker("real")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def small_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a teacher of five layers, and another model of its tokens."""
