@@ -122,17 +122,30 @@ class Copywriter:
         """How many rows a brief gets."""
         return brief.variants or self.asked.keep
 
-    def score(self, work: Work, candidate: Candidate) -> Scored:
-        """A candidate, checked."""
+    def score(self, work: Work, candidates: Sequence[Candidate]) -> list[Scored]:
+        """The candidates of a brief, checked; equal ones once."""
+        known: dict[tuple[str, bool], tuple[Checked, float | None]] = {}
+        scored = []
+        for one in candidates:
+            key = one.text, one.finished
+            if key not in known:
+                known[key] = self._check(work, one)
+            checked, judged = known[key]
+            scored.append(
+                Scored(one.number, one.text, checked, _short(one.mean_logprob), _short(judged))
+            )
+        return scored
+
+    def _check(self, work: Work, candidate: Candidate) -> tuple[Checked, float | None]:
+        """What a text violates, and where it passes, what the judge says."""
         text = candidate.text
         checked = self.checks(work.brief, text, finished=candidate.finished)
         if self.trained_on and (match := self.trained_on.match(_alone("", text))):
             why = f"nearly the training text {match.held_out!r}"
             checked = _violating(checked, why.removeprefix("nearly " if match.is_equal else ""))
-        judged = self.judge.mean_logprob(work.messages, candidate.added) if self.judge else None
-        return Scored(
-            candidate.number, text, checked, _short(candidate.mean_logprob), _short(judged)
-        )
+        if self.judge is None or checked.hard:
+            return checked, None
+        return checked, self.judge.mean_logprob(work.messages, candidate.added)
 
     def rows(self, work: Work, answer: Answer, date: str) -> list[Row]:
         """The rows of a brief."""
@@ -142,7 +155,7 @@ class Copywriter:
                 facts | {"place": place, "status": ERROR, "violations": [str(answer.error)]}
                 for place in range(1, self.keep(work.brief) + 1)
             ]
-        scored = [self.score(work, candidate) for candidate in answer.candidates]
+        scored = self.score(work, answer.candidates)
         facts["n_passed"] = sum(not one.checked.hard for one in scored)
         places = choose(scored, self.keep(work.brief))
         return [

@@ -107,7 +107,7 @@ def passed(writer: Copywriter, briefs: Sequence[Brief]) -> list[Passed]:
                 n_done += 1
                 progress(n_done)
                 if answer.error is None:
-                    scored = [writer.score(work, candidate) for candidate in answer.candidates]
+                    scored = writer.score(work, answer.candidates)
                     faults = Counter(
                         check
                         for one in scored

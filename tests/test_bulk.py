@@ -301,6 +301,32 @@ def test_what_is_too_long_or_unfinished_is_told_and_whole(writer: copywriter.Cop
     assert [row["violations"] for row in rest] == [["no other text was written"]] * 3
 
 
+def test_a_judge_ranks_what_passes(
+    writer: copywriter.Copywriter, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer.judge = Judge(bundle.path, n_threads=1)
+    heard: list[str] = []
+
+    def likes_the_last(_: Any, added: str) -> float:
+        heard.append(added)
+        return -5.0 + len(heard)
+
+    monkeypatch.setattr(writer.judge, "mean_logprob", likes_the_last)
+    texts = (
+        "Boils in 60 seconds",
+        "Kettle boils in 9 seconds",
+        "A kettle in 60 seconds",
+        "Boils in 60 seconds",
+    )
+    rows = written(writer, *texts)
+    assert heard == [texts[0], texts[2]]  # what fails is not judged, what is equal once
+    assert [(row["candidate"], row["judge_logprob"]) for row in rows[:3]] == [
+        (2, -3.0),
+        (0, -4.0),
+        (1, None),
+    ]
+
+
 def test_a_judge_reads_as_an_evaluation_does(bundle: Bundle) -> None:
     messages = brief_messages(KETTLE, load_channels()["ad_headline"])
     judge = Judge(bundle.path, n_threads=1)
