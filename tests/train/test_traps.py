@@ -4,7 +4,6 @@ loss and way of asking, and each fails where an implementation is broken as real
 
 import copy
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from kdexport.train import case as material
 from kdexport.train import losses, model, objective, proofs, step, teacher
 from kdexport.train.cache import Columns, TargetCache
-from kdexport.train.case import WAYS, Case, Proof
+from kdexport.train.case import WAYS, Case
 from kdexport.train.data import Batch, Encoded
 from kdexport.train.evaluate import Evaluation
 from kdexport.train.formulas import REFERENCES
@@ -25,12 +24,7 @@ from kdexport.train.objective import Objective, Term
 from kdexport.train.prove import prove
 from kdexport.train.targets import HeadTargets, Targets
 from kdexport.train_section import PARTS
-
-Patch = pytest.MonkeyPatch
-
-
-def told(rows: Any) -> dict[str, Proof]:
-    return {row.name: row for row in rows}
+from tests.train.traps import Broken, Patch, Traps, is_seen, told
 
 
 def test_every_proof_holds(case: Case) -> None:
@@ -76,8 +70,6 @@ def small_chunks(monkeypatch: Patch) -> None:
 
 
 # What real projects got wrong, and the rows that see it.
-
-Broken = Callable[[Patch, Case], Case | None]
 
 
 def by_vocabulary(patch: Patch, case: Case) -> None:
@@ -314,7 +306,7 @@ def trained_on_test_texts(patch: Patch, case: Case) -> Case:
     return dataclasses.replace(case, splits={**case.splits, "test": ["fresh  BREAD"]})
 
 
-TRAPS: dict[Broken, tuple[Any, str]] = {
+TRAPS: Traps = {
     by_vocabulary: (proofs.losses_are_their_formulas, "forward_kl is its formula"),
     tail_renormalised: (proofs.losses_are_their_formulas, "skew_kl is its formula"),
     without_t_squared: (proofs.gradients_keep_their_size, "jsd keeps its gradient as T grows"),
@@ -357,9 +349,7 @@ TRAPS: dict[Broken, tuple[Any, str]] = {
 def test_what_real_projects_got_wrong_is_seen(
     case: Case, monkeypatch: Patch, broken: Broken
 ) -> None:
-    rows, name = TRAPS[broken]
-    case = broken(monkeypatch, case) or case
-    assert not told(rows(case))[name].ok
+    assert is_seen(broken, TRAPS, case, monkeypatch)
 
 
 def test_every_proof_can_fail() -> None:

@@ -1,7 +1,6 @@
 """The traps of what only some recipes ask for: the proofs hold, and each fails where it should."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 
 from kdexport.pairs import Pair
 from kdexport.train import inside, losses, on_policy, proofs, proofs_on_wish
-from kdexport.train.case import Across, Case, Proof
+from kdexport.train.case import Across, Case
 from kdexport.train.data import Batch, encoded
 from kdexport.train.inside import INSIDE, InnerTerm, Inside
 from kdexport.train.model import load_model
@@ -23,14 +22,10 @@ from kdexport.train.sizes import StudentSpec
 from kdexport.train.student import Origin, scratch
 from kdexport.train.uld import pairs_of
 from tests.models import CORPUS, byte_level_bpe, make_gpt2
+from tests.train.traps import Broken, Patch, Traps, is_seen, told
 
-Patch = pytest.MonkeyPatch
 OTHER = ["Frisches Brot aus dem Ofen, heute noch warm.", "Zwei Paar Schuhe, ein Preis; das Meer."]
 PLAIN = frozenset({"e1", "e3"})
-
-
-def told(rows: Any) -> dict[str, Proof]:
-    return {row.name: row for row in rows}
 
 
 def with_inside(case: Case) -> Case:
@@ -103,8 +98,6 @@ def test_every_proof_holds_over_other_tokens(across: Case, way: str) -> None:
 
 
 # Broken as real ones were.
-
-Broken = Callable[[Patch, Case], Case | None]
 
 
 def layer_before(patch: Patch, case: Case) -> Case:
@@ -275,7 +268,7 @@ def unsorted(patch: Patch, case: Case) -> None:
     patch.setattr(losses, "_by_rank", lambda logprobs: logprobs)
 
 
-TRAPS: dict[Broken, tuple[Any, str]] = {
+TRAPS: Traps = {
     layer_before: (
         proofs_on_wish.inner_losses_are_their_formulas,
         "hidden between layers is its formula",
@@ -325,7 +318,7 @@ TRAPS: dict[Broken, tuple[Any, str]] = {
         "teacher and student read own samples at the same places",
     ),
 }
-OVER_OTHER_TOKENS: dict[Broken, tuple[Any, str]] = {
+OVER_OTHER_TOKENS: Traps = {
     paired_by_number: (
         proofs_on_wish.other_tokens_are_paired,
         "paired tokens follow the same text",
@@ -343,18 +336,14 @@ OVER_OTHER_TOKENS: dict[Broken, tuple[Any, str]] = {
 def test_what_real_projects_got_wrong_is_seen(
     case: Case, monkeypatch: Patch, broken: Broken
 ) -> None:
-    rows, name = TRAPS[broken]
-    case = broken(monkeypatch, case) or case
-    assert not told(rows(case))[name].ok
+    assert is_seen(broken, TRAPS, case, monkeypatch)
 
 
 @pytest.mark.parametrize("broken", OVER_OTHER_TOKENS, ids=lambda broken: broken.__name__)
 def test_what_is_wrong_over_other_tokens_is_seen(
     across: Case, monkeypatch: Patch, broken: Broken
 ) -> None:
-    rows, name = OVER_OTHER_TOKENS[broken]
-    across = broken(monkeypatch, across) or across
-    assert not told(rows(across))[name].ok
+    assert is_seen(broken, OVER_OTHER_TOKENS, across, monkeypatch)
 
 
 def test_every_proof_can_fail() -> None:
