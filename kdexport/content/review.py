@@ -5,6 +5,7 @@ A fault (``hard``) is what must not be published; a warning is what a person sho
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 from kdexport.content.brands import Brand
@@ -12,7 +13,7 @@ from kdexport.content.briefs import Brief
 from kdexport.content.channels import Channel, Limit
 from kdexport.content.checks import repeated_span
 from kdexport.content.counting import COUNTERS
-from kdexport.content.figures import figures_of, unsupported
+from kdexport.content.figures import Figure, figures_of, unsupported
 from kdexport.content.matching import Span, Token, find_phrase, tokens_of
 from kdexport.content.parts import Piece, split_parts
 from kdexport.content.sms import count_sms
@@ -182,6 +183,12 @@ def _claims(tokens: Sequence[Token], brief: Brief, brand: Brand | None) -> Itera
                 yield Finding("claim", words, span)
 
 
+@lru_cache(maxsize=64)
+def _figures_known(texts: tuple[str, ...], languages: tuple[str, ...]) -> tuple[Figure, ...]:
+    """Those of a brief, found once for all copies that are reviewed against it."""
+    return tuple(figure for text in texts for figure in figures_of(text, languages))
+
+
 def _facts(piece: Piece, brief: Brief, brand: Brand | None) -> Iterator[Finding]:
     """Figures that the brief does not have. It may be in the copy's language or in English."""
     known = (
@@ -189,9 +196,10 @@ def _facts(piece: Piece, brief: Brief, brand: Brand | None) -> Iterator[Finding]
         *(*brief.facts, *brief.must_include, *brief.disclosures, *brief.keywords),
         *((brand.name, *brand.disclosures, *brand.preferred) if brand else ()),
     )
-    languages = dict.fromkeys((brief.language, "en"))
-    evidence = [figure for words in known for figure in figures_of(words, languages)]
-    for figure in unsupported(figures_of(piece.text, (brief.language,)), evidence):
+    languages = tuple(dict.fromkeys((brief.language, "en")))
+    for figure in unsupported(
+        figures_of(piece.text, (brief.language,)), _figures_known(known, languages)
+    ):
         begin, end = figure.span
         words = piece.text[begin:end].strip()
         span = (piece.span[0] + begin, piece.span[0] + end)
