@@ -55,23 +55,35 @@ def machine_facts() -> Machine:
     a container is given (None: all); `memory_gb` is in 10^9 bytes; `governor` is Linux's for the
     first CPU's frequency.
     """
-    try:
-        cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        cpuinfo = ""
-    facts = parse_cpuinfo(cpuinfo)
-    flags = set(f"{facts.get('flags', '')} {facts.get('Features', '')}".split())
+    facts = _cpuinfo()
     return Machine(
         cpu=facts.get("model name") or platform.processor() or platform.machine(),
         n_cores=_n_cores(),
         cpu_quota=cpu_quota(),
-        features=[name for name, any_of in FEATURES.items() if any_of & flags],
+        features=_features(facts),
         memory_gb=_memory_gb(),
         governor=_governor(),
         os=_os_name(),
         python=platform.python_version(),
         versions={name: found for name in VERSIONS_OF if (found := _version(name)) is not None},
     )
+
+
+def cpu_features() -> list[str]:
+    """Which of `FEATURES` this machine's CPU has."""
+    return _features(_cpuinfo())
+
+
+def _features(facts: dict[str, str]) -> list[str]:
+    flags = set(f"{facts.get('flags', '')} {facts.get('Features', '')}".split())
+    return [name for name, any_of in FEATURES.items() if any_of & flags]
+
+
+def _cpuinfo() -> dict[str, str]:
+    try:
+        return parse_cpuinfo(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return {}
 
 
 def parse_cpuinfo(text: str) -> dict[str, str]:

@@ -19,7 +19,7 @@ from kdexport.importing import asks_teacher, imported_fingerprint, imported_held
 from kdexport.interrupts import Interrupted
 from kdexport.journal import fingerprint, folder_fingerprint
 from kdexport.learning import BEST, Places, learn
-from kdexport.machine import machine_facts
+from kdexport.machine import cpu_features
 from kdexport.metrics import read_curve
 from kdexport.other_tokens import ask_across_tokens
 from kdexport.pipeline import Run
@@ -371,5 +371,5 @@ def precision_of(wish: str, device: str) -> str:
         return wish
     if device == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    has = {"bf16", "amx"} & set(machine_facts().features)
+    has = {"bf16", "amx"} & set(cpu_features())
     return "bfloat16" if has else "float32"

@@ -1,5 +1,6 @@
 """Commands that torchrun starts in two processes end as in one."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -13,7 +14,9 @@ from pydantic import TypeAdapter
 from kdexport.pipeline import Run
 from kdexport.recipe import load_recipe
 from kdexport.sources import ResolvedModel
+from tests.calling import call
 from tests.models import CORPUS, make_llama
+from tests.processes import in_two
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -48,6 +51,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def distil_in_two(folder: Path, *options: str) -> str:
+    """What the first process says; without torchrun, which would import everything thrice."""
+    in_two(distil_as_one_of_two, folder, *options)
+    return (folder / "said-0.txt").read_text("utf-8")
+
+
+def distil_as_one_of_two(rank: int, folder: Path, *options: str) -> None:
+    os.chdir(folder)
+    code, said = call("distill", "recipe.yaml", *options)
+    Path(f"said-{rank}.txt").write_text(said, "utf-8")
+    assert code == 0, said
+
+
+def distil_alone(folder: Path, *options: str) -> None:
+    with contextlib.chdir(folder):
+        code, said = call("distill", "recipe.yaml", *options)
+    assert code == 0, said
+
+
+def losses_of(folder: Path, name: str) -> list[float]:
+    lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
+    return [row["loss"] for row in map(json.loads, lines) if "loss" in row]
+
+
 def test_two_processes_distil_and_the_first_tells_of_it(folder: Path) -> None:
     """That they learn what one learns is tested without the command, in train/test_world.py."""
     ran = subprocess.run(
@@ -79,49 +106,25 @@ def test_two_processes_read_a_stream_of_packed_texts_as_one_does(folder: Path) -
         "train.batch_size": "2",
     }
     sets = [word for key, value in options.items() for word in ("--set", f"{key}={value}")]
-    losses = []
-    for name, starter in (("alone", []), ("two", TORCHRUN)):
-        named = ["--set", f"name={name}"]
-        ran = subprocess.run(
-            [sys.executable, *starter, "-m", "kdexport", "distill", "recipe.yaml", *sets, *named],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert ran.returncode == 0, ran.stderr
-        lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
-        losses.append([row["loss"] for row in map(json.loads, lines) if "loss" in row])
-    assert len(losses[0]) == 12
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    distil_alone(folder, *sets, "--set", "name=alone")
+    distil_in_two(folder, *sets, "--set", "name=two")
+    losses = losses_of(folder, "alone")
+    assert len(losses) == 12
+    assert losses_of(folder, "two") == pytest.approx(losses, rel=1e-4)
 
 
 def test_a_teacher_in_two_parts_says_what_a_whole_one_does(folder: Path) -> None:
     sets = ["--set", "train.targets=cached", "--set", "train.max_steps=3"]
     sets += ["--set", "train.on_policy=null"]
-    for name, starter in (("whole", []), ("parts", TORCHRUN)):
-        own = ["--set", f"name={name}", "--set", f"train.shard_teacher={name == 'parts'}"]
-        ran = subprocess.run(
-            [sys.executable, *starter, "-m", "kdexport", "distill", "recipe.yaml", *sets, *own],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert ran.returncode == 0, ran.stderr
-    assert "layers are shared out over 2 processes" in ran.stderr
+    distil_alone(folder, *sets, "--set", "name=whole")
+    said = distil_in_two(folder, *sets, "--set", "name=parts", "--set", "train.shard_teacher=true")
+    assert "layers are shared out over 2 processes" in said
     files = [folder / "runs" / name / "reference.npz" for name in ("whole", "parts")]
     with np.load(files[0]) as one, np.load(files[1]) as two:
         assert np.array_equal(one["topk_ids"], two["topk_ids"])
         for key in ("topk_logprobs", "target_logprobs", "kept_mass"):
             np.testing.assert_allclose(two[key], one[key], rtol=1e-5, atol=1e-5)
-    losses = []
-    for name in ("whole", "parts"):
-        lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
-        losses.append([row["loss"] for row in map(json.loads, lines) if "loss" in row])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses_of(folder, "parts") == pytest.approx(losses_of(folder, "whole"), rel=1e-4)
 
 
 def test_the_others_are_told_of_the_whole_run(folder: Path) -> None:

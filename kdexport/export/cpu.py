@@ -9,14 +9,14 @@ import onnx
 
 from kdexport.bundle import CpuFacts
 from kdexport.export.draft import Draft
-from kdexport.machine import machine_facts
+from kdexport.machine import cpu_features
 from kdexport.runtime.cpu import cpu_class
 
 
 def cpu_facts(draft: Draft) -> CpuFacts:
     """This CPU's class, and the kernels of all products but the head, which reads few tokens."""
     kernels = {_kernel(draft, node) for node in draft.graph.node if "logits" not in node.output}
-    made_on = cpu_class(machine_facts().features)
+    made_on = cpu_class(cpu_features())
     return CpuFacts(made_on=made_on, kernels=sorted(kernels - {""}))
 
 

@@ -32,7 +32,7 @@ from kdexport.export.mix import Entry, choose_mix
 from kdexport.export.parity import check_quantized
 from kdexport.export.smooth import smooth
 from kdexport.export.standard import STANDARD, standard_graph
-from kdexport.machine import machine_facts
+from kdexport.machine import cpu_features
 from kdexport.runtime.session import Session, open_graphs
 from kdexport.runtime.text import load_text
 
@@ -54,7 +54,7 @@ class Scheme:
 
 def _eight_bits_of_choice() -> str:
     """Blocks are the faster where VNNI multiplies them; without it they read prompts slowly."""
-    return "wide8" if "vnni" in machine_facts().features else "rows8u"
+    return "wide8" if "vnni" in cpu_features() else "rows8u"
 
 
 SCHEMES: Mapping[str, Scheme] = {

@@ -8,7 +8,7 @@ from functools import partial
 
 from kdexport.bundle import Bundle
 from kdexport.errors import InputError
-from kdexport.machine import machine_facts
+from kdexport.machine import cpu_features
 
 AGAIN = "export it again here with --scheme int8"
 
@@ -28,7 +28,7 @@ def suit_cpu(
     """
     manifest = bundle.manifest
     if features is None:
-        features = machine_facts().features
+        features = cpu_features()
     missing = sorted(set(manifest.requires_cpu) - set(features))
     if missing:
         raise InputError(

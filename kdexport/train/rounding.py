@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from kdexport.errors import InputError
-from kdexport.machine import machine_facts
+from kdexport.machine import cpu_features
 from kdexport.train.anatomy import named_products
 
 LARGEST_SCALE = torch.finfo(torch.float16).max
@@ -55,7 +55,7 @@ class Grids:
 
 
 def _eight_bits_of_choice() -> Grids:
-    return Grids(WIDE if "vnni" in machine_facts().features else ROWS)
+    return Grids(WIDE if "vnni" in cpu_features() else ROWS)
 
 
 GRIDS: Mapping[str, Callable[[], Grids]] = {

@@ -1,4 +1,6 @@
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,25 @@ from kdexport.runtime.text import load_text
 from tests.models import make_family, make_gpt2, make_llama
 
 Seen = tuple[Draft, dict[str, Observed]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def texts_are_written_once() -> Iterator[None]:
+    """What a model writes to be observed on depends on nothing but the model."""
+    from kdexport.export import quantize
+
+    written: dict[str, list[np.ndarray]] = {}
+    write = quantize.written_texts
+
+    def once(bundle: Bundle, *rest: Any) -> list[np.ndarray]:
+        name = bundle.manifest_sha256
+        if name not in written:
+            written[name] = write(bundle, *rest)
+        return list(written[name])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantize, "written_texts", once)
+        yield
 
 
 @pytest.fixture(scope="session")

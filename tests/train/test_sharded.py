@@ -1,15 +1,12 @@
 """A teacher in two processes, half of each layer in each, says what it says in one."""
 
 import json
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import multiprocessing
 
 from kdexport.train.cache import TargetCache, fill_cache
 from kdexport.train.columns import hidden_form
@@ -18,6 +15,7 @@ from kdexport.train.model import load_model
 from kdexport.train.sharded import in_shards
 from kdexport.train.teacher import live_targets
 from kdexport.train.world import joined
+from tests.processes import in_two
 
 CLOSE = 1e-5  # the same products of the same numbers
 FAMILIES = ("llama", "gpt2")
@@ -29,11 +27,8 @@ def texts(seed: int, n: int) -> list[Encoded]:
     return [Encoded(f"e{i}", rng.integers(3, 300, size=int(s)), 2, 2) for i, s in enumerate(sizes)]
 
 
-def in_one_of_two(rank: int, folder: Path, port: int) -> None:
+def in_one_of_two(rank: int, folder: Path) -> None:
     """What each process does and writes: how far it is from the whole, and what it holds."""
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ.update(address, RANK=str(rank), WORLD_SIZE="2")
-    torch.set_num_threads(1)
     seen: dict[str, Any] = {}
     with joined() as world:
         for name in FAMILIES:
@@ -64,10 +59,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, llama: Path, gpt2: Path) -> t
     folder = tmp_path_factory.mktemp("sharded")
     for name, path in zip(FAMILIES, (llama, gpt2), strict=True):
         (folder / name).symlink_to(path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(in_one_of_two, (folder, port), nprocs=2)  # type: ignore[no-untyped-call]
+    in_two(in_one_of_two, folder)
     return folder, [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 

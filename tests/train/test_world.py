@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import socket
 from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
@@ -13,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import multiprocessing
 
 from kdexport.errors import KdexportError
 from kdexport.interrupts import Interrupted
@@ -25,6 +22,7 @@ from kdexport.train.schedule import Budget, Schedule
 from kdexport.train.teacher import TargetFn, live_targets
 from kdexport.train.trainer import Hooks, Material, TrainSettings, distill
 from kdexport.train.world import ALONE, World, joined, leave
+from tests.processes import in_two
 
 STEPS = 10
 CLOSE = 1e-4  # of losses of a few nats: two processes add up in another order
@@ -122,11 +120,8 @@ def stop_at_call(number: int) -> Callable[[], bool]:
     return lambda: next(calls) >= number
 
 
-def scenarios(rank: int, folder: Path, port: int) -> None:
+def scenarios(rank: int, folder: Path) -> None:
     """What one of two processes does; each writes what it has seen."""
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ.update(address, RANK=str(rank), WORLD_SIZE="2")
-    torch.set_num_threads(1)
     llama, gpt2 = folder / "llama", folder / "gpt2"
     seen: dict[str, Any] = {}
     with joined() as world:
@@ -163,10 +158,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def seen(folder: Path) -> list[dict[str, Any]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(scenarios, (folder, port), nprocs=2)
+    in_two(scenarios, folder)
     return [json.loads((folder / f"seen-{rank}.json").read_text()) for rank in (0, 1)]
 
 
