@@ -15,6 +15,7 @@ from kdexport.bundle import Bundle, Parent, commit_bundle, staged_bundle
 from kdexport.energy import Meter
 from kdexport.errors import InputError, KdexportError
 from kdexport.export.bundles import export_bundle
+from kdexport.torch_arm import open_torch
 from kdexport.verdict.report import BenchSettings
 from kdexport.verdict.timing import Case
 from tests.models import make_llama
@@ -191,10 +192,12 @@ def test_the_torch_arm_counts_its_weights_as_float32(model: Path, tmp_path: Path
         arm.close()
 
 
-def test_a_model_that_cannot_be_loaded_is_one_line(model: Path, tmp_path: Path) -> None:
+def test_what_an_arm_cannot_load_is_one_line(tmp_path: Path) -> None:
+    """Its process says so, whatever of `test_a_broken_folder_is_one_line_in_torch_too` it is."""
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(InputError, match="cannot be loaded"):
+    with pytest.raises(InputError, match="cannot be loaded") as caught:
         Arm(ArmSpec("x", tmp_path, in_torch=True), 1)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +220,7 @@ def test_a_broken_folder_is_one_line_in_torch_too(
         content = json.dumps(json.loads(file.read_text()) | content)
     file.write_text(str(content))
     with pytest.raises(InputError, match=reason) as caught:
-        Arm(ArmSpec("x", tmp_path / "m", in_torch=True), 1)
+        open_torch(tmp_path / "m")
     assert str(tmp_path / "m") in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -116,15 +116,16 @@ def test_lists_of_no_numbers_are_refused(asked: list[Any], given: str, said: str
     assert code == 2 and said in line and not asked
 
 
-@pytest.fixture
-def reports(tmp_path: Path) -> tuple[Path, Path]:
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A report, and one with a student that takes more memory on disk."""
+    folder = tmp_path_factory.mktemp("reports")
     old = example_report()
     larger = old.arms[-1].model_copy(update={"size_mb": 60.0})
     new = old.model_copy(update={"arms": [*old.arms[:-1], larger]})
     for name, report in (("old", old), ("new", new)):
-        write_report(report, tmp_path / name)
-    return tmp_path / "old", tmp_path / "new" / "bench.json"
+        write_report(report, folder / name)
+    return folder / "old", folder / "new" / "bench.json"
 
 
 def test_reports_are_compared(reports: tuple[Path, Path]) -> None:
