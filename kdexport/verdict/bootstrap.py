@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ Array = np.ndarray[Any, Any]
 N_DRAWS = 2000
 COVERED = 95  # per cent
 MOST_COUNTS = 2**21  # in memory at once
+FEW_UNITS = 64
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,17 @@ def ratio_of_sums(
     weights = np.ones_like(numbers) if below is None else np.asarray(below, dtype=np.float64)
     if not len(numbers) or numbers.shape != weights.shape:
         raise ValueError("one number a unit is wanted, above and below")
-    drawn = [(counts @ numbers) / (counts @ weights) for counts in _counts(len(numbers), n_draws)]
+    draw = _kept_counts if len(numbers) <= FEW_UNITS else _counts
+    drawn = [(counts @ numbers) / (counts @ weights) for counts in draw(len(numbers), n_draws)]
     rest = (100 - COVERED) / 2
     low, high = np.percentile(np.concatenate(drawn), [rest, 100 - rest])
     return Interval(float(numbers.sum() / weights.sum()), float(low), float(high))
+
+
+@lru_cache(maxsize=16)
+def _kept_counts(n_units: int, n_draws: int) -> Sequence[Array]:
+    """Those of few units: a report has many intervals of equally many texts."""
+    return [*_counts(n_units, n_draws)]
 
 
 def _counts(n_units: int, n_draws: int) -> Iterator[Array]:
