@@ -131,20 +131,24 @@ def test_a_full_disk_is_one_line(
         fill_cache(tmp_path, examples, Teacher(), batch_size=16)
 
 
-def test_a_cache_knows_how_long_the_teacher_took(examples: list[Encoded], tmp_path: Path) -> None:
+def test_a_cache_knows_how_long_the_teacher_took(
+    examples: list[Encoded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+
     class Slow(Teacher):
         def __call__(self, batch: Batch) -> Columns:
-            import time
-
-            time.sleep(0.01)
+            nonlocal now
+            now += 10.0
             return super().__call__(batch)
 
+    monkeypatch.setattr(cache, "monotonic", lambda: now)
     assert seconds_asked(tmp_path) == 0
-    fill_cache(tmp_path, examples, Slow(), batch_size=16, shard_seconds=0.03)
-    took = seconds_asked(tmp_path)
-    assert took > 0.099  # clocks are floats
-    fill_cache(tmp_path, examples, Teacher(), batch_size=16)  # nothing is asked, nothing added
-    assert seconds_asked(tmp_path) == took
+    fill_cache(tmp_path, examples, Slow(), batch_size=16, shard_seconds=30.0)
+    assert len(list(tmp_path.iterdir())) == 4  # ten batches
+    assert seconds_asked(tmp_path) == 100
+    fill_cache(tmp_path, examples, Slow(), batch_size=16)  # nothing is asked, nothing added
+    assert seconds_asked(tmp_path) == 100
 
 
 def test_what_is_read_does_not_lie_in_memory(tmp_path: Path) -> None:
