@@ -24,10 +24,10 @@ sys.path.insert(0, str(ROOT))
 from bench.quality.arms import OURS, THEIRS, TRL, Arm, Budget, Result, arms_of, run_arm  # noqa: E402
 from bench.quality.prepare import prepare  # noqa: E402
 from bench.quality.table import BARS, ratio, rows, verdicts  # noqa: E402
-from kdexport.console import say  # noqa: E402
 from kdexport.errors import KdexportError  # noqa: E402
-from kdexport.machine import cache_folder, machine_facts, physical_cores  # noqa: E402
 from kdexport.recipe import load_recipe  # noqa: E402
+from kdexport.system.console import say  # noqa: E402
+from kdexport.system.machine import cache_folder, machine_facts, physical_cores  # noqa: E402
 
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
 ABLATIONS = ROOT / "recipes" / "ablations"

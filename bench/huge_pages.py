@@ -90,7 +90,7 @@ def main() -> None:
         answer = one_arm(given.bundle[0], given.arm == "huge", given.threads, given.texts)
         print(json.dumps(answer))
         return
-    from kdexport.machine import machine_facts
+    from kdexport.system.machine import machine_facts
 
     result: dict[str, Any] = {"machine": machine_facts().model_dump(mode="json"), "bundles": {}}
     for bundle in given.bundle:

@@ -17,8 +17,8 @@ import numpy as np
 import onnxruntime
 
 from kdexport.bundle import Graphs, open_bundle
-from kdexport.machine import machine_facts, physical_cores
 from kdexport.runtime.session import Session
+from kdexport.system.machine import machine_facts, physical_cores
 
 N_WARM, N_TOKENS = 16, 64
 SIZED = ("MatMul", "MatMulNBits", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")

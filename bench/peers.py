@@ -34,9 +34,9 @@ from bench.peers.prepare import (  # noqa: E402
 from bench.peers.process import Entrant  # noqa: E402
 from bench.peers.table import Verdict, table, verdicts  # noqa: E402
 from bench.peers.text import PACKAGE, corpus_texts, cut_windows, fetch_corpus, file_texts  # noqa: E402
-from kdexport.console import say, tracked  # noqa: E402
 from kdexport.errors import KdexportError  # noqa: E402
-from kdexport.machine import cache_folder, machine_facts  # noqa: E402
+from kdexport.system.console import say, tracked  # noqa: E402
+from kdexport.system.machine import cache_folder, machine_facts  # noqa: E402
 
 PINNED = ("torch", "transformers", "tokenizers", "onnx", "optimum", "gguf", "llama", "numpy")
 BUSY = 0.05  # cores: with more than that in other programs, a run is not to be trusted

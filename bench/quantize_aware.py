@@ -23,14 +23,14 @@ sys.path.insert(0, str(ROOT))
 from bench.quality.bundles import bundle_kl  # noqa: E402
 from bench.quality.statistics import KlSums, share_won_back  # noqa: E402
 from bench.quality.table import shown  # noqa: E402
-from kdexport.console import say  # noqa: E402
 from kdexport.errors import InputError, KdexportError  # noqa: E402
-from kdexport.machine import cache_folder, machine_facts, physical_cores  # noqa: E402
-from kdexport.pipeline import Run, open_run  # noqa: E402
+from kdexport.pipeline.run import Run, open_run  # noqa: E402
+from kdexport.pipeline.stages import make_bundle, make_quantized  # noqa: E402
+from kdexport.pipeline.training import train_student  # noqa: E402
 from kdexport.recipe import load_recipe  # noqa: E402
 from kdexport.runtime.quality import Reference, load_reference  # noqa: E402
-from kdexport.stages import make_bundle, make_quantized  # noqa: E402
-from kdexport.training import train_student  # noqa: E402
+from kdexport.system.console import say  # noqa: E402
+from kdexport.system.machine import cache_folder, machine_facts, physical_cores  # noqa: E402
 
 WAYS: Mapping[str, float | None] = {"as it was": None, "control": 0.0, "aware": 1.0}
 """How to go on -> `train.quantize_aware`; None: not at all."""

@@ -18,7 +18,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kdexport.machine import machine_facts
 from kdexport.runtime.generate import Step, generate
 from kdexport.runtime.prompt_cache import PromptCache
 from kdexport.runtime.quality import load_reference
@@ -31,6 +30,7 @@ from kdexport.runtime.speculate import (
     match_vocabularies,
 )
 from kdexport.runtime.text import load_text
+from kdexport.system.machine import machine_facts
 
 SAMPLING: dict[str, dict[str, float]] = {
     "greedy": {},

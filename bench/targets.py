@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from kdexport.console import say
-from kdexport.machine import machine_facts
-from kdexport.pipeline import open_run
+from kdexport.pipeline.run import open_run
+from kdexport.pipeline.splits import encode_splits
+from kdexport.pipeline.stages import make_pairs, make_student
 from kdexport.recipe import load_recipe
-from kdexport.splits import encode_splits
-from kdexport.stages import make_pairs, make_student
+from kdexport.system.console import say
+from kdexport.system.machine import machine_facts
 from kdexport.train.columns import Form, hidden_form, sampled_form, top_k_form
 from kdexport.train.data import Batch, Encoded, ordered_batches
 from kdexport.train.fidelity import compare_targets

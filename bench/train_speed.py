@@ -24,9 +24,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.training.task import BATCH_SIZE, LR, N_EPOCHS  # noqa: E402
-from kdexport.console import say  # noqa: E402
 from kdexport.errors import KdexportError  # noqa: E402
-from kdexport.machine import cache_folder, machine_facts, physical_cores  # noqa: E402
+from kdexport.system.console import say  # noqa: E402
+from kdexport.system.machine import cache_folder, machine_facts, physical_cores  # noqa: E402
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 TRL = ROOT / ".peers" / "trl" / "bin" / "python"
@@ -57,10 +57,10 @@ WAYS: Mapping[str, Way] = {
 
 def prepare(task: Path, pairs: Path, n_texts: int) -> None:
     """The task's folder: teacher, student, the recipe, the texts as pairs and as token ids."""
-    from kdexport.pipeline import open_run
+    from kdexport.pipeline.run import open_run
+    from kdexport.pipeline.splits import encode_splits
+    from kdexport.pipeline.stages import make_pairs, make_student
     from kdexport.recipe import load_recipe
-    from kdexport.splits import encode_splits
-    from kdexport.stages import make_pairs, make_student
     from kdexport.train.model import load_model, load_tokenizer
 
     shutil.rmtree(task, ignore_errors=True)

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from kdexport.content.briefs import load_briefs
-from kdexport.copywriter import Asked, Copywriter, Work, shards
-from kdexport.machine import machine_facts
+from kdexport.copywriting.copywriter import Asked, Copywriter, Work, shards
 from kdexport.runtime.prompt_cache import PromptCache
 from kdexport.runtime.sample import make_sampler
 from kdexport.runtime.stream import write_text
+from kdexport.system.machine import machine_facts
 
 N_SLICES = 3
 

@@ -1,6 +1,6 @@
 """`python -m kdexport`, which is what torchrun starts."""
 
-from kdexport.cli import main
+from kdexport.commands.main import main
 
 if __name__ == "__main__":
     main()

@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kdexport.errors import InputError, full_disk
-from kdexport.machine import make_folder, need_room
+from kdexport.system.machine import make_folder, need_room
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"

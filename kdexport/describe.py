@@ -89,7 +89,7 @@ def describe_ledger(path: Path) -> Any:
 
 def machine_rows(*, probes: bool = True) -> dict[str, Any]:
     """This machine, for each part of kdexport which libraries are there, and what probes found."""
-    from kdexport.machine import machine_facts, physical_cores
+    from kdexport.system.machine import machine_facts, physical_cores
 
     parts = {
         part: {name: _version(name) for name in libraries} for part, libraries in PARTS.items()

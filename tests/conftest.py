@@ -52,10 +52,10 @@ def small_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def open_run(small_models: Path, tmp_path: Path) -> Callable[..., Any]:
     """A run of that teacher with its pairs made; overrides of the recipe as on the command line."""
-    from kdexport.pipeline import Run
+    from kdexport.pipeline.run import Run
+    from kdexport.pipeline.stages import make_pairs
     from kdexport.recipe import load_recipe
     from kdexport.sources import ResolvedModel
-    from kdexport.stages import make_pairs
     from tests.models import CORPUS
 
     (tmp_path / "recipe.yaml").write_text(RECIPE)

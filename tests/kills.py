@@ -21,19 +21,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from kdexport.journal import file_sha256
+from kdexport.system.journal import file_sha256
 
 PHASES = {
-    "writing": ("kdexport.synthesize", "_write_chunk"),
-    "caching": ("kdexport.service", "fill_cache"),
+    "writing": ("kdexport.pipeline.synthesize", "_write_chunk"),
+    "caching": ("kdexport.pipeline.service", "fill_cache"),
     "training": ("kdexport.train.step", "Stepper.step"),
     "evaluation": ("kdexport.train.trainer", "evaluate"),
     "saving": ("kdexport.train.trainer", "save_checkpoint"),
-    "keeping": ("kdexport.learning", "save_model"),
+    "keeping": ("kdexport.pipeline.learning", "save_model"),
 }
 """What a run does, in the order in which it comes to it, by the function that does it."""
 ONCE = ("writing", "caching")  # then come the others, again and again
-MODULES = ("kdexport.training", "kdexport.cutting", "kdexport.runtime.session")
+MODULES = ("kdexport.pipeline.training", "kdexport.pipeline.cutting", "kdexport.runtime.session")
 N_EACH = {phase: 4 if phase in ONCE else 3 for phase in PHASES}  # kills that hit it
 PATIENCE = 12  # steps that are waited for a phase
 COMMAND = ("distill", "recipe.yaml")
@@ -82,7 +82,7 @@ def _run(folder: Path, pipe: int) -> None:
             for part in above:
                 owner = getattr(owner, part)
             setattr(owner, last, _telling(phase, getattr(owner, last), pipe))
-        from kdexport.cli import main
+        from kdexport.commands.main import main
 
         sys.argv = ["kdexport", *COMMAND]
         main()

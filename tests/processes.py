@@ -8,7 +8,7 @@ import torch
 from torch import multiprocessing
 
 IMPORTED = [
-    "kdexport.training",
+    "kdexport.pipeline.training",
     "transformers.models.gpt2.modeling_gpt2",
     "transformers.models.llama.modeling_llama",
 ]

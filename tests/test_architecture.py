@@ -76,7 +76,9 @@ def imported(node: ast.AST) -> Iterator[str]:
 
 
 def test_the_command_line_loads_nothing_heavy() -> None:
-    assert not loaded_by("kdexport.cli") & (HEAVY | {"onnxruntime", "numpy", "tokenizers"})
+    assert not loaded_by("kdexport.commands.main") & (
+        HEAVY | {"onnxruntime", "numpy", "tokenizers"}
+    )
 
 
 def test_the_runtime_loads_neither_torch_nor_export_libraries() -> None:

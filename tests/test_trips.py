@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from kdexport.cli import cli
+from kdexport.commands.main import cli
 from tests.models import fetched_gpt2_bpe, make_gpt2, make_llama
 
 ROOT = Path(__file__).parent.parent
-KDEXPORT = [sys.executable, "-c", "from kdexport.cli import main; main()"]
+KDEXPORT = [sys.executable, "-c", "from kdexport.commands.main import main; main()"]
 STAGES = ("teacher", "pairs", "student", "distill", "export", "quantize", "bench")
 RECIPE = """\
 name: tiny

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from bench.peers.measure import Settings
 from bench.peers.prepare import PEERS
-from kdexport.console import say
 from kdexport.errors import InputError
+from kdexport.system.console import say
 
 QUICK = Settings(n_rounds=2, n_deep_rounds=1, n_opens=1, n_windows=2, n_step_windows=1)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.peers.process import Bystanders, Entrant, PeerArm, running
-from kdexport.arms import Answer
-from kdexport.console import Tracker
 from kdexport.errors import KdexportError
+from kdexport.measuring.arms import Answer
+from kdexport.system.console import Tracker
 
 Series = dict[str, dict[str, list[float]]]
 N_VARIANTS = 8

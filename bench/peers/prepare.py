@@ -18,10 +18,10 @@ from typing import Any
 from bench.peers.process import OFFLINE, ROOT, Entrant
 from bench.peers.text import PACKAGE, calibration_text, fetch_corpus
 from kdexport.bundle import open_bundle
-from kdexport.console import say
 from kdexport.errors import InputError, KdexportError
-from kdexport.machine import machine_facts
 from kdexport.sources import ResolvedModel
+from kdexport.system.console import say
+from kdexport.system.machine import machine_facts
 
 CALIBRATED = "-calibrated"  # after a scheme's name: with texts of the corpus
 

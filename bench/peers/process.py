@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdexport.arms import Answer, Arm, ArmSpec
 from kdexport.errors import KdexportError
+from kdexport.measuring.arms import Answer, Arm, ArmSpec
 
 ROOT = Path(__file__).parents[2]
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")

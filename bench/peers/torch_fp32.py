@@ -15,8 +15,8 @@ from bench.peers.fidelity import write_reference
 from bench.peers.ours import logits_at_once, serve_session
 from bench.peers.protocol import arguments
 from kdexport.export.text import chat_template, text_facts
+from kdexport.measuring.torch_arm import TorchSession
 from kdexport.runtime.text import TextCodec
-from kdexport.torch_arm import TorchSession
 from kdexport.train.model import load_model
 
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from bench.quality.statistics import KlSums
 from kdexport.errors import KdexportError
-from kdexport.journal import file_sha256, fingerprint
 from kdexport.recipe import load_recipe
+from kdexport.system.journal import file_sha256, fingerprint
 
 ROOT = Path(__file__).parents[2]
 TRL = ROOT / ".peers" / "trl" / "bin" / "python"
@@ -29,8 +29,8 @@ CODE: Mapping[str, Sequence[str]] = {
     OURS: (
         "bench/quality/ours.py",
         "kdexport/train/*.py",
-        "kdexport/training.py",
-        "kdexport/service.py",
+        "kdexport/pipeline/training.py",
+        "kdexport/pipeline/service.py",
     ),
     THEIRS: ("bench/quality/trl_gkd.py", "bench/training/*.py", "bench/peers/trl.txt"),
 }

@@ -11,13 +11,13 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from bench.quality.told import CpuTime, tell
-from kdexport.metrics import read_curve
-from kdexport.pipeline import Run, open_run
+from kdexport.pipeline.run import Run, open_run
+from kdexport.pipeline.stages import make_student
+from kdexport.pipeline.training import train_student
 from kdexport.recipe import load_recipe
-from kdexport.stages import make_student
+from kdexport.system.metrics import read_curve
 from kdexport.train import cache, trainer
 from kdexport.train.cache import seconds_asked
-from kdexport.training import train_student
 
 
 def run_of(task: Path, out: Path, recipe: Path, overrides: list[str]) -> Run:

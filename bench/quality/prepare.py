@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from kdexport.journal import file_sha256, fingerprint, folder_fingerprint
-from kdexport.pipeline import Run, open_run, run_stages
+from kdexport.pipeline.run import Run, open_run, run_stages
+from kdexport.pipeline.splits import encode_splits
 from kdexport.recipe import Recipe
-from kdexport.splits import encode_splits
+from kdexport.system.journal import file_sha256, fingerprint, folder_fingerprint
 from kdexport.train.data import Encoded
 from kdexport.train.model import load_facts, load_model, load_tokenizer, save_model, staged_folder
 from kdexport.train.sizes import StudentSpec

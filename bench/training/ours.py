@@ -10,11 +10,11 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from bench.training.task import BATCH_SIZE, load_examples, tell
-from kdexport.metrics import read_curve
-from kdexport.pipeline import Run, open_run
+from kdexport.pipeline.run import Run, open_run
+from kdexport.pipeline.training import train_student
 from kdexport.recipe import load_recipe
+from kdexport.system.metrics import read_curve
 from kdexport.train.cache import seconds_asked
-from kdexport.training import train_student
 
 
 def run_of(task: Path, overrides: list[str], folder: Path) -> Run:

@@ -19,9 +19,9 @@ from pydantic import (
 from kdexport.content.channels import Channels, load_channels
 from kdexport.content.data_files import did_you_mean, field_of, problem_of
 from kdexport.content.languages import load_languages
+from kdexport.data.jsonl import parse_json
+from kdexport.data.tables import Row, read_rows
 from kdexport.errors import InputError
-from kdexport.jsonl import parse_json
-from kdexport.tables import Row, read_rows
 
 Split = Literal["train", "validation", "test"]
 Text = Annotated[str, StringConstraints(min_length=1)]

@@ -7,8 +7,8 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from kdexport.data.yaml_lines import Lines, read_yaml
 from kdexport.errors import InputError
-from kdexport.recipe_yaml import Lines, read_yaml
 
 Model = TypeVar("Model", bound=BaseModel)
 PLAIN_WORDS = {

@@ -72,7 +72,7 @@ def review_copy(
     """All checks of a text.
 
     ``identify``: tells the language of a text, "und" where it is not sure
-    (`kdexport.data_card.language_identifier`); without it the language is not checked.
+    (`kdexport.data.card.language_identifier`); without it the language is not checked.
     """
     pieces, stray = split_parts(text, channel, brief.language)
     whole = Piece("", text, (0, len(text)))

@@ -31,11 +31,11 @@ from kdexport.export.layers import count_parameters, longest_text
 from kdexport.export.parity import check_parity
 from kdexport.export.standard import STANDARD, standard_graph
 from kdexport.export.text import chat_template, text_facts
-from kdexport.machine import need_room
 from kdexport.model_folder import FP32_BYTES, check_safetensors
 from kdexport.runtime.quality import load_reference
 from kdexport.runtime.session import Session, open_graphs
 from kdexport.runtime.text import TextCodec
+from kdexport.system.machine import need_room
 
 GRAPH = "onnx/decode.onnx"
 VERSIONS_OF = ("onnx", "onnxruntime", "torch", "transformers", "tokenizers")

@@ -16,15 +16,15 @@ import onnx
 from onnx import TensorProto, helper
 
 from kdexport.bundle import Bundle
+from kdexport.data.pairs import read_pairs
+from kdexport.data.tables import format_of
 from kdexport.errors import InputError
 from kdexport.export.draft import Draft
-from kdexport.machine import physical_cores
-from kdexport.pairs import read_pairs
 from kdexport.runtime.generate import generate_batch
 from kdexport.runtime.sample import make_sampler
 from kdexport.runtime.session import check_ids, open_session, session_options
 from kdexport.runtime.text import TextCodec
-from kdexport.tables import format_of
+from kdexport.system.machine import physical_cores
 
 Array = np.ndarray[Any, Any]
 TEXT_TOKENS = 256  # of each calibration text

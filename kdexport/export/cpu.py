@@ -9,8 +9,8 @@ import onnx
 
 from kdexport.bundle import CpuFacts
 from kdexport.export.draft import Draft
-from kdexport.machine import cpu_features
 from kdexport.runtime.cpu import cpu_class
+from kdexport.system.machine import cpu_features
 
 
 def cpu_facts(draft: Draft) -> CpuFacts:

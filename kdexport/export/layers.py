@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from kdexport.console import quiet_transformers
 from kdexport.errors import InputError, first_words
+from kdexport.system.console import quiet_transformers
 
 Array = np.ndarray[Any, Any]
 FULL, SLIDING = "full_attention", "sliding_attention"

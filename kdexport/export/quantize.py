@@ -20,7 +20,6 @@ from kdexport.bundle import (
     copy_companions,
     staged_bundle,
 )
-from kdexport.console import tracked
 from kdexport.errors import InputError
 from kdexport.export.assign import HEAD, assign, check_plan, is_rounded
 from kdexport.export.calibrate import Observed, calibration_texts, observe, written_texts
@@ -32,9 +31,10 @@ from kdexport.export.mix import Entry, choose_mix
 from kdexport.export.parity import check_quantized
 from kdexport.export.smooth import smooth
 from kdexport.export.standard import STANDARD, standard_graph
-from kdexport.machine import cpu_features
 from kdexport.runtime.session import Session, open_graphs
 from kdexport.runtime.text import load_text
+from kdexport.system.console import tracked
+from kdexport.system.machine import cpu_features
 
 N_JUDGING = 2  # texts kept back, on which a mix is judged
 

@@ -18,12 +18,12 @@ from typing import Any, NoReturn
 
 from kdexport.content.prompts import split_opening
 from kdexport.errors import InputError, KdexportError
-from kdexport.machine import rss_mb
 from kdexport.runtime.generate import Runs, generate
 from kdexport.runtime.latency import measure_once, prompt_of
 from kdexport.runtime.quality import load_reference, measure_quality
 from kdexport.runtime.sample import make_sampler
 from kdexport.runtime.text import first_line, pieces
+from kdexport.system.machine import rss_mb
 
 Answer = dict[str, Any]
 

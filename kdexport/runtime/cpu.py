@@ -8,7 +8,7 @@ from functools import partial
 
 from kdexport.bundle import Bundle
 from kdexport.errors import InputError
-from kdexport.machine import cpu_features
+from kdexport.system.machine import cpu_features
 
 AGAIN = "export it again here with --scheme int8"
 
@@ -63,7 +63,7 @@ def _unsigned_is_right() -> bool:
 
 
 CLASSES = ("vnni", "avx512", "avx2", "i8mm", "dotprod", "neon")
-"""Features of `kdexport.machine`, the ones that matter most to products of integers first."""
+"""Features of `system.machine`, those that matter most to products of integers first."""
 
 SIGNED = "rows8"
 SATURATING = frozenset({"avx512", "avx2", "unknown"})

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kdexport.machine import physical_cores
 from kdexport.runtime.advice import MANY_ROWS, Probe, Probes, Speed, recommend
+from kdexport.system.machine import physical_cores
 
 Array = np.ndarray[Any, Any]
 Product = Callable[[Array], Array]

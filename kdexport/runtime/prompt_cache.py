@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from kdexport.machine import machine_facts, make_folder
 from kdexport.runtime.kv_cache import KVCache
 from kdexport.runtime.session import Session
+from kdexport.system.machine import machine_facts, make_folder
 
 BLOCK = 32
 FORMAT = 1

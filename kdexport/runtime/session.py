@@ -21,11 +21,11 @@ from kdexport.bundle import (
     weights_location,
 )
 from kdexport.errors import InputError, first_words
-from kdexport.machine import physical_cores
 from kdexport.runtime.cpu import suit_cpu
 from kdexport.runtime.external_data import external_locations
 from kdexport.runtime.huge_pages import in_huge_pages
 from kdexport.runtime.kv_cache import KVCache
+from kdexport.system.machine import physical_cores
 
 SPIN_MICROSECONDS = 1000
 MOST_BOUND = 4

@@ -14,7 +14,7 @@ import uvicorn
 from kdexport.bundle import open_bundle
 from kdexport.content.brands import load_brand
 from kdexport.content.channels import load_channels
-from kdexport.data_card import language_identifier
+from kdexport.data.card import language_identifier
 from kdexport.errors import InputError
 from kdexport.serve.app import make_app
 from kdexport.serve.copies import Rules

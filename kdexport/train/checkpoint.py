@@ -15,9 +15,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from kdexport.console import say
 from kdexport.errors import InputError
-from kdexport.journal import file_sha256, fingerprint
+from kdexport.system.console import say
+from kdexport.system.journal import file_sha256, fingerprint
 from kdexport.train.model import recover_folder, staged_folder
 
 State = dict[str, Any]

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from kdexport.data.pairs import Pair
 from kdexport.errors import InputError
-from kdexport.pairs import Pair
 from kdexport.train.packing import best_fit, next_fit
 from kdexport.train.world import World
 

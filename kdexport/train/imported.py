@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdexport.data.jsonl import read_jsonl
 from kdexport.errors import InputError
-from kdexport.jsonl import read_jsonl
 from kdexport.train.cache import Columns
 from kdexport.train.columns import id_type
 from kdexport.train.data import Encoded

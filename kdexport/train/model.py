@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch.nn import functional as F  # noqa: N812
 
-from kdexport.console import quiet_transformers
 from kdexport.errors import InputError, first_words
+from kdexport.system.console import quiet_transformers
 from kdexport.train.data import Batch, Encoded, collate
 
 LEAK = 0.05  # of what one text changes in the next, by which packed texts may differ from lone ones

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from kdexport.errors import InputError
-from kdexport.machine import cpu_features
+from kdexport.system.machine import cpu_features
 from kdexport.train.anatomy import named_products
 
 LARGEST_SCALE = torch.finfo(torch.float16).max

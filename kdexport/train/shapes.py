@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from kdexport.console import quiet_transformers
+from kdexport.system.console import quiet_transformers
 from kdexport.train.sizes import (
     StudentSpec,
     configured_width,

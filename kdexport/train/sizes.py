@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from kdexport.console import quiet_transformers
 from kdexport.errors import InputError
+from kdexport.system.console import quiet_transformers
 
 HEAD_STEP = 8  # what ONNX Runtime's attention asks of a head's size
 ROTATED_STEP = 16  # and of the channels of it that are rotated

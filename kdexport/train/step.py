@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from kdexport.console import say
 from kdexport.errors import KdexportError
+from kdexport.system.console import say
 from kdexport.train.data import Batch
 from kdexport.train.objective import Objective, batch_loss
 from kdexport.train.teacher import TargetFn

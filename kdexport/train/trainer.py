@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from kdexport.errors import KdexportError
-from kdexport.interrupts import Interrupted
+from kdexport.system.interrupts import Interrupted
 from kdexport.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from kdexport.train.data import Batch, Encoded
 from kdexport.train.evaluate import Evaluation, evaluate

@@ -22,8 +22,8 @@ from pydantic import (
 )
 
 from kdexport.errors import InputError
-from kdexport.files import write_whole
-from kdexport.machine import Machine, machine_facts
+from kdexport.system.files import write_whole
+from kdexport.system.machine import Machine, machine_facts
 from kdexport.verdict.scores import CopyScores, Measured, Record, StageLoss, TokenQuality
 from kdexport.verdict.timing import Case, Timed, Timing, percentile
 

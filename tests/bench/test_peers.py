@@ -13,8 +13,8 @@ from bench.peers.arguments import installed_arms, parse, settings_of, wanted_arm
 from bench.peers.prepare import Shelf, optimum_flag, plain_folder
 from bench.peers.process import Entrant, PeerArm
 from kdexport.errors import InputError, KdexportError
-from kdexport.machine import Machine
 from kdexport.sources import ResolvedModel
+from kdexport.system.machine import Machine
 from tests.models import make_llama
 
 ROOT = Path(__file__).parents[2]

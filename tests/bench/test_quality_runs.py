@@ -12,7 +12,7 @@ from bench import quantize_aware
 from bench.quality import measure, ours
 from bench.quality.prepare import prepare
 from kdexport.errors import InputError
-from kdexport.pipeline import open_run, run_stages
+from kdexport.pipeline.run import open_run, run_stages
 from kdexport.recipe import load_recipe
 from tests.tea import make_tea_run
 

@@ -14,9 +14,9 @@ from kdexport.export import gate as gate_module
 from kdexport.export.bundles import export_bundle
 from kdexport.export.gate import Gate
 from kdexport.export.quantize import Wishes, quantize_bundle
+from kdexport.pipeline.stages import export_checkpoint
 from kdexport.runtime.session import open_session
 from kdexport.runtime.token_scores import Quality
-from kdexport.stages import export_checkpoint
 from kdexport.verdict.conditions import parse_threshold
 from kdexport.verdict.measures import MEASURES
 from tests.models import make_llama

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kdexport.errors import InputError
-from kdexport.stages import export_checkpoint
+from kdexport.pipeline.stages import export_checkpoint
 
 
 def test_the_remedy_is_told_where_it_is_missing(

@@ -10,11 +10,11 @@ import pytest
 
 from kdexport.bundle import TextFacts
 from kdexport.content.briefs import Brief
+from kdexport.copywriting.writing import Writer
+from kdexport.pipeline.synthesize import Sampling, synthesize
 from kdexport.runtime.arm import sample_copy
 from kdexport.runtime.sample import make_sampler
 from kdexport.runtime.text import TextCodec
-from kdexport.synthesize import Sampling, synthesize
-from kdexport.writing import Writer
 from tests.models import byte_level_bpe
 
 

@@ -153,7 +153,7 @@ def test_with_the_switch_a_bundle_writes_the_same(
 def test_the_manifest_tells_what_was_chosen(
     llama_bundle: Bundle, scheme: str, kernels: list[str], tmp_path: Path
 ) -> None:
-    from kdexport.machine import machine_facts
+    from kdexport.system.machine import machine_facts
 
     facts = quantize_bundle(llama_bundle, scheme, tmp_path / "bundle").manifest.cpu
     assert facts == CpuFacts(made_on=cpu_class(machine_facts().features), kernels=kernels)
@@ -164,7 +164,7 @@ def test_a_slow_bundle_is_told_by_generate(
 ) -> None:
     from click.testing import CliRunner
 
-    from kdexport.cli import cli
+    from kdexport.commands.main import cli
 
     monkeypatch.setattr(
         "kdexport.runtime.session.suit_cpu", lambda bundle, warn: warn(f"{bundle.path}: slow") or {}

@@ -56,7 +56,7 @@ def test_float32_and_unsigned_products_are_right_on_every_machine(here: Probes) 
 
 
 def test_signed_products_are_right_where_vnni_multiplies_them(here: Probes) -> None:
-    from kdexport.machine import machine_facts
+    from kdexport.system.machine import machine_facts
 
     if "vnni" in machine_facts().features:
         assert here.right("dynamic-signed")

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import normalizers
 
+from kdexport.data.pairs import Pair
 from kdexport.errors import InputError
-from kdexport.pairs import Pair
 from kdexport.train.data import Encoded, collate, encoded, ordered_batches, token_batches
 from tests.models import byte_level_bpe
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from kdexport.recipe.train import PARTS
 from kdexport.train import case as material
 from kdexport.train import losses, model, objective, proofs, step, teacher
 from kdexport.train.cache import Columns, TargetCache
@@ -23,7 +24,6 @@ from kdexport.train.losses import LOSSES
 from kdexport.train.objective import Objective, Term
 from kdexport.train.prove import prove
 from kdexport.train.targets import HeadTargets, Targets
-from kdexport.train_section import PARTS
 from tests.train.traps import Broken, Patch, Traps, is_seen, told
 
 

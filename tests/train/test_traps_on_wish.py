@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdexport.pairs import Pair
+from kdexport.data.pairs import Pair
 from kdexport.train import inside, losses, on_policy, proofs, proofs_on_wish
 from kdexport.train.case import Across, Case
 from kdexport.train.data import Batch, encoded

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 
-from kdexport.pairs import Pair
+from kdexport.data.pairs import Pair
 from kdexport.recipe import load_recipe
 from kdexport.sources import resolve_teacher
 from kdexport.train import objective

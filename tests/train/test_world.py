@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from kdexport.errors import KdexportError
-from kdexport.interrupts import Interrupted
+from kdexport.system.interrupts import Interrupted
 from kdexport.train.data import Batch, Encoded, collate
 from kdexport.train.feed import Epochs
 from kdexport.train.model import load_model

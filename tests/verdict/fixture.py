@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 
-from kdexport.scoring import Copies, Judges, Written, score_copies
+from kdexport.measuring.scoring import Copies, Judges, Written, score_copies
 from kdexport.verdict.report import (
     ArmResult,
     BenchReport,

@@ -1,0 +1,1 @@
+"""What a model is trained on: files of rows, pairs of prompt and copy, what is dropped and why."""

@@ -1,0 +1,1 @@
+"""Bundles and models measured: their time, their copy, their texts; beside one another."""

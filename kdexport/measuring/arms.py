@@ -1,0 +1,394 @@
+"""The bench: arms in processes of their own, measured in turns, and the report of it.
+
+Turns matter: a machine's speed drifts by a third within minutes, so only what is measured side by
+side can be divided.
+"""
+
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from kdexport.bundle import Bundle, check_files, open_bundle
+from kdexport.data.card import in_words, read_card
+from kdexport.data.pairs import Pair, read_pairs
+from kdexport.errors import InputError, KdexportError
+from kdexport.measuring.asking import asked_once, facts_of, request_of, spread
+from kdexport.measuring.scoring import Written, score_arms
+from kdexport.pipeline.run import Run
+from kdexport.recipe.sections import BenchSection
+from kdexport.runtime.latency import check_room
+from kdexport.system.console import Tracker, tracked
+from kdexport.system.energy import Meter, find_meter
+from kdexport.system.machine import machine_facts, physical_cores
+from kdexport.system.metrics import read_curve
+from kdexport.verdict.report import (
+    REFERENCE_ARM,
+    ArmResult,
+    BenchReport,
+    BenchSettings,
+    TrainPoint,
+    gather_samples,
+    write_report,
+)
+from kdexport.verdict.stage_losses import stage_losses
+from kdexport.verdict.timing import Case, Timing
+
+SAMPLE_TOKENS = 96
+Answer = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ArmSpec:
+    """What an arm measures. ``reference``: quality is scored where there is one.
+
+    ``made_from``: the arm that it was made from, as far as that is measured too.
+    """
+
+    name: str
+    path: Path
+    in_torch: bool = False
+    reference: Path | None = None
+    teacher_vocabulary: bool = False
+    made_from: str | None = None
+
+
+class Arm:
+    """A running arm: one request, one answer."""
+
+    def __init__(self, spec: ArmSpec, n_threads: int) -> None:
+        self.spec = spec
+        module = "kdexport.measuring.torch_arm" if spec.in_torch else "kdexport.runtime.arm"
+        self._process = subprocess.Popen(
+            # -P: no module is taken from the current folder, which may be a stranger's bundle.
+            [sys.executable, "-P", "-m", module, str(spec.path), "--threads", str(n_threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            process_group=0,  # a terminal's Ctrl-C is for us, who then end the arms
+        )
+        try:
+            self.facts = self._read()
+        except BaseException:
+            self.kill()
+            raise
+
+    def ask(self, do: str, **request: Any) -> Answer:
+        """Have the arm do something and wait for its answer."""
+        if self._process.stdin is None:
+            raise KdexportError("is closed", where=self.spec.name)
+        with contextlib.suppress(BrokenPipeError):  # of an arm that has ended; reading tells
+            self._process.stdin.write(json.dumps({"do": do, **request}) + "\n")
+            self._process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> Answer:
+        line = self._process.stdout.readline() if self._process.stdout else ""
+        if not line:
+            raise KdexportError("ended early", where=f"bench arm {self.spec.name}")
+        answer: Answer = json.loads(line)
+        if "error" in answer:
+            raise InputError(answer["error"])
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process.stdin:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        if self._process.stdout:
+            self._process.stdout.close()
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._process.kill()
+        self._process.wait()
+
+
+@contextlib.contextmanager
+def running(specs: Sequence[ArmSpec], n_threads: int) -> Iterator[list[Arm]]:
+    """All arms, loaded one after another; ended whatever happens."""
+    arms: list[Arm] = []
+    try:
+        for spec in specs:
+            arms.append(Arm(spec, n_threads))
+        yield arms
+    except BaseException:
+        for arm in arms:
+            arm.kill()
+        raise
+    finally:
+        for arm in arms:
+            arm.close()
+
+
+def measure_arms(
+    specs: Sequence[ArmSpec],
+    settings: BenchSettings,
+    samples: Sequence[Pair],
+    progress: Tracker,
+    facts: Mapping[str, Sequence[str]] | None = None,
+) -> list[ArmResult]:
+    """Each case in turns, the report's own first; after it memory, quality and copies of each arm.
+
+    For another number of threads the arms are started anew. ``facts``: by the sample's id, what
+    its copy has to be about.
+    """
+    cases = settings.cases
+    counts = list(dict.fromkeys(case.n_threads for case in cases))
+    turns = _Turns(settings.n_runs, find_meter(), progress)
+    turns.n_left = len(specs) * (len(cases) * (settings.n_runs + 1) + len(counts) + 1)
+    results: list[ArmResult] = []
+    written: dict[str, dict[str, Written]] = {}
+    others: list[list[Timing]] = [[] for _ in specs]
+    for n_threads in counts:
+        with running(specs, n_threads) as arms:
+            turns.advance(len(arms))
+            for case in cases:
+                if case.n_threads != n_threads:
+                    continue
+                timed = turns.take(arms, case)
+                if results:
+                    for found, one in zip(others, timed, strict=True):
+                        found.append(Timing(**case.model_dump(), **one))
+                    continue
+                for arm, one in zip(arms, timed, strict=True):
+                    turns.advance(1, note=f"{arm.spec.name}: quality and samples")
+                    memory = arm.ask("memory")
+                    written[arm.spec.name] = _copies(arm, samples)
+                    results.append(_result(arm, one | memory, written[arm.spec.name]))
+    turns.advance(0)
+    return [
+        result.model_copy(update={"others": found})
+        for result, found in zip(score_arms(results, written, facts or {}), others, strict=True)
+    ]
+
+
+@dataclass
+class _Turns:
+    """The arms' turns at a case, and how far all of them are."""
+
+    n_runs: int
+    meter: Meter | None
+    progress: Tracker
+    n_left: int = 0
+    n_done: int = 0
+
+    def take(self, arms: Sequence[Arm], case: Case) -> list[Answer]:
+        """What each arm took, run by run; the first turn of each warms up and does not count."""
+        asked = case.model_dump(exclude={"n_threads"})
+        runs: list[list[Answer]] = [[] for _ in arms]
+        for number in range(self.n_runs + 1):
+            for arm, found in zip(arms, runs, strict=True):
+                self.advance(1, note=f"{arm.spec.name}: {case.label}")
+                before = self.meter.read() if self.meter else ()
+                answer = arm.ask("latency", **asked)
+                if self.meter:
+                    answer["joules"] = self.meter.joules(before, self.meter.read())
+                if number:
+                    found.append(answer)
+        return [_timed(found) for found in runs]
+
+    def advance(self, n: int, note: str = "") -> None:
+        """Tell how far all turns are, before the next begins."""
+        self.progress(self.n_done, self.n_done + self.n_left, note=note)
+        self.n_done += n
+        self.n_left -= n
+
+
+def _timed(runs: Sequence[Answer]) -> Answer:
+    """The fields of `Timed`."""
+    return {
+        "ttft_ms": [run["ttft_ms"] for run in runs],
+        "itl_ms": [gap for run in runs for gap in run["itl_ms"]],
+        "prefill_tok_s": statistics.median(run["prefill_tok_s"] for run in runs),
+        "decode_tok_s": [run["decode_tok_s"] for run in runs],
+        "joules": [run["joules"] for run in runs if "joules" in run],
+    }
+
+
+def _copies(arm: Arm, samples: Sequence[Pair]) -> dict[str, Written]:
+    """What an arm writes, greedily, for each of the samples."""
+    return {
+        pair.id: Written.of(
+            arm.ask(
+                "sample",
+                messages=list(pair.messages),
+                new_tokens=SAMPLE_TOKENS,
+                one_line="\n" not in pair.completion,
+            )
+        )
+        for pair in samples
+    }
+
+
+def _result(arm: Arm, measured: Answer, copies: Mapping[str, Written]) -> ArmResult:
+    quality: Answer = {}
+    if arm.spec.reference is not None:
+        quality = arm.ask(
+            "quality",
+            reference=str(arm.spec.reference),
+            teacher_vocabulary=arm.spec.teacher_vocabulary,
+        )
+        quality["n_quality_tokens"] = quality.pop("n_tokens")
+    return ArmResult(
+        arm=arm.spec.name,
+        made_from=arm.spec.made_from,
+        samples={name: written.text for name, written in copies.items()},
+        **measured,
+        **arm.facts,
+        **quality,
+    )
+
+
+def settings_of(wish: BenchSection) -> BenchSettings:
+    """What a recipe asks of every arm."""
+    return BenchSettings(
+        n_threads=wish.n_threads or physical_cores(),
+        prompt_tokens=wish.prompt_tokens,
+        new_tokens=wish.new_tokens,
+        n_runs=wish.n_runs,
+    )
+
+
+def arms_of(run: Run) -> list[ArmSpec]:
+    """Teacher and student of a run, before and after export and quantization.
+
+    A teacher whose weights the run does not need is not measured.
+    """
+    known = run.known_reference
+    torch, fp32 = "student-torch-fp32", "student-fp32"
+    of_teacher = [
+        ArmSpec(REFERENCE_ARM, run.teacher.path, True, known, True),
+        ArmSpec("teacher-int8", run.teacher_bundle, False, known, True, REFERENCE_ARM),
+    ]
+    specs = [
+        *(of_teacher if run.recipe.opens_teacher else []),
+        ArmSpec(torch, run.student, True, known, made_from=REFERENCE_ARM),
+        ArmSpec(fp32, run.student_bundle, False, known, made_from=torch),
+    ]
+    if run.quantized_bundle != run.student_bundle and run.recipe.export.scheme != "fp32":
+        specs.append(ArmSpec("student-int8", run.quantized_bundle, False, known, made_from=fp32))
+    return specs
+
+
+def bench_run(run: Run) -> BenchReport:
+    """The bench at the end of a run: teacher and student, before and after export and int8."""
+    wish = run.recipe.bench
+    settings = settings_of(wish)
+    specs = arms_of(run)
+    asked = asked_once(pair for pair in read_pairs(run.pairs) if pair.split == "test")
+    copied = spread(asked, max(wish.n_copies, wish.n_samples))
+    samples = spread(copied, wish.n_samples)
+    with tracked("    bench", "steps") as progress:
+        arms = measure_arms(specs, settings, copied, progress, facts_of(run, copied))
+    journal = json.loads((run.folder / "journal.json").read_text("utf-8"))
+    report = BenchReport(
+        name=run.recipe.name,
+        created=_now(),
+        machine=machine_facts(),
+        settings=settings,
+        command=_command(),
+        arms=arms,
+        baseline=specs[0].name,
+        losses=stage_losses(arms),
+        samples=gather_samples(arms, {p.id: request_of(p) for p in samples}),
+        training=training_points(run.metrics),
+        data=in_words(read_card(run.folder)),
+        recipe=run.recipe.model_dump(mode="json", by_alias=True),
+        stages={name: entry["seconds"] for name, entry in journal["stages"].items()},
+    )
+    write_report(report, run.folder)
+    return report
+
+
+def bench_bundles(
+    paths: Sequence[Path], teacher: str | None, settings: BenchSettings
+) -> BenchReport:
+    """`kdexport bench`: bundles side by side, and a teacher in PyTorch where one is named.
+
+    The teacher is scored on the reference of the first bundle that has one.
+    """
+    names = arm_names(paths)
+    bundles = [open_bundle(path) for path in paths]
+    known = {bundle.manifest_sha256: name for name, bundle in zip(names, bundles, strict=True)}
+    specs = [
+        _bundle_arm(name, bundle, settings, known)
+        for name, bundle in zip(names, bundles, strict=True)
+    ]
+    if teacher is not None:
+        from kdexport.sources import resolve_teacher
+
+        reference = next((spec.reference for spec in specs if spec.reference), None)
+        model = resolve_teacher(teacher)
+        specs.insert(0, ArmSpec(REFERENCE_ARM, model.path, True, reference, True))
+    with tracked("bench", "steps") as progress:
+        arms = measure_arms(specs, settings, [], progress)
+    return BenchReport(
+        name=" and ".join(names),
+        created=_now(),
+        machine=machine_facts(),
+        settings=settings,
+        command=_command(),
+        arms=arms,
+        losses=stage_losses(arms),
+        baseline=specs[0].name,
+    )
+
+
+def arm_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each bundle, as short as keeps them apart: its folder's, its path, or numbered."""
+    ways = (
+        [path.resolve().name for path in paths],
+        [str(path) for path in paths],
+        [f"{path} ({number})" for number, path in enumerate(paths, start=1)],
+    )
+    return next(names for names in ways if len({*names, REFERENCE_ARM}) > len(paths))
+
+
+def _bundle_arm(
+    name: str, bundle: Bundle, settings: BenchSettings, known: Mapping[str, str]
+) -> ArmSpec:
+    """The arm of a bundle that can hold what will be measured; ``known``: arms by their hash."""
+    manifest, path = bundle.manifest, bundle.path
+    for case in settings.cases:
+        check_room(case.prompt_tokens, case.new_tokens, manifest.model.max_length, where=str(path))
+    parent = known.get(manifest.parent.manifest_sha256) if manifest.parent else None
+    if "reference.npz" not in manifest.files:
+        return ArmSpec(name, path, made_from=parent)
+    check_files(bundle, {"reference.npz"})
+    return ArmSpec(name, path, reference=bundle.file("reference.npz"), made_from=parent)
+
+
+def training_points(log: Path) -> list[TrainPoint]:
+    """A training log as the points of a report."""
+    return [
+        TrainPoint(
+            step=point.step,
+            tokens=point.row["tokens"],
+            elapsed_s=point.row["elapsed_s"],
+            loss=point.row["loss"],
+            lr=point.row["lr"],
+            **(point.evaluation or {}),
+        )
+        for point in read_curve(log)
+    ]
+
+
+def _command() -> list[str]:
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+
+
+def _now() -> str:
+    return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds")

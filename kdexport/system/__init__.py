@@ -1,0 +1,1 @@
+"""The process and its machine: streams, signals, files, progress, CPU and memory."""
