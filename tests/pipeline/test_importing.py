@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.pipeline.test_service import answered
 
 from kdexport.errors import InputError
 from kdexport.pipeline.importing import import_targets, write_texts
@@ -17,6 +16,7 @@ from kdexport.recipe import Recipe, load_recipe
 from kdexport.system.metrics import read_curve
 from kdexport.train.model import load_model
 from tests.models import CORPUS, make_llama
+from tests.pipeline.test_service import answered
 
 RECIPE = """\
 name: far
