@@ -10,10 +10,10 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from time import monotonic
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -88,21 +88,21 @@ def write_shards(
     Each process has numbers of its own.
     """
     waiting: list[tuple[Sequence[Encoded], Columns]] = []
-    begun = monotonic()
+    begun = time.monotonic()
 
     def flush() -> None:
         nonlocal begun
         if waiting:
-            _write_shard(folder, waiting, monotonic() - begun, world)
+            _write_shard(folder, waiting, time.monotonic() - begun, world)
             waiting.clear()
-            begun = monotonic()
+            begun = time.monotonic()
 
     try:
         n_bytes = 0
         for part in parts:
             waiting.append(part)
             n_bytes += sum(values.nbytes for values in part[1].values())
-            if n_bytes >= SHARD_BYTES or monotonic() - begun >= shard_seconds:
+            if n_bytes >= SHARD_BYTES or time.monotonic() - begun >= shard_seconds:
                 flush()
                 n_bytes = 0
         flush()

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -142,7 +143,7 @@ def test_a_cache_knows_how_long_the_teacher_took(
             now += 10.0
             return super().__call__(batch)
 
-    monkeypatch.setattr(cache, "monotonic", lambda: now)
+    monkeypatch.setattr(cache, "time", SimpleNamespace(monotonic=lambda: now))
     assert seconds_asked(tmp_path) == 0
     fill_cache(tmp_path, examples, Slow(), batch_size=16, shard_seconds=30.0)
     assert len(list(tmp_path.iterdir())) == 4  # ten batches
