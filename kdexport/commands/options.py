@@ -29,6 +29,12 @@ channels_option = click.option(
     type=EXISTING,
     help="A folder of channels of your own, a YAML file each.",
 )
+audiences_option = click.option(
+    "--audiences",
+    "audiences_path",
+    type=EXISTING,
+    help="A table of segments: briefs that name some are written for each.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a machine.")
 
 

@@ -5,7 +5,13 @@ from typing import Any
 
 import click
 
-from kdexport.commands.options import EXISTING, FiniteRange, channels_option, json_option
+from kdexport.commands.options import (
+    EXISTING,
+    FiniteRange,
+    audiences_option,
+    channels_option,
+    json_option,
+)
 from kdexport.errors import InputError
 from kdexport.system.streams import print_json, print_rich
 
@@ -39,7 +45,7 @@ def beside_of(options: dict[str, Any]) -> Any:
     from kdexport.copywriting.copywriter import Beside
 
     names = {"against": "against", "judge": "judge"}
-    names |= {"channels_folder": "channels", "brand_path": "brand"}
+    names |= {"channels_folder": "channels", "brand_path": "brand", "audiences_path": "audiences"}
     return Beside(**{name: options.pop(option, None) for option, name in names.items()})
 
 
@@ -59,6 +65,7 @@ def beside_of(options: dict[str, Any]) -> Any:
     "--ad-groups", type=EXISTING, help="Where they go: brief, campaign, ad_group, final_url."
 )
 @click.option("--overwrite", is_flag=True, help="Replace an output that is there.")
+@audiences_option
 @channels_option
 @brand_option
 @threads_option
@@ -114,6 +121,7 @@ def content() -> None:
 @sampling_options
 @click.option("--briefs", "n_briefs", type=click.IntRange(1), help="So many at most, evenly apart.")
 @click.option("--against", type=EXISTING, help="Pairs that were trained on: no copy of those.")
+@audiences_option
 @channels_option
 @brand_option
 @threads_option

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from kdexport import __version__
-from kdexport.content.briefs import Brief, load_briefs
+from kdexport.content.audiences import Personal
+from kdexport.content.briefs import Brief
 from kdexport.content.channels import Channels, load_channels
 from kdexport.copywriting.ads_editor import (
     COLUMNS,
@@ -75,7 +76,8 @@ def write_file(
     """
     check_format(out)
     channels = load_channels(beside.channels)
-    briefs = load_briefs(briefs_path, channels)
+    personal = beside.briefs(briefs_path)
+    briefs = [one.brief for one in personal]
     placements = _placements(ads, briefs, channels, asked) if ads else {}
     for path in [out, *(ads[:1] if ads else ())]:
         if path.exists() and not journal_path(out).exists() and not overwrite:
@@ -86,12 +88,13 @@ def write_file(
     begun_with = {
         "file of briefs": file_sha256(briefs_path),
         "--against": file_sha256(beside.against) if beside.against else None,
+        "--audiences": file_sha256(beside.audiences) if beside.audiences else None,
         **depends_on(writer, briefs),
     }
     started = time.monotonic()
     with open_journal(out, begun_with, today()) as journal:
         n_before = len(journal.rows)
-        n_texts = write_all(writer, briefs, journal)
+        n_texts = write_all(writer, personal, journal)
         rows = [row for number in range(len(briefs)) for row in journal.rows[number]]
         write_copies(out, rows)
         if ads:
@@ -127,14 +130,14 @@ def _placements(
     return placements
 
 
-def write_all(writer: Copywriter, briefs: Sequence[Brief], journal: CopyJournal) -> int:
+def write_all(writer: Copywriter, briefs: Sequence[Personal], journal: CopyJournal) -> int:
     """Write what the journal does not have yet; the number of texts that took.
 
     Raises Interrupted after a signal, with what is done in the journal.
     """
     n_texts = 0
     with noted() as is_asked, tracked("write", "briefs", len(briefs)) as progress:
-        work = [writer.work(number, brief) for number, brief in enumerate(briefs)]
+        work = [writer.work(n, one.brief, one.because) for n, one in enumerate(briefs)]
         progress(len(journal.rows), len(work))
         for shard in shards(work):
             if all(one.number in journal.rows for one in shard):

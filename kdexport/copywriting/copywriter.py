@@ -11,8 +11,9 @@ from pathlib import Path
 
 from kdexport import __version__
 from kdexport.bundle import Bundle, open_bundle
+from kdexport.content.audiences import Personal, load_personal
 from kdexport.content.brands import load_brand
-from kdexport.content.briefs import Brief
+from kdexport.content.briefs import Brief, names_of
 from kdexport.content.channels import Channel, load_channels
 from kdexport.content.prompts import Message, brief_messages, split_opening
 from kdexport.copywriting.candidates import MAX_ROWS, Answer, Candidate, Overgenerator, Request
@@ -49,24 +50,33 @@ class Asked:
 @dataclass(frozen=True)
 class Beside:
     """Files that hold for all briefs. ``against``: pairs that were trained on; ``judge``: a bundle
-    that ranks; ``channels``: a folder of them; ``brand``: a style pack.
+    that ranks; ``channels``: a folder of them; ``brand``: a style pack; ``audiences``: segments.
     """
 
     against: Path | None = None
     judge: Path | None = None
     channels: Path | None = None
     brand: Path | None = None
+    audiences: Path | None = None
+
+    def briefs(self, path: Path) -> list[Personal]:
+        """The briefs of a file, those that name segments once for each."""
+        return load_personal(path, load_channels(self.channels), self.audiences)
 
 
 @dataclass(frozen=True)
 class Work:
-    """A brief that is to be written: its place in the input, its channel, chat and request."""
+    """A brief that is to be written: its place in the input, its channel, chat and request.
+
+    ``because``: why it is as it is for its segment.
+    """
 
     number: int
     brief: Brief
     channel: Channel
     messages: list[Message]
     request: Request
+    because: Sequence[str] = ()
 
 
 NOTHING = Beside()
@@ -103,7 +113,7 @@ class Copywriter:
             max_rows=max_rows,
         )
 
-    def work(self, number: int, brief: Brief) -> Work:
+    def work(self, number: int, brief: Brief, because: Sequence[str] = ()) -> Work:
         """What is to be written for a brief."""
         channel = self.channels[brief.channel]
         messages = brief_messages(brief, channel, self.brand)
@@ -116,7 +126,7 @@ class Copywriter:
             stop=("\n",) if channel.one_line else (),
             seed=self.asked.seed if brief.seed is None else brief.seed,
         )
-        return Work(number, brief, channel, messages, request)
+        return Work(number, brief, channel, messages, request, because)
 
     def keep(self, brief: Brief) -> int:
         """How many rows a brief gets."""
@@ -183,6 +193,8 @@ class Copywriter:
             "product": work.brief.product,
             "channel": work.brief.channel,
             "language": work.brief.language,
+            "segment": names_of(work.brief.segment),
+            "because": list(work.because),
             "bundle": manifest.name,
             "manifest_sha256": self.bundle.manifest_sha256,
             "recipe_fingerprint": manifest.recipe_fingerprint,

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdexport.content.briefs import Brief, load_briefs
-from kdexport.content.channels import load_channels
+from kdexport.content.briefs import Brief
 from kdexport.copywriting.copywriter import Asked, Beside, Copywriter, shards
 from kdexport.copywriting.ranking import PASS, WARN, choose
 from kdexport.system.console import tracked
@@ -82,7 +81,7 @@ def evaluate_content(
     n_threads: int | None = None,
 ) -> ContentEvaluation:
     """Write for the briefs of a file with each model, one after the other, and count."""
-    briefs = load_briefs(briefs_path, load_channels(beside.channels))
+    briefs = [one.brief for one in beside.briefs(briefs_path)]
     if n_briefs is not None:
         n_briefs = min(n_briefs, len(briefs))
         briefs = [briefs[number * len(briefs) // n_briefs] for number in range(n_briefs)]

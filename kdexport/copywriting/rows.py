@@ -22,6 +22,8 @@ COLUMNS = (
     "product",
     "channel",
     "language",
+    "segment",
+    "because",
     "status",
     "copy",
     "approved",

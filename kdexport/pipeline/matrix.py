@@ -9,12 +9,14 @@ import difflib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kdexport.bundle import open_bundle
+from kdexport.content.audiences import load_personal
+from kdexport.content.channels import load_channels
 from kdexport.data.pairs import read_pairs
 from kdexport.data.tables import read_rows
 from kdexport.errors import InputError
@@ -108,11 +110,9 @@ def rows_by_value(recipe: Recipe, column: str, values: Sequence[str]) -> dict[st
     shared: set[str] = set()
     seen: Counter[str] = Counter()
     columns: set[str] = set()
-    for row in read_rows(path):
-        given = row.cells.get("id")
-        name = f"{row.unit}-{row.number}" if given is None else str(given)
-        columns |= row.cells.keys()
-        cell = row.cells.get(column)
+    for name, row in _rows(recipe, path):
+        columns |= row.keys()
+        cell = row.get(column)
         cells = cell if isinstance(cell, list) else [cell]
         named = [str(one) for one in cells if one is not None]
         seen.update(named)
@@ -137,6 +137,19 @@ def rows_by_value(recipe: Recipe, column: str, values: Sequence[str]) -> dict[st
                 remedy=f"the most common are {most}",
             )
     return {value: frozenset(ids | shared) for value, ids in found.items()}
+
+
+def _rows(recipe: Recipe, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of the data by id; briefs for segments as they are for each."""
+    if recipe.data.audiences is not None:
+        channels = load_channels(recipe.data.channels)
+        for one in load_personal(path, channels, recipe.data.audiences):
+            cells = one.brief.model_dump(mode="json")
+            yield one.brief.id, {name: cell for name, cell in cells.items() if cell}
+        return
+    for row in read_rows(path):
+        given = row.cells.get("id")
+        yield f"{row.unit}-{row.number}" if given is None else str(given), row.cells
 
 
 def _member(base: Run, column: str, value: str, row_ids: frozenset[str]) -> Member:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdexport.content.audiences import load_personal
 from kdexport.content.brands import Brand, load_brand
-from kdexport.content.briefs import Brief, load_briefs
+from kdexport.content.briefs import Brief
 from kdexport.content.channels import Channels, load_channels
 from kdexport.content.prompts import brief_messages
 from kdexport.data.pairs import Pair, PairFile, by_split, with_own_ids, within_limits
@@ -44,7 +45,8 @@ def load_asked_briefs(run: Run) -> list[Brief]:
         raise InputError("name a file of briefs or of pairs", where="data")
     variants = data.generate.variants
     limits = {split: n and -(-n // variants) for split, n in limits_of(data).items()}
-    return within_limits(load_briefs(Path(data.briefs), channels_of(run)), limits)
+    found = load_personal(Path(data.briefs), channels_of(run), data.audiences)
+    return within_limits([one.brief for one in found], limits)
 
 
 def channels_of(run: Run) -> Channels:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdexport.bundle import Bundle, check_target
+from kdexport.content.audiences import load_segments
 from kdexport.content.languages import load_languages
 from kdexport.content.prompts import load_openings
 from kdexport.errors import InputError, require_extras
@@ -32,7 +33,7 @@ from kdexport.verdict.conditions import Condition
 
 ASIDE: Any = {  # where files are, and what must not come out, changes no result
     "output": True,
-    "data": {"briefs", "pairs", "channels", "brand"},
+    "data": set(DATA_PATHS),
     "bench": {"fail_if"},
 }
 FP32_ARM, QUANTIZED_ARM = "student-fp32", "student-int8"  # whatever the scheme
@@ -239,9 +240,11 @@ def _channels_asked(run: Run) -> object:
     """The wording of channels, openings, languages and brand, where the teacher answers briefs."""
     if run.recipe.data.briefs is None:
         return None
-    brand = brand_of(run)
+    brand, audiences = brand_of(run), run.recipe.data.audiences
     known = (*channels_of(run).values(), *load_languages().values(), *([brand] if brand else []))
-    return [one.model_dump(mode="json") for one in (load_openings(), *known)]
+    segments = load_segments(audiences).values() if audiences else ()
+    of_all = (load_openings(), *known, *segments)
+    return [one.model_dump(mode="json") for one in of_all]
 
 
 STAGES: Sequence[Stage] = (

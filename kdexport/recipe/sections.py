@@ -102,6 +102,7 @@ class DataSection(Section):
     briefs: Path | None = Field(None, description="JSONL, CSV, TSV, YAML or Parquet of briefs")
     channels: Path | None = Field(None, description="A folder of channels of your own, for briefs")
     brand: Path | None = Field(None, description="A brand's style pack (YAML), for briefs")
+    audiences: Path | None = Field(None, description="A table of segments that briefs may name")
     pairs: Path | None = Field(
         None, description="JSONL, CSV, TSV, YAML or Parquet of prompt+completion, messages, or text"
     )
@@ -133,8 +134,8 @@ class DataSection(Section):
     def _one_source(self) -> "DataSection":
         if (self.briefs is None) == (self.pairs is None):
             raise ValueError("name either briefs or pairs")
-        if self.briefs is None and (self.channels or self.brand):
-            raise ValueError("channels and brand are for briefs; pairs have their words")
+        if self.briefs is None and (self.channels or self.brand or self.audiences):
+            raise ValueError("channels, brand and audiences are for briefs; pairs have their words")
         if self.stream and self.pairs is None:
             raise ValueError("stream is for pairs; the teacher's answers to briefs are in memory")
         return self

@@ -70,6 +70,33 @@ def test_channels_of_one_s_own_are_known_where_their_folder_is_named(tmp_path: P
     assert check(path)[0] == 2
 
 
+def test_segments_are_checked_beside_the_briefs(tmp_path: Path) -> None:
+    path, segments = tmp_path / "briefs.csv", tmp_path / "segments.csv"
+    segments.write_text("name,tone,past.may.sends,past.may.clicks\nparents,warm,10,1\nnew,,,\n")
+    path.write_text("product,segment\nTern Kettle,all\nTern Cup,parents; new\nTern Pan,\n")
+    code, told = check(path, "--audiences", segments)
+    assert code == 0
+    assert told.splitlines()[1] == f"{segments}: copy for 1 no segment, 2 new, 2 parents"
+    counted = json.loads(check(path, "--audiences", segments, "--json")[1])
+    assert counted["segment"] == {"": 1, "new": 2, "parents": 2}
+    assert "segment" not in json.loads(check(path, "--json")[1])
+    path.write_text("product,segment\nTern Kettle,parent\n")
+    code, told = check(path, "--audiences", segments)
+    assert code == 2
+    assert told.splitlines()[0] == (
+        f"{path}:2: segment: unknown segment 'parent'; did you mean 'parents'?"
+    )
+    segments.write_text("name,tone,past.may.sends,past.may.clicks\nparents,warm,10,11\n")
+    code, told = check(path, "--audiences", segments)
+    assert (code, told.splitlines()) == (
+        2,
+        [
+            f"{segments}:2: past.may: has 11 clicks of 10 sends",
+            f"{path}: 1 good, 0 bad (1 social_post)",
+        ],
+    )
+
+
 @pytest.mark.parametrize("name", ["none.jsonl", "briefs.txt", "channels"])
 def test_a_file_that_is_none_is_one_problem(tmp_path: Path, name: str) -> None:
     (tmp_path / "briefs.txt").write_text(GOOD)

@@ -371,3 +371,32 @@ def test_ads_go_into_a_table_of_their_own(bundle: Bundle, tmp_path: Path) -> Non
         "Description 2": "c d",
         "Final URL": "https://example.com",
     }
+
+
+def test_a_brief_is_written_for_each_of_its_segments(bundle: Bundle, tmp_path: Path) -> None:
+    segments, briefs, out = (tmp_path / name for name in ("s.csv", "briefs.csv", "copies.csv"))
+    segments.write_text("name,tone\nparents,warm\nstudents,witty\n")
+    briefs.write_text("id,product,channel,segment\na,Tea,sms,all\nb,Tea,sms,\n")
+    arguments = ["write", bundle.path, briefs, "-o", out, "--candidates", 1, "--threads", 1]
+    arguments += ["--audiences", segments]
+    prompts: list[str] = []
+
+    def answers(self: copywriter.Copywriter, shard: Any, stop: Any) -> Any:
+        for one in shard:
+            prompts.append(one.messages[1]["content"])
+            yield one, Answer([Candidate(0, "", "Tea, now.", True, [-1.0])])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(copywriter.Copywriter, "answers", answers)
+        assert call(*arguments)[0] == 0
+    rows = list(csv.DictReader(out.open()))
+    assert [(row["brief"], row["segment"], row["because"]) for row in rows] == [
+        ("a/parents", "parents", "tone warm: the segment's own"),
+        ("a/students", "students", "tone witty: the segment's own"),
+        ("b", "", ""),
+    ]
+    assert sum("a warm SMS for parents" in prompt for prompt in prompts) == 1
+    assert sum("a witty SMS for students" in prompt for prompt in prompts) == 1
+    segments.write_text("name,tone\nparents,warm,\n")
+    code, said = call(*arguments, "--overwrite")
+    assert code == 2 and f"{segments}:2: has 3 cells" in said and said.count("\n") == 1

@@ -132,3 +132,16 @@ def test_columns_and_values_that_no_row_has_are_told(folder: Path) -> None:
     assert caught.value.remedy == "the most common are fashion (6), travel (6)"
     shown = CliRunner().invoke(cli, ["run", "recipe.yaml", "--dry-run", "--matrix", "segment=a"])
     assert isinstance(shown.exception, InputError)
+
+
+def test_briefs_for_segments_are_their_segments_rows(folder: Path) -> None:
+    (folder / "segments.csv").write_text("name\nfashion\ntravel\n")
+    write(
+        folder / "briefs.jsonl",
+        {"id": "a", "product": "Tea", "segment": "all"},
+        {"id": "b", "product": "Tea"},
+        {"id": "c", "product": "Tea", "segment": ["travel"]},
+    )
+    options = ["data.pairs=null", "data.briefs=briefs.jsonl", "data.audiences=segments.csv"]
+    found = rows_by_value(recipe(*options), "segment", ["fashion", "travel"])
+    assert found == {"fashion": {"a/fashion", "b"}, "travel": {"a/travel", "b", "c/travel"}}
