@@ -37,7 +37,7 @@ def clean_copy(text: str) -> str:
 def why_drop(text: str, *, finished: bool, seen: set[str]) -> str | None:
     """The reason to drop a text: empty, truncated, repetitive, duplicate; None when it is usable.
 
-    ``seen`` holds what was kept so far; a usable text is added to it.
+    ``seen`` holds the `words_key` of what was kept so far; a usable text's is added to it.
     """
     if len(text) < SHORTEST_COPY:
         return "empty"
@@ -45,11 +45,16 @@ def why_drop(text: str, *, finished: bool, seen: set[str]) -> str | None:
         return "truncated"
     if is_repetitive(text):
         return "repetitive"
-    key = " ".join(words_of(text))
+    key = words_key(text)
     if key in seen:
         return "duplicate"
     seen.add(key)
     return None
+
+
+def words_key(text: str) -> str:
+    """What two texts have in common of which one is a duplicate: their words."""
+    return " ".join(words_of(text))
 
 
 def share_passed(opening: str, added: str, *, finished: bool, facts: Iterable[str]) -> float:

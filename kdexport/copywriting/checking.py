@@ -59,6 +59,11 @@ class Checks:
         return Checked(tuple(hard), tuple(soft), _lengths(review), _over(review))
 
 
+def check_of(fault: str) -> str:
+    """The check that found a fault, which is told as ``check: what``."""
+    return fault.partition(":")[0]
+
+
 def _lengths(review: Review) -> tuple[str, ...]:
     """The longest of each kind of part in each counting."""
     longest: dict[tuple[str, str], Length] = {}

@@ -151,8 +151,9 @@ class Copywriter:
         text = candidate.text
         checked = self.checks(work.brief, text, finished=candidate.finished)
         if self.trained_on and (match := self.trained_on.match(_alone("", text))):
-            why = f"nearly the training text {match.held_out!r}"
-            checked = _violating(checked, why.removeprefix("nearly " if match.is_equal else ""))
+            nearly = "" if match.is_equal else "nearly "
+            why = f"alike: {nearly}the training text {match.held_out!r}"
+            checked = _violating(checked, why)
         if self.judge is None or checked.hard:
             return checked, None
         return checked, self.judge.mean_logprob(work.messages, candidate.added)

@@ -64,7 +64,7 @@ def choose(scored: Sequence[Scored], keep: int) -> list[Place]:
         if one.checked.hard:
             others.append(one)
         elif twin is not None:
-            others.append(_failing(one, f"nearly alike to candidate {twin.number}"))
+            others.append(_failing(one, f"alike: nearly candidate {twin.number}"))
         elif len(taken) < keep:
             taken.append(one)
     places = [Place(WARN if one.checked.soft else PASS, one) for one in taken]

@@ -144,13 +144,14 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 
 def amend_card(folder: Path, content: Mapping[str, Any]) -> None:
-    """Put keys into the card of a run's folder; others stay."""
+    """Put keys into the card of a run's folder; others stay. A value of None takes its key away."""
     card = {**read_card(folder), **content}
+    card = {name: value for name, value in card.items() if value is not None}
     write_whole(folder / CARD, [json.dumps(card, indent=1, ensure_ascii=False)])
 
 
 def in_words(card: Mapping[str, Any]) -> dict[str, str]:
-    """A line for each split that has pairs, and for each reason to drop some."""
+    """A line for each split that has pairs, each reason to drop some, each fault of those kept."""
     told: dict[str, str] = {}
     for name, split in card.get("splits", {}).items():
         if split["pairs"]:
@@ -167,4 +168,6 @@ def in_words(card: Mapping[str, Any]) -> dict[str, str]:
         **card.get("left_out_of_training", {}),
     }.items():
         told[reason] = f"{found['count']:,} dropped"
+    for fault, found in card.get("review", {}).get("kept", {}).items():
+        told[f"fails by {fault}"] = f"{found['count']:,} kept"
     return told

@@ -4,11 +4,13 @@ Knows where pairs come from and why they are dropped; not what is learnt from th
 """
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from kdexport.data.card import DataCard, Drops, amend_card, language_identifier
 from kdexport.data.contamination import HeldOut, Overlap
 from kdexport.data.pairs import SPLITS, Pair, write_pairs
 from kdexport.errors import InputError
+from kdexport.pipeline.choosing import Written
 from kdexport.pipeline.preflight import (
     brand_of,
     channels_of,
@@ -18,7 +20,7 @@ from kdexport.pipeline.preflight import (
     token_counter,
 )
 from kdexport.pipeline.run import Run
-from kdexport.recipe.sections import DataSection
+from kdexport.recipe.sections import DataSection, GenerateSection
 from kdexport.system.console import say, tracked
 
 
@@ -122,6 +124,7 @@ def _synthesized_pairs(run: Run, drops: Drops) -> tuple[Iterable[Pair], dict[str
         variants=wishes.variants,
         best_of=wishes.best_of,
         scorer=wishes.scorer,
+        review=wishes.review,
         batch_size=wishes.batch_size,
         seed=run.recipe.seed,
     )
@@ -144,6 +147,21 @@ def _synthesized_pairs(run: Run, drops: Drops) -> tuple[Iterable[Pair], dict[str
     channels = {
         name: brief.channel for brief in briefs for name in variant_ids(brief, wishes.variants)
     }
-    if sampling.best_of > 1:
-        amend_card(run.folder, {"candidates": written.candidates})
+    amend_card(run.folder, _told(written, wishes))
     return written.pairs, channels
+
+
+def _told(written: Written, wishes: GenerateSection) -> dict[str, Any]:
+    """What the card has of candidates, where there are several or they are reviewed."""
+    kept = Drops()
+    for fault, names in written.kept.items():
+        for name in names:
+            kept.add(fault, name)
+    if kept.counts:
+        say(f"    kept though they fail the review: {kept}")
+    review = {"faults": written.faults, "kept": kept.as_json()}
+    several = wishes.best_of > 1 or wishes.review is not None
+    return {
+        "candidates": written.candidates if several else None,
+        "review": review if wishes.review is not None else None,
+    }

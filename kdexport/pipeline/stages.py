@@ -233,6 +233,8 @@ def _data_asked(run: Run) -> object:
         unused[name] = True
     kind = "briefs" if data.pairs is None else "pairs"
     asked = data.model_dump(mode="json", exclude=unused)
+    if data.pairs is None and data.generate.review is None:
+        del asked["generate"]["review"]  # pairs of before there was any are as good
     return [run.recipe.seed, kind, asked]
 
 

@@ -1,25 +1,23 @@
 """Sequence-level distillation data: the teacher writes the copy for each brief.
 
 Kim & Rush 2016, section 3.2, with sampling in place of beam search. It runs on the project's own
-torch-free engine. Of several candidates the best by a row of `SCORERS` is taken. What is unusable
-is dropped and counted, and what was written before an interruption is not written again.
+torch-free engine. What was written before an interruption is not written again. Which of the drafts
+are of use is told in `choosing`.
 """
 
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from kdexport.content.brands import Brand
 from kdexport.content.briefs import Brief
 from kdexport.content.channels import Channel, Channels, load_channels
-from kdexport.content.checks import clean_copy, share_passed, strays, why_drop
-from kdexport.content.prompts import Message, brief_messages, split_opening
-from kdexport.content.review import review_wording
-from kdexport.data.pairs import Pair
+from kdexport.content.prompts import brief_messages
+from kdexport.copywriting.checking import Checks
+from kdexport.data.card import language_identifier
+from kdexport.pipeline.choosing import Draft, Job, Review, Written, choose_drafts
 from kdexport.runtime.generate import Completion, generate_batch
 from kdexport.runtime.sample import make_sampler
 from kdexport.runtime.text import first_line
@@ -33,7 +31,9 @@ CHUNK = 64
 class Sampling:
     """How the teacher writes. ``variants``: copies for each brief.
 
-    ``best_of``: candidates for each copy, of which ``scorer``, a row of `SCORERS`, takes the best.
+    ``best_of``: candidates for each copy, of which ``scorer``, a row of `SCORERS`, takes the best,
+    or where ``review`` is "drop" or "keep" all checks of copy do; where none passes, that is what
+    becomes of the nearest.
     """
 
     temperature: float = 0.7
@@ -42,56 +42,9 @@ class Sampling:
     variants: int = 1
     best_of: int = 1
     scorer: str = "likelihood"
+    review: str | None = None
     batch_size: int = 16
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Draft:
-    """What the teacher wrote for a job, as it came. ``key``: of its `Job`.
-
-    ``n_following``: how many drafts of its chunk stand after it in the file. ``logprob``: the
-    teacher's mean over the tokens it wrote, the end included, in nats at temperature 1; None where
-    there is nothing to choose from.
-    """
-
-    id: str
-    text: str
-    finished: bool
-    key: str
-    n_following: int = 0
-    logprob: float | None = None
-
-
-@dataclass(frozen=True)
-class Job:
-    """One candidate for one variant of a brief, and what is asked of the teacher for it.
-
-    ``copy_id``: of the copy that it is a candidate for.
-
-    ``key`` is a fingerprint of all that the copy depends on. It has the messages in place of the
-    rendered prompt: the template is the teacher's, and may write today's date into the prompt.
-    """
-
-    id: str
-    copy_id: str
-    brief: Brief
-    channel: Channel
-    messages: tuple[Message, ...]
-    key: str
-
-
-@dataclass(frozen=True)
-class Written:
-    """The usable pairs in the order of the briefs, and the ids of what was dropped, by reason.
-
-    ``candidates``: how many were written, how many of them pass every check of copy, and how many
-    that were taken are not the first for their copy.
-    """
-
-    pairs: list[Pair]
-    dropped: dict[str, list[str]]
-    candidates: dict[str, int]
 
 
 def synthesize(
@@ -106,7 +59,7 @@ def synthesize(
     channels: Channels | None = None,
     brand: Brand | None = None,
 ) -> Written:
-    """Have the teacher write; keep the usable.
+    """Have the teacher write; keep the usable, as `choose_drafts` has it.
 
     ``drafts_path`` grows by a chunk at a time; of one that is not whole nothing is used, so that
     texts are always written in the same company, which their last bits depend on. A draft is used
@@ -133,13 +86,11 @@ def synthesize(
             file.flush()
             n_done += len(chunk)
             progress(n_done, len(jobs))
-    best = _best(jobs, drafts, sampling)
-    pairs, dropped = _select(best, drafts, brand)
-    passing = [job for job in jobs if _share_passed(job, drafts[job.id]) == 1]
-    firsts = {job.id for job in jobs[:: sampling.best_of]}
-    later = [job for job in best if job.id not in firsts]
-    counts = {"written": len(jobs), "passing": len(passing), "not the first": len(later)}
-    return Written(pairs, dropped, counts)
+    review = None
+    if sampling.review is not None:
+        checks = Checks(channels, brand, language_identifier())
+        review = Review(checks, keeps=sampling.review == "keep")
+    return choose_drafts(jobs, drafts, scorer=sampling.scorer, brand=brand, review=review)
 
 
 def variant_ids(brief: Brief, variants: int) -> list[str]:
@@ -202,49 +153,6 @@ def _mean_logprob(completion: Completion) -> float:
     return sum(step.logprob or 0.0 for step in completion.steps) / len(completion.steps)
 
 
-def _best(jobs: Sequence[Job], drafts: dict[str, Draft], sampling: Sampling) -> list[Job]:
-    """Of the candidates for each copy the best, of equal ones the first."""
-    scorer = SCORERS[sampling.scorer]
-    return [
-        max(candidates, key=lambda job: scorer(job, drafts[job.id]))
-        for _, candidates in groupby(jobs, key=lambda job: job.copy_id)
-    ]
-
-
-def _added(job: Job, draft: Draft) -> tuple[str, str]:
-    """A draft's opening, and what it adds.
-
-    What goes on from an opening has no label or quotes around it that could be cleaned away.
-    """
-    _, opening = split_opening(job.messages)
-    return opening, draft.text.rstrip() if opening else clean_copy(draft.text)
-
-
-def _select(
-    jobs: Sequence[Job], drafts: dict[str, Draft], brand: Brand | None
-) -> tuple[list[Pair], dict[str, list[str]]]:
-    """Clean the drafts and drop the unusable ones."""
-    dropped: dict[str, list[str]] = {}
-    seen: set[str] = set()
-    pairs: list[Pair] = []
-    for job in jobs:
-        draft = drafts[job.id]
-        opening, added = _added(job, draft)
-        if not added:
-            dropped.setdefault("empty", []).append(job.copy_id)
-            continue
-        reason = why_drop(opening + added, finished=draft.finished, seen=seen)
-        reason = reason or ("stray" if strays(added, job.brief.facts) else None)
-        reason = reason or next(
-            (fault.check for fault in review_wording(opening + added, job.brief, brand)), None
-        )
-        if reason:
-            dropped.setdefault(reason, []).append(job.copy_id)
-            continue
-        pairs.append(Pair(job.copy_id, job.brief.split, job.messages, added))
-    return pairs, dropped
-
-
 def _load_drafts(path: Path) -> dict[str, Draft]:
     """The last draft of each id, whatever it answers; the file is left with these alone.
 
@@ -269,26 +177,3 @@ def _load_drafts(path: Path) -> dict[str, Draft]:
 def _line(draft: Draft) -> str:
     known = {name: value for name, value in vars(draft).items() if value is not None}
     return json.dumps(known, ensure_ascii=False) + "\n"
-
-
-Scorer = Callable[[Job, Draft], tuple[float, ...]]
-
-
-def _by_likelihood(job: Job, draft: Draft) -> tuple[float, ...]:
-    """The teacher's mean log-probability; a candidate that adds nothing comes last."""
-    _, added = _added(job, draft)
-    return (-math.inf if draft.logprob is None or not added else draft.logprob,)
-
-
-def _by_checks(job: Job, draft: Draft) -> tuple[float, ...]:
-    """The share of the checks of copy that it passes, then its likelihood."""
-    return (_share_passed(job, draft), *_by_likelihood(job, draft))
-
-
-def _share_passed(job: Job, draft: Draft) -> float:
-    opening, added = _added(job, draft)
-    return share_passed(opening, added, finished=draft.finished, facts=job.brief.facts)
-
-
-SCORERS: Mapping[str, Scorer] = {"likelihood": _by_likelihood, "checks": _by_checks}
-"""What the best of several candidates has most of, compared from the first number on."""

@@ -87,12 +87,19 @@ class GenerateSection(Section):
     scorer: Literal["likelihood", "checks"] = Field(
         "likelihood", description="The best: by the teacher's likelihood, or by checks before it"
     )
+    review: Literal["drop", "keep"] | None = Field(
+        None,
+        description="Hold training and validation texts to all checks of copy, those of a brief "
+        "together: the best that pass are taken; where too few do, the nearest is dropped or kept",
+    )
     batch_size: Count = 16
 
     @model_validator(mode="after")
     def _candidates_differ(self) -> "GenerateSection":
         if self.best_of > 1 and self.temperature == 0:
             raise ValueError("best_of needs a temperature above 0: greedy candidates are all one")
+        if self.review is not None and self.scorer == "checks":
+            raise ValueError("review ranks candidates by all checks: leave scorer out")
         return self
 
 

@@ -283,8 +283,8 @@ def test_every_status_is_reached(writer: copywriter.Copywriter) -> None:
         ("fail", None, "Ad: Sip slowly: the kettle is on its way!", told[4][3]),
     ]
     assert told[2][3] == ["facts: '10' is not in the brief"]
-    assert told[3][3][0] == "nearly alike to candidate 2"
-    assert "nearly the training text 'known'" in told[4][3]
+    assert told[3][3][0] == "alike: nearly candidate 2"
+    assert "alike: nearly the training text 'known'" in told[4][3]
     assert rows[0]["lengths"] == ["30/60 google_ads"]  # with what is disclosed
     assert {row["n_passed"] for row in rows} == {3}
     error = Answer([], InputError("too long"))

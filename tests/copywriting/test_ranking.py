@@ -56,7 +56,7 @@ def test_of_nearly_equal_texts_the_better_stands_and_the_other_says_why() -> Non
     first, second = choose(scored, 2)
     assert first.scored and second.scored
     assert (first.status, first.scored.number) == (PASS, 1)
-    assert (second.status, second.violations) == (FAIL, ("nearly alike to candidate 1",))
+    assert (second.status, second.violations) == (FAIL, ("alike: nearly candidate 1",))
 
 
 def test_the_nearest_violates_least_and_is_least_too_long() -> None:

@@ -2,13 +2,16 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kdexport.data.card import in_words
 from kdexport.data.pairs import Pair, load_pairs, write_pairs
 from kdexport.errors import InputError
+from kdexport.export.bundles import export_bundle
 from kdexport.pipeline.dataset import make_pairs
 from kdexport.pipeline.preflight import check_data
 from kdexport.pipeline.run import Run
@@ -43,6 +46,36 @@ def run_with(folder: Path, model: Path, text: str, *overrides: str) -> Run:
 def card_of(run: Run) -> dict[str, Any]:
     card: dict[str, Any] = json.loads((run.folder / "data_card.json").read_text("utf-8"))
     return card
+
+
+def test_a_review_is_told_in_the_card(
+    tmp_path: Path, llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    briefs = "".join(f'{{"product": "Tea {n}", "channel": "ad_headline"}}\n' for n in range(15))
+    (tmp_path / "briefs.jsonl").write_text(briefs, "utf-8")
+    ways = {"temperature": 1, "best_of": 4, "variants": 2}
+    sets = [f"data.generate.{name}={value}" for name, value in ways.items()]
+    sets += ["data.pairs=null", f"data.briefs={tmp_path / 'briefs.jsonl'}"]
+    run = run_with(tmp_path, llama, "", *sets, "data.generate.review=keep")
+    export_bundle(llama, run.teacher_bundle, name="teacher")
+    make_pairs(run)
+    kept = card_of(run)
+    told = kept["review"]
+    n_kept = sum(one["count"] for one in told["kept"].values())
+    assert n_kept and "kept though they fail the review" in capsys.readouterr().err
+    assert kept["candidates"]["written"] == 15 * 2 * 4
+    assert told["faults"].keys() >= {*told["kept"], "truncated"}
+    assert in_words(kept)[f"fails by {next(iter(told['kept']))}"].endswith(" kept")
+    for review in ("drop", "null"):
+        recipe = load_recipe(tmp_path / "recipe.yaml", [*sets, f"data.generate.review={review}"])
+        make_pairs(replace(run, recipe=recipe))
+        card = card_of(run)
+        if review == "drop":
+            assert card["review"] == {"faults": told["faults"], "kept": {}}
+            n_pairs = [one["splits"]["train"]["pairs"] for one in (kept, card)]
+            assert n_pairs[0] - n_pairs[1] == n_kept
+            assert card["dropped"].keys() >= told["kept"].keys()
+    assert "review" not in card and card["candidates"]["written"] == 15 * 2 * 4
 
 
 ROWS = f"""\

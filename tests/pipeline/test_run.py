@@ -110,6 +110,8 @@ def test_where_the_data_lies_changes_nothing(
     ("override", "first"),
     [
         ("data.generate.batch_size=3", None),
+        ("data.generate.review=null", None),  # as it is
+        ("data.generate.review=keep", "pairs"),
         ("data.test_fraction=0.3", None),  # for pairs only
         ("data.max_train=3", "pairs"),
         ("data.generate.top_k=3", "pairs"),

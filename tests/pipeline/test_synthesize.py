@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,12 @@ import pytest
 import torch
 
 from kdexport.bundle import Bundle
-from kdexport.content.brands import Brand
 from kdexport.content.briefs import Brief
 from kdexport.content.channels import load_channels
 from kdexport.export.bundles import export_bundle
 from kdexport.pipeline import synthesize as module
-from kdexport.pipeline.synthesize import SCORERS, Draft, Sampling, Written, synthesize
+from kdexport.pipeline.choosing import Written
+from kdexport.pipeline.synthesize import Sampling, synthesize
 from kdexport.runtime.generate import Completion, Step
 from kdexport.runtime.session import open_session
 from kdexport.runtime.text import load_text
@@ -85,16 +84,19 @@ def test_batches_change_nothing(teacher: Bundle, tmp_path: Path) -> None:
     assert one == other
 
 
-def test_an_interrupted_teacher_goes_on(teacher: Bundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize("review", [None, "drop", "keep"])
+def test_an_interrupted_teacher_goes_on(
+    teacher: Bundle, tmp_path: Path, review: str | None
+) -> None:
     path = tmp_path / "drafts.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        write(teacher, path, stop=True)
+        write(teacher, path, stop=True, review=review)
     written = path.read_text("utf-8")
     assert len(written.splitlines()) == 64
     path.write_text(written + '{"id": "b6', "utf-8")  # cut off by a kill
-    resumed = write(teacher, path)
+    resumed = write(teacher, path, review=review)
     assert ids_of(path.read_text("utf-8"))[:64] == ids_of(written)
-    assert resumed == write(teacher, tmp_path / "unbroken.jsonl")
+    assert resumed == write(teacher, tmp_path / "unbroken.jsonl", review=review)
 
 
 def test_of_a_chunk_that_is_cut_off_nothing_is_used(
@@ -241,43 +243,6 @@ def test_the_best_candidate_is_kept(
     assert found.candidates == {"written": n, "passing": n_passing, "not the first": not_first}
 
 
-def test_the_best_by_likelihood_may_be_dropped_and_nothing_said_is_the_worst(
-    teacher: Bundle, tmp_path: Path
-) -> None:
-    brief = Brief(id="b0", product="Kettle", channel="ad_headline")
-    job = module._job(brief, 0, 0, Sampling(best_of=2), "f", load_channels()["ad_headline"], None)
-    empty, short = (Draft("b0#0", text, True, "", logprob=-0.5) for text in ("", " x"))
-    assert SCORERS["likelihood"](job, empty) < SCORERS["likelihood"](job, short) == (-0.5,)
-    assert SCORERS["checks"](job, empty)[0] == 0
-    unfinished = replace(short, finished=False)
-    assert SCORERS["checks"](job, unfinished)[0] == 0.75
-    pairs, dropped = module._select([job], {job.id: unfinished}, None)
-    assert (pairs, dropped) == ([], {"truncated": ["b0"]})
-
-
-@pytest.mark.parametrize(
-    ("added", "reason"),
-    [
-        (" boils in no time. Ad", None),
-        (" boils in no time.", "disclosure"),
-        (" cheaper than any. Ad", "banned"),
-        (" the #1, you know. Ad", "claim"),
-    ],
-)
-def test_texts_that_break_a_brand_s_rules_are_dropped(added: str, reason: str | None) -> None:
-    brand = Brand(name="Tern", banned=("cheap",), disclosures=("Ad",), claims=("#1",))
-    brief = Brief(id="b0", product="Kettle", channel="ad_headline")
-    channel = load_channels()["ad_headline"]
-    job = module._job(brief, 0, 0, Sampling(), "f", channel, brand)
-    plain = module._job(brief, 0, 0, Sampling(), "f", channel, None)
-    assert "Do not use: cheap." in job.messages[1]["content"]
-    assert job.key != plain.key
-    pairs, dropped = module._select([job], {"b0": Draft("b0", added, True, "")}, brand)
-    assert dropped == ({reason: ["b0"]} if reason else {})
-    assert module._select([plain], {"b0": Draft("b0", added, True, "")}, None)[1] == {}
-    assert len(pairs) == (reason is None)
-
-
 def test_likelihood_is_the_teacher_s_mean_over_what_it_wrote(
     teacher: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,3 +283,18 @@ def test_one_candidate_leaves_drafts_as_they_were_and_more_are_added_to_some(
     more = write(teacher, path, briefs=BRIEFS[:2], best_of=3)
     assert sorted(asked) == ["b0#2", "b1#2"]
     assert more == write(teacher, tmp_path / "new.jsonl", briefs=BRIEFS[:2], best_of=3)
+
+
+def test_a_review_asks_the_teacher_nothing_anew(
+    teacher: Bundle, tmp_path: Path, asked: list[str]
+) -> None:
+    path = tmp_path / "drafts.jsonl"
+    raw = write(teacher, path, best_of=2)
+    asked.clear()
+    kept = write(teacher, path, best_of=2, review="keep")
+    dropped = write(teacher, path, best_of=2, review="drop")
+    assert asked == []
+    assert len(dropped.pairs) + sum(map(len, dropped.dropped.values())) == len(BRIEFS)
+    assert dropped.candidates["written"] == 2 * len(BRIEFS)
+    assert {pair.id for pair in dropped.pairs} <= {pair.id for pair in kept.pairs}
+    assert not (raw.kept or raw.faults or dropped.kept)

@@ -222,6 +222,8 @@ def test_losses_are_a_name_a_term_or_a_list(folder: Path) -> None:
 def test_candidates_have_to_differ(folder: Path) -> None:
     with pytest.raises(InputError, match="best_of needs a temperature above 0"):
         load(folder, GOOD, "data.generate.best_of=3", "data.generate.temperature=0")
+    with pytest.raises(InputError, match="review ranks candidates by all checks: leave scorer out"):
+        load(folder, GOOD, "data.generate.review=drop", "data.generate.scorer=checks")
 
 
 def test_own_samples_are_a_share_and_need_a_teacher(folder: Path) -> None:
