@@ -1,6 +1,6 @@
 """Where the time of one token goes, operator by operator.
 
-    python bench/operators.py exported/quickstart-int8 --depth 128
+    python bench/operators.py exported/quickstart-int8 --depth 128 --rows 32
 
 ONNX Runtime's own profile of the bundle's graph while it decodes; profiling slows small operators
 down, so the shares say more than the sum. Writes JSON to stdout.
@@ -36,13 +36,13 @@ def profiled(graph: Path, prefix: Path) -> Any:
     return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
 
-def decode(session: Session, depth: int) -> None:
-    """Read ``depth`` tokens and write some more, greedily."""
-    cache = session.new_cache(1, depth + N_WARM + N_TOKENS)
-    prompt = np.random.default_rng(0).integers(0, session.vocab_size, (1, depth))
-    logits = session.run(prompt, cache)
+def decode(session: Session, depth: int, n_rows: int) -> None:
+    """Read ``depth`` tokens of each text and write some more, greedily."""
+    cache = session.new_cache(n_rows, depth + N_WARM + N_TOKENS)
+    prompts = np.random.default_rng(0).integers(0, session.vocab_size, (n_rows, depth))
+    logits = session.run(prompts, cache)
     for _ in range(N_WARM + N_TOKENS):
-        logits = session.run(logits[:1].argmax(-1)[None], cache)
+        logits = session.run(logits.argmax(-1)[:, None], cache)
 
 
 def width(event: Any, side: str) -> int:
@@ -52,7 +52,7 @@ def width(event: Any, side: str) -> int:
 
 
 def shares(profile: Path) -> dict[str, dict[str, float]]:
-    """Milliseconds and calls of each operator, per decoded token."""
+    """Milliseconds and calls of each operator, per token that all rows decode."""
     events = json.loads(profile.read_text("utf-8"))
     begins = [event["ts"] for event in events if event["name"] == "model_run"]
     milliseconds: collections.Counter[str] = collections.Counter()
@@ -75,19 +75,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time of one token by operator.")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--depth", type=int, default=128)
+    parser.add_argument("--rows", type=int, default=1, help="texts side by side")
     given = parser.parse_args()
     bundle = open_bundle(given.bundle)
     name = bundle.manifest.graphs.decode
     with tempfile.TemporaryDirectory() as folder:
         graph = profiled(bundle.file(name), Path(folder) / "profile")
-        decode(
-            Session(bundle.manifest, {name: graph}, Graphs(prefill=name, decode=name)), given.depth
-        )
+        session = Session(bundle.manifest, {name: graph}, Graphs(prefill=name, decode=name))
+        decode(session, given.depth, given.rows)
         found = shares(Path(graph.end_profiling()))
     result = {
         "bundle": bundle.manifest.name,
         "scheme": bundle.manifest.scheme,
         "depth": given.depth,
+        "rows": given.rows,
         "machine": machine_facts().model_dump(mode="json"),
         "operators": found,
     }
