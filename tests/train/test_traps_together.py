@@ -76,7 +76,7 @@ def cases(folder: Path, place: Path) -> Iterator[tuple[str, Case, int | None]]:
 
 
 def gradient(case: Case, world: World, row_length: int | None) -> torch.Tensor:
-    """Of an accumulated step over batches of 4, of 2 and of 1: of the last a process has nothing."""
+    """Of an accumulated step, batches of 4, of 2 and of 1: of the last a process has nothing."""
     every = (case.examples[:4], case.examples[4:6], case.examples[6:])
     shares = (collate(examples, row_length).share(world) for examples in every)
     group: list[Batch] = [share for share in shares if share is not None]
