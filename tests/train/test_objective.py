@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdexport.train import objective as module
+from kdexport.train import targets as targets_module
+from kdexport.train.columns import hidden_form
 from kdexport.train.data import Encoded, collate
 from kdexport.train.model import load_model, read_batch
 from kdexport.train.objective import Objective, Term, batch_loss
@@ -116,6 +119,52 @@ def test_chunks_give_the_gradient_of_the_plain_loss(
     torch.testing.assert_close(chunked.loss, plain, rtol=1e-5, atol=0)
     expected = gradient(student, plain)
     assert float((found - expected).norm() / expected.norm()) < 1e-5
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most rows of any tensor that is as wide as the vocabulary, in both passes."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.vocab_size, self.n_rows = vocab_size, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for made in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(made, torch.Tensor) and made.shape[-1:] == (self.vocab_size,):
+                self.n_rows = max(self.n_rows, made.numel() // self.vocab_size)
+        return out
+
+
+@pytest.mark.parametrize("kind", ["live", "top-k", "hidden"])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_no_tensor_is_larger_than_a_chunk_of_the_vocabulary(
+    name: str, kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forward or backward, of the student or the teacher: here a chunk has 100 rows."""
+    monkeypatch.setattr(targets_module, "CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(targets_module, "LEAST_ROWS", 100)  # more than a head has
+    student, teacher = (load_model(request.getfixturevalue(name)) for _ in range(2))
+    rng = np.random.default_rng(0)
+    texts = [Encoded(f"e{n}", rng.integers(3, 300, size=40), 1, 5) for n in range(6)]
+    batch, size = collate(texts), student.config.vocab_size
+    ask = live_targets(teacher, None, 1.0)
+    if kind == "top-k":
+        ask = top_k_targets(ask, 16)
+    elif kind == "hidden":
+        form = hidden_form(teacher, None, 1.0, "float32")
+        ask = compose(form.read, form.ask)
+    with Largest(size) as largest:
+        batch_loss(student, batch, ask(batch), Objective(hidden_weight=0.0), 0.5).loss.backward()
+    assert batch.n_targets == 234
+    assert largest.n_rows == 100
+    with Largest(size) as largest:
+        read_batch(student, batch).to_logits(student)
+    assert largest.n_rows == 234  # so it would be seen
+
+
+def compose(outer: Any, inner: Any) -> Any:
+    return lambda given: outer(inner(given))
 
 
 def test_runs_cover_every_row_once() -> None:
