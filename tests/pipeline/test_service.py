@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from kdexport.commands.main import cli
 from kdexport.errors import InputError
 from kdexport.pipeline.importing import check_imported, import_targets, write_texts
 from kdexport.pipeline.run import Run
+from kdexport.pipeline.service import FORMS, Service
 from kdexport.pipeline.splits import Splits, encode_splits
 from kdexport.pipeline.stages import STAGES, make_pairs, make_student
 from kdexport.pipeline.training import train_student
@@ -131,6 +133,43 @@ def test_older_caches_go_when_there_is_no_room(open_run: Open) -> None:
     run = open_run("train.top_k=80", f"train.cache_gb={(needed + left) / 1e9}")
     train_student(run)
     assert newer in kept(run) and len(kept(run) & found[0]) == 1 and len(kept(run)) == 3
+
+
+def test_a_cache_is_of_one_teacher_vocabulary_text_and_way_of_asking(open_run: Open) -> None:
+    """Each of what its targets depend on gives it another folder; what they do not, the same."""
+
+    def place(*overrides: str, **changes: Any) -> str:
+        run = open_run(*overrides)
+        run = replace(run, teacher=replace(run.teacher, **changes.pop("teacher", {})))
+        examples = changes.pop("examples", encoded(run).train)
+        precision = changes.pop("precision", "float32")
+        service = Service(run, load_model(run.student_init), changes.get("kept"), precision)
+        return service._place(examples, FORMS[run.recipe.train.targets](service)).folder.name
+
+    texts = encoded(open_run()).train
+    first, *others = texts
+    last = replace(first, ids=np.append(first.ids[:-1], first.ids[-1] + 1))  # one token of one text
+    renamed = replace(first, example_id="another")
+    learnt_from = replace(first, first_target=first.first_target + 1)
+    made = [
+        place(),
+        place(teacher={"fingerprint": "another teacher"}),
+        place(kept=list(range(300))),
+        place(kept=[*range(299), 300]),
+        place("train.temperature=2"),
+        place("train.top_k=32"),
+        place("train.targets=sampled"),
+        place("train.targets=hidden"),
+        place(precision="bfloat16"),
+        place(examples=[last, *others]),
+        place(examples=[renamed, *others]),
+        place(examples=[learnt_from, *others]),
+        place(examples=others),  # as another train.max_length would leave
+    ]
+    assert len({*made}) == len(made)
+    same = ["train.lr=1", "train.loss=jsd", "train.batch_size=2", "seed=7", "train.lambda=3"]
+    assert place(*same, examples=texts) == made[0]
+    assert place("train.targets=hidden", "train.temperature=3") == made[7]
 
 
 def test_room_on_the_disk_changes_no_student(open_run: Open) -> None:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from kdexport.pipeline.training import train_settings
+from kdexport.pipeline import training
+from kdexport.pipeline.training import precision_of, train_settings
 from kdexport.recipe.train import TrainSection
 
 
@@ -21,3 +22,29 @@ def test_epochs_become_steps_and_the_fewer_count() -> None:
     assert train_settings(wish, 25, "float32", 0.0).budget.max_steps == 26
     fewer = wish.model_copy(update={"max_steps": 7})
     assert train_settings(fewer, 25, "float32", 0.0).budget.max_steps == 7
+
+
+@pytest.mark.parametrize(
+    ("wish", "device", "features", "expected"),
+    [
+        ("auto", "cuda", (), "bfloat16"),
+        ("auto", "cpu", ("avx512", "amx"), "bfloat16"),
+        ("auto", "cpu", ("avx2", "bf16"), "bfloat16"),
+        ("auto", "cpu", ("avx2", "vnni"), "float32"),
+        ("float32", "cuda", (), "float32"),
+        ("bfloat16", "cpu", (), "bfloat16"),
+    ],
+)
+def test_bfloat16_is_taken_where_the_device_computes_it(
+    wish: str,
+    device: str,
+    features: tuple[str, ...],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(training, "cpu_features", lambda: features)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
+    assert precision_of(wish, device) == expected
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: False)  # as on a T4
+    if (wish, device) == ("auto", "cuda"):
+        assert precision_of(wish, device) == "float32"

@@ -1,13 +1,18 @@
 import copy
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from kdexport.errors import KdexportError
 from kdexport.train.checkpoint import list_checkpoints
-from kdexport.train.data import Encoded, collate
+from kdexport.train.data import Batch, Encoded, collate
 from kdexport.train.evaluate import Evaluation, evaluate
 from kdexport.train.feed import Epochs
 from kdexport.train.fresh import from_scratch
@@ -17,8 +22,9 @@ from kdexport.train.objective import Objective
 from kdexport.train.schedule import Budget, Schedule
 from kdexport.train.sizes import StudentSpec
 from kdexport.train.step import Stepper
-from kdexport.train.teacher import live_targets
+from kdexport.train.teacher import TargetFn, live_targets
 from kdexport.train.trainer import (
+    DivergedError,
     Event,
     Hooks,
     Material,
@@ -200,6 +206,66 @@ def test_a_run_that_diverges_ends_in_one_line(
     with pytest.raises(KdexportError, match=r"diverged.*lower train\.lr.*checkpoint is .*step-0"):
         train(student, examples, llama, tmp_path, keep_best=kept.append, changes=always)
     assert not kept
+
+
+def straying(targets: TargetFn, on: Callable[[int], bool]) -> TargetFn:
+    """Targets that are no numbers at some calls, counted from 1."""
+    calls = itertools.count(1)
+
+    def ask(batch: Batch) -> Any:
+        found = targets(batch).rows(slice(None))
+        return replace(found, logprobs=found.logprobs * math.nan) if on(next(calls)) else found
+
+    return ask
+
+
+def test_three_steps_in_a_row_without_finite_numbers_end_a_run_and_name_its_texts(
+    student: Any, examples: list[Encoded], llama: Path, tmp_path: Path
+) -> None:
+    """From step 7 on; what is named is the batches of step 9, and the checkpoint is whole."""
+    asked: list[list[str]] = []
+    right = live_targets(load_model(llama), None, 1.0)
+    stray = straying(right, lambda call: call > 12)  # two batches a step
+
+    def noted(batch: Batch) -> Any:
+        asked.append([example.example_id for example in batch.examples])
+        return stray(batch)
+
+    loop = settings(accumulate=2, checkpoint_seconds=0.0, evaluate_steps=100)
+    events: list[Event] = []
+    with pytest.raises(DivergedError) as caught:
+        distill(
+            student,
+            Material(Epochs(examples, 4, 0), noted, examples[20:], right),
+            loop,
+            Hooks(report=events.append),
+            checkpoints=tmp_path,
+            fingerprint="f",
+        )
+    assert [event.skipped for event in events] == [0] * 6 + [1, 2]  # the third ends it
+    assert len(asked) == 18
+    assert f"the last at step 9 on {', '.join(asked[16] + asked[17])};" in str(caught.value)
+    good = tmp_path / "step-000008"
+    assert str(caught.value).endswith(f"the last good checkpoint is {good}")
+    own = load_file(good / "model.safetensors")
+    assert own and all(weights.isfinite().all() for weights in own.values())
+
+
+def test_steps_without_finite_numbers_that_are_not_in_a_row_are_counted_alone(
+    student: Any, examples: list[Encoded], llama: Path, tmp_path: Path
+) -> None:
+    right = live_targets(load_model(llama), None, 1.0)
+    events: list[Event] = []
+    distill(
+        student,
+        Material(Epochs(examples, 4, 0), straying(right, lambda n: n % 3 > 0), [], right),
+        settings(evaluate_steps=100, budget=Budget(max_steps=11)),
+        Hooks(report=events.append),
+        checkpoints=tmp_path,
+        fingerprint="f",
+    )
+    assert [event.skipped for event in events] == [1, 2, 2, 3, 4, 4, 5, 6, 6, 7, 8]
+    assert all(math.isfinite(event.loss) == (event.step % 3 == 0) for event in events)
 
 
 def test_evaluation_does_not_depend_on_the_batch_size(
