@@ -122,6 +122,8 @@ class Overgenerator:
                     reading = None
             for member, step in batch.step():
                 one, growing = under_way[member]
+                if member.error is not None and not isinstance(member.error, InputError):
+                    raise member.error
                 if step is not None:
                     growing.add(step.logprob, step.finish_reason)
                 if step is None or step.finish_reason is not None:

@@ -10,7 +10,6 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from kdexport.errors import InputError
 from kdexport.runtime.generate import Options, Step, Text, Writing, room_after
 from kdexport.runtime.kv_cache import KVCache
 from kdexport.runtime.sample import Sampler
@@ -26,7 +25,7 @@ class Member:
     writing: Writing
     text: Text
     logits: Array
-    error: InputError | None = None
+    error: Exception | None = None
 
 
 @dataclass(frozen=True)
@@ -156,11 +155,11 @@ class Batch:
     def _next(self, member: Member) -> Step | None:
         try:
             token_id = int(member.writing.sampler(member.logits[None], [member.text.row])[0])
-        except InputError as error:  # no token is left to choose from: its neighbours go on
+            member.text.row.ids.append(token_id)
+            return member.writing.step(member.text, token_id, member.logits)
+        except Exception as error:  # whatever its sampler or its end may raise: the others go on
             member.error = error
             return None
-        member.text.row.ids.append(token_id)
-        return member.writing.step(member.text, token_id, member.logits)
 
     def _read(self, cache: KVCache) -> None:
         """The last token of each text; an empty row reads a token that nothing sees."""

@@ -18,7 +18,7 @@ from kdexport.content.briefs import Brief
 from kdexport.content.channels import load_channels
 from kdexport.content.prompts import brief_messages
 from kdexport.copywriting import bulk, copywriter
-from kdexport.copywriting.candidates import Answer, Candidate
+from kdexport.copywriting.candidates import Answer, Candidate, Overgenerator, Request
 from kdexport.copywriting.copywriter import Asked
 from kdexport.copywriting.fluency import Judge
 from kdexport.copywriting.rows import CopyJournal, Row, journal_path
@@ -28,6 +28,8 @@ from kdexport.export.bundles import export_bundle
 from kdexport.export.quantize import quantize_bundle
 from kdexport.measuring.evaluating import encode, open_model
 from kdexport.runtime.quality import log_softmax, target_logits
+from kdexport.runtime.session import open_session
+from kdexport.runtime.text import load_text
 from kdexport.runtime.token_scores import score_text
 from tests.calling import call
 from tests.models import make_llama
@@ -95,6 +97,17 @@ def test_rows_are_in_the_order_of_the_briefs_and_tell_where_they_are_from(
             assert (row["nearest"] != "") == (row["status"] == "fail")
             assert float(row["mean_logprob"]) < 0 and row["lengths"]
     assert len({row["copy"] + row["nearest"] for row in rows}) == 2 * N_BRIEFS - 1
+
+
+def test_a_mistake_of_ours_is_no_brief_s_error(bundle: Bundle) -> None:
+    def broken(*_: Any) -> Any:
+        raise KeyError("a bug")
+
+    session, codec = open_session(bundle, n_threads=1), load_text(bundle)
+    writer = Overgenerator(session, codec, temperature=1, top_p=1)
+    writer._drawn = broken
+    with pytest.raises(KeyError, match="a bug"):
+        list(writer.write([Request("a", [5], 4, n=2)]))
 
 
 def forked(does: Callable[[], int]) -> int:

@@ -157,6 +157,22 @@ def test_one_that_has_no_token_left_ends_alone(session: Session) -> None:
     assert len(batch) == 1
 
 
+def test_a_mistake_in_one_text_s_sampler_or_end_ends_it_alone(session: Session) -> None:
+    def broken(*_: Any) -> Any:
+        raise KeyError("a bug")
+
+    batch = Batch(session)
+    texts = [
+        batch.add([5], broken, max_new_tokens=4),
+        batch.add([5], make_sampler(), max_new_tokens=4, ignore_eos=True, stops=broken),
+        batch.add([6], make_sampler(), max_new_tokens=4, ignore_eos=True),
+    ]
+    found = dict(batch.step())
+    assert [found[text] is None for text in texts] == [True, True, False]
+    assert [type(text.error) for text in texts] == [KeyError, KeyError, type(None)]
+    assert len(batch) == 1
+
+
 @pytest.mark.parametrize(
     ("prompt", "n_new", "reason"),
     [([], 3, "the prompt is empty"), ([5] * 300, 3, "the model reads"), ([5], 0, "0")],

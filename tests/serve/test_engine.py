@@ -267,6 +267,22 @@ def test_one_that_fails_fails_alone(bundle: Bundle, bad: Job) -> None:
     with_engine(bundle, work)
 
 
+def test_a_mistake_in_one_text_s_sampler_ends_no_other(bundle: Bundle) -> None:
+    def broken(*_: Any) -> Any:
+        raise KeyError("a bug")
+
+    async def work(engine: Engine) -> None:
+        beside = engine.submit([forever()])
+        stream = aiter(beside)
+        n_steps = sum(len(piece.steps) for piece in await anext(stream))
+        with pytest.raises(KeyError, match="a bug"):
+            await all_of(engine.submit([Job([5], broken, 3)]))
+        assert n_steps + sum([len(p.steps) async for pieces in stream for p in pieces]) == 200
+        assert engine.n_open == 0
+
+    with_engine(bundle, work)
+
+
 def test_the_thread_outlives_a_step_that_fails(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
