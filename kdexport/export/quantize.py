@@ -107,6 +107,7 @@ def quantize_bundle(
             (staging / LEDGER).write_text(json.dumps(rows, indent=1), "utf-8")
         manifest = source.model_copy(
             update={
+                "name": f"{source.name}-{scheme}",
                 "scheme": scheme,
                 "graphs": graphs,
                 "requires_cpu": [],

@@ -128,6 +128,7 @@ def test_it_opens_and_writes(
     assert manifest.scheme == scheme and manifest.graphs.prefill == manifest.graphs.decode
     assert manifest.parent is not None
     assert manifest.parent.name == parent.manifest.name
+    assert manifest.name == f"{manifest.parent.name}-{manifest.scheme}"  # a server tells by it
     assert manifest.parent.manifest_sha256 == parent.manifest_sha256
     assert LEDGER not in manifest.files
     session, codec = open_session(bundle), load_text(bundle)
