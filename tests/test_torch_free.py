@@ -206,7 +206,7 @@ def test_serve_answers(laptop: Laptop, wheel: Path, bundles: list[Path]) -> None
         told = server.stderr.readline()
         (url,) = re.findall(r"listening on (http://\S+),", told)
         assert "loaded" in server.stderr.readline()
-        body = json.dumps({"model": "tiny", "prompt": "Fresh", "max_tokens": 4}).encode()
+        body = json.dumps({"model": "tiny-int8", "prompt": "Fresh", "max_tokens": 4}).encode()
         with urllib.request.urlopen(f"{url}/v1/completions", body, timeout=30) as answer:
             assert json.load(answer)["usage"]["completion_tokens"] > 0
     finally:

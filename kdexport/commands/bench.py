@@ -23,7 +23,16 @@ LIST: Any = {"type": numbers_from(1), "metavar": "N[,N...]", "show_default": Tru
 
 @click.command()
 @click.argument("bundles", type=EXISTING, nargs=-1)
-@click.option("--teacher", metavar="SOURCE", help="Also measure this model in PyTorch.")
+@click.option(
+    "--teacher",
+    metavar="SOURCE",
+    help="Also measure this model, in PyTorch and as its own int8 bundle.",
+)
+@click.option(
+    "--no-teacher-int8",
+    is_flag=True,
+    help="Of the teacher measure no int8 bundle, which is made once and kept in the cache.",
+)
 @click.option("--threads", help="Threads [default: physical cores].", **LIST)
 @click.option("--batch", default="1", help="Texts at a time.", **LIST)
 @click.option("--prompt", default="128", help="Tokens of the prompt.", **LIST)
@@ -55,6 +64,8 @@ def bench(
     card: bool,
     compare: tuple[Path, Path] | None,
     as_json: bool,
+    teacher: str | None,
+    no_teacher_int8: bool,
     **asked: Any,
 ) -> None:
     """Measure latency, memory and, where a bundle has a reference, quality.
@@ -81,17 +92,19 @@ def bench(
     from kdexport.system.files import write_whole
     from kdexport.system.machine import make_folder
     from kdexport.verdict.conditions import check_arms, parse_threshold, report_failures
-    from kdexport.verdict.report import REFERENCE_ARM, write_report
+    from kdexport.verdict.report import INT8_TEACHER, REFERENCE_ARM, write_report
     from kdexport.verdict.table import csv_table
 
-    names = [*arm_names(bundles), *([REFERENCE_ARM] if asked["teacher"] else [])]
+    of_teacher = [REFERENCE_ARM] if no_teacher_int8 else [REFERENCE_ARM, INT8_TEACHER]
+    names = [*arm_names(bundles), *(of_teacher if teacher else [])]
     with refusing("--fail-if"):
         thresholds = [parse_threshold(text) for text in fail_if]
         check_arms(thresholds, names)
     _check_csv(csv)
     if out:
         make_folder(out)
-    report = bench_bundles(list(bundles), asked.pop("teacher"), _settings(**asked))
+    settings = _settings(**asked)
+    report = bench_bundles(list(bundles), teacher, settings, not no_teacher_int8)
     if out:
         write_report(report, out)
     if csv:

@@ -25,17 +25,17 @@ from kdexport.measuring.scoring import Written, score_arms
 from kdexport.pipeline.run import Run
 from kdexport.recipe.sections import BenchSection
 from kdexport.runtime.latency import check_room
-from kdexport.system.console import Tracker, tracked
+from kdexport.system.console import Tracker, say, tracked
 from kdexport.system.energy import Meter, find_meter
 from kdexport.system.machine import machine_facts, physical_cores
-from kdexport.system.metrics import read_curve
 from kdexport.verdict.report import (
+    INT8_TEACHER,
     REFERENCE_ARM,
     ArmResult,
     BenchReport,
     BenchSettings,
-    TrainPoint,
     gather_samples,
+    training_points,
     write_report,
 )
 from kdexport.verdict.stage_losses import stage_losses
@@ -269,10 +269,7 @@ def arms_of(run: Run) -> list[ArmSpec]:
     """
     known = run.known_reference
     torch, fp32 = "student-torch-fp32", "student-fp32"
-    of_teacher = [
-        ArmSpec(REFERENCE_ARM, run.teacher.path, True, known, True),
-        ArmSpec("teacher-int8", run.teacher_bundle, False, known, True, REFERENCE_ARM),
-    ]
+    of_teacher = _of_teacher(run.teacher.path, run.teacher_bundle, known)
     specs = [
         *(of_teacher if run.recipe.opens_teacher else []),
         ArmSpec(torch, run.student, True, known, made_from=REFERENCE_ARM),
@@ -281,6 +278,14 @@ def arms_of(run: Run) -> list[ArmSpec]:
     if run.quantized_bundle != run.student_bundle and run.recipe.export.scheme != "fp32":
         specs.append(ArmSpec("student-int8", run.quantized_bundle, False, known, made_from=fp32))
     return specs
+
+
+def _of_teacher(model: Path, bundle: Path | None, reference: Path | None) -> list[ArmSpec]:
+    """The arms of a teacher: in PyTorch, and as its own int8 bundle where there is one."""
+    arms = [ArmSpec(REFERENCE_ARM, model, True, reference, True)]
+    if bundle is not None:
+        arms.append(ArmSpec(INT8_TEACHER, bundle, False, reference, True, REFERENCE_ARM))
+    return arms
 
 
 def bench_run(run: Run) -> BenchReport:
@@ -314,11 +319,12 @@ def bench_run(run: Run) -> BenchReport:
 
 
 def bench_bundles(
-    paths: Sequence[Path], teacher: str | None, settings: BenchSettings
+    paths: Sequence[Path], teacher: str | None, settings: BenchSettings, int8_teacher: bool = True
 ) -> BenchReport:
     """`kdexport bench`: bundles side by side, and a teacher in PyTorch where one is named.
 
-    The teacher is scored on the reference of the first bundle that has one.
+    The teacher is scored on the reference of the first bundle that has one. ``int8_teacher``: its
+    own int8 bundle is measured too; where none can be made of it, a line says so.
     """
     names = arm_names(paths)
     bundles = [open_bundle(path) for path in paths]
@@ -328,11 +334,16 @@ def bench_bundles(
         for name, bundle in zip(names, bundles, strict=True)
     ]
     if teacher is not None:
+        from kdexport.measuring.teacher_bundle import teacher_bundle_or_why
         from kdexport.sources import resolve_teacher
 
         reference = next((spec.reference for spec in specs if spec.reference), None)
-        model = resolve_teacher(teacher)
-        specs.insert(0, ArmSpec(REFERENCE_ARM, model.path, True, reference, True))
+        model = resolve_teacher(teacher, where="--teacher")
+        made = teacher_bundle_or_why(model) if int8_teacher else None
+        if isinstance(made, str):
+            say(f"{INT8_TEACHER} is left out: {made}")
+            made = None
+        specs = [*_of_teacher(model.path, made, reference), *specs]
     with tracked("bench", "steps") as progress:
         arms = measure_arms(specs, settings, [], progress)
     return BenchReport(
@@ -354,7 +365,8 @@ def arm_names(paths: Sequence[Path]) -> list[str]:
         [str(path) for path in paths],
         [f"{path} ({number})" for number, path in enumerate(paths, start=1)],
     )
-    return next(names for names in ways if len({*names, REFERENCE_ARM}) > len(paths))
+    taken = {REFERENCE_ARM, INT8_TEACHER}
+    return next(names for names in ways if len({*names, *taken}) == len(paths) + len(taken))
 
 
 def _bundle_arm(
@@ -369,21 +381,6 @@ def _bundle_arm(
         return ArmSpec(name, path, made_from=parent)
     check_files(bundle, {"reference.npz"})
     return ArmSpec(name, path, reference=bundle.file("reference.npz"), made_from=parent)
-
-
-def training_points(log: Path) -> list[TrainPoint]:
-    """A training log as the points of a report."""
-    return [
-        TrainPoint(
-            step=point.step,
-            tokens=point.row["tokens"],
-            elapsed_s=point.row["elapsed_s"],
-            loss=point.row["loss"],
-            lr=point.row["lr"],
-            **(point.evaluation or {}),
-        )
-        for point in read_curve(log)
-    ]
 
 
 def _command() -> list[str]:

@@ -4,7 +4,6 @@ The order, and what may be skipped, is `pipeline`'s business.
 """
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,14 +44,10 @@ def make_teacher_bundle(run: Run) -> None:
     if not run.recipe.opens_teacher:
         say("    its weights are not needed: texts are given and targets imported")
         return
-    from kdexport.export.bundles import export_bundle
-    from kdexport.export.quantize import quantize_bundle
+    from kdexport.export.teacher import export_teacher
 
-    fp32 = run.folder / "teacher-fp32"
-    name = f"{run.recipe.name}-teacher"
-    bundle = export_bundle(run.teacher.path, fp32, name=name, teacher=run.teacher.source)
-    quantize_bundle(bundle, "int8", run.teacher_bundle)
-    shutil.rmtree(fp32)
+    name, scratch = f"{run.recipe.name}-teacher", run.folder / "teacher-fp32"
+    export_teacher(run.teacher, run.teacher_bundle, name=name, scratch=scratch)
 
 
 def make_student(run: Run) -> None:

@@ -24,11 +24,13 @@ from pydantic import (
 from kdexport.errors import InputError
 from kdexport.system.files import write_whole
 from kdexport.system.machine import Machine, machine_facts
+from kdexport.system.metrics import read_curve
 from kdexport.verdict.scores import CopyScores, Measured, Record, StageLoss, TokenQuality
 from kdexport.verdict.timing import Case, Timed, Timing, percentile
 
 __all__ = [
     "ARM_LABELS",
+    "INT8_TEACHER",
     "REFERENCE_ARM",
     "ArmResult",
     "BenchReport",
@@ -44,6 +46,7 @@ __all__ = [
     "report_json_schema",
     "short",
     "summary",
+    "training_points",
     "write_report",
     "write_schema",
 ]
@@ -52,9 +55,12 @@ SCHEMA_VERSION = 1
 REFERENCE_ARM = "teacher-torch-fp32"
 """The arm whose distribution is the reference of every KL: its own is 0 by definition."""
 
+INT8_TEACHER = "teacher-int8"
+"""The teacher's own int8 bundle, beside which the gain of distilling is seen apart."""
+
 ARM_LABELS: dict[str, str] = {
-    "teacher-torch-fp32": "teacher PyTorch fp32",
-    "teacher-int8": "teacher ONNX int8",
+    REFERENCE_ARM: "teacher PyTorch fp32",
+    INT8_TEACHER: "teacher ONNX int8",
     "student-torch-fp32": "student PyTorch fp32",
     "student-fp32": "student ONNX fp32",
     "student-int8": "student ONNX int8",
@@ -260,6 +266,21 @@ def gather_samples(arms: Sequence[ArmResult], prompts: Mapping[str, str]) -> lis
             },
         )
         for brief_id, prompt in prompts.items()
+    ]
+
+
+def training_points(log: Path) -> list[TrainPoint]:
+    """A training log as the points of a report."""
+    return [
+        TrainPoint(
+            step=point.step,
+            tokens=point.row["tokens"],
+            elapsed_s=point.row["elapsed_s"],
+            loss=point.row["loss"],
+            lr=point.row["lr"],
+            **(point.evaluation or {}),
+        )
+        for point in read_curve(log)
     ]
 
 

@@ -99,13 +99,23 @@ def test_the_first_of_each_list_is_the_reports_own_case(asked: list[Any]) -> Non
         0,
         "",
     )
-    settings = asked[0][-1]
+    settings = asked[0][2]
     cases = [(c.n_threads, c.batch_size, c.prompt_tokens) for c in settings.cases]
     assert cases == [
         *((2, 1, 16), (2, 1, 32), (2, 4, 16), (2, 4, 32)),
         *((1, 1, 16), (1, 1, 32), (1, 4, 16), (1, 4, 32)),
     ]
     assert settings.n_threads == 2 and {c.new_tokens for c in settings.cases} == {64}
+
+
+def test_a_teacher_has_two_rows_unless_one_is_left_out(asked: list[Any]) -> None:
+    limit = ("--fail-if", "teacher-int8:load_s>99")
+    assert call(*BENCH, "--teacher", "t", *limit) == (0, "")
+    assert call(*BENCH, "--teacher", "t", "--no-teacher-int8") == (0, "")
+    assert [(teacher, int8) for _, teacher, _, int8 in asked] == [("t", True), ("t", False)]
+    code, line = call(*BENCH, "--teacher", "t", "--no-teacher-int8", *limit)
+    assert code == 2 and "teacher-int8" in line
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdexport.bundle import Bundle, Parent, commit_bundle, staged_bundle
+from kdexport.bundle import Bundle, Parent, commit_bundle, open_bundle, staged_bundle
 from kdexport.errors import InputError, KdexportError
 from kdexport.export.bundles import export_bundle
 from kdexport.measuring import arms
@@ -35,8 +35,11 @@ def bundle(model: Path) -> Bundle:
 
 
 @pytest.fixture(autouse=True)
-def arms_find_kdexport(monkeypatch: pytest.MonkeyPatch) -> None:
+def arms_find_kdexport(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("KDEXPORT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 def copy(bundle: Bundle, target: Path, **more: bytes) -> Path:
@@ -76,7 +79,8 @@ def test_names_are_short_and_unique() -> None:
     assert names("a/x", "b/x") == ["a/x", "b/x"]
     assert names("x", "./x") == ["x (1)", "x (2)"]
     assert names(".") == [Path.cwd().name]
-    assert names("teacher-torch-fp32") == ["teacher-torch-fp32 (1)"]  # the PyTorch teacher's own
+    for own in ("teacher-torch-fp32", "teacher-int8"):  # the teacher's
+        assert names(own) == [f"{own} (1)"]
 
 
 def test_more_tokens_than_a_model_holds_are_refused_up_front(
@@ -107,8 +111,29 @@ def test_the_teacher_is_scored_on_the_first_reference(
     ]
     bench_bundles(paths, str(model), FEW)
     assert [spec.reference and spec.reference.parent.name for spec in seen] == [
-        *("first", None, "first", "second", None)
+        *("first", "first", None, "first", "second", None)
     ]
+    names = ["teacher-torch-fp32", "teacher-int8"]
+    assert [spec.name for spec in seen if spec.teacher_vocabulary] == names
+    assert open_bundle(seen[1].path).manifest.scheme == "int8"
+    assert seen[1].made_from == names[0]
+    seen.clear()
+    bench_bundles(paths, str(model), FEW, int8_teacher=False)
+    assert [spec.name for spec in seen if spec.teacher_vocabulary] == names[:1]
+
+
+def test_a_teacher_that_cannot_be_exported_has_one_row_and_a_line(
+    bundle: Bundle,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[ArmSpec] = []
+    monkeypatch.setattr(arms, "measure_arms", lambda specs, *_: seen.extend(specs) or [])
+    bench_bundles([bundle.path], str(make_llama(tmp_path / "narrow", hidden=16)), FEW)
+    assert [spec.name for spec in seen] == ["teacher-torch-fp32", "tiny"]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert line.startswith("teacher-int8 is left out: ") and "cannot be exported" in line
 
 
 def test_other_cases_are_measured_beside_the_reports_own(bundle: Bundle, model: Path) -> None:
@@ -118,6 +143,7 @@ def test_other_cases_are_measured_beside_the_reports_own(bundle: Bundle, model: 
     ]
     settings = FEW.model_copy(update={"n_runs": 2, "others": others})
     report = bench_bundles([bundle.path], str(model), settings)
+    assert [arm.arm for arm in report.arms] == ["teacher-torch-fp32", "teacher-int8", "tiny"]
     for arm in report.arms:
         assert (len(arm.ttft_ms), len(arm.itl_ms)) == (2, 2 * 2)
         assert [Case(**one.model_dump(include=set(Case.model_fields))) for one in arm.others] == (
