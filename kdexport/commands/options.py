@@ -97,12 +97,10 @@ def print_report(report: Any, as_json: bool) -> None:
         return
     from kdexport.verdict.quality_tables import grids, render_grid
     from kdexport.verdict.report import summary
-    from kdexport.verdict.table import render_cases, render_samples, render_table
+    from kdexport.verdict.table import render_samples, render_table
 
     console = stdout_console()
     console.print(render_table(report, console.width))
-    if report.settings.others:
-        console.print(render_cases(report))
     hero = None if report.hero is None else report.hero.arm
     for grid in grids(report):
         console.print("", render_grid(grid, hero, console.width))

@@ -12,7 +12,6 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from kdexport.verdict.cases import CASE_COLUMNS, case_rows
 from kdexport.verdict.charts import (
     Bar,
     Bubble,
@@ -74,8 +73,6 @@ def render_html(report: BenchReport) -> str:
         columns=COLUMNS,
         rows=table_rows(report),
         footnotes=footnotes(report),
-        cases=case_rows(report),
-        case_columns=CASE_COLUMNS,
         grids=grids(report),
         figures=figures(report),
         can_draw=can_draw(),

@@ -1,4 +1,4 @@
-"""The small tables of quality: token by token, what each stage cost, and the copy that was written.
+"""The small tables: other cases, quality token by token, what each stage cost, and the copy.
 
 Each for the terminal and the page. Knows which numbers stand where; measures nothing.
 """
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kdexport.verdict.bootstrap import COVERED, Interval
+from kdexport.verdict.cases import CASE_COLUMNS, case_rows
 from kdexport.verdict.report import ARM_LABELS, REFERENCE_ARM, BenchReport
 from kdexport.verdict.scores import CopyScores, Evaluation, StageLoss, TokenQuality
 from kdexport.verdict.table import MISSING, WIDE, Row, compact, fixed, laid_out
@@ -39,7 +40,7 @@ class Grid:
 
 def grids(report: BenchReport) -> list[Grid]:
     """The tables that the report has numbers for."""
-    found = [_tokens(report), _losses(report), _copies(report)]
+    found = [*_cases(report), _tokens(report), _losses(report), _copies(report)]
     return [grid for grid in found if grid is not None]
 
 
@@ -94,6 +95,13 @@ def loss_label(loss: StageLoss) -> str:
 
 
 _LATER = ("student-fp32", "student-int8")  # which no stage makes of the teacher
+
+
+def _cases(report: BenchReport) -> list[Grid]:
+    rows: dict[str, list[Row]] = {}
+    for row in case_rows(report):
+        rows.setdefault(row.case, []).append(Row(row.arm, row.label, row.cells))
+    return [Grid(f"With {case}", CASE_COLUMNS, tuple(found), ()) for case, found in rows.items()]
 
 
 def _tokens(report: BenchReport) -> Grid | None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from kdexport.verdict.cases import CASE_COLUMNS, case_rows, timing_notes
+from kdexport.verdict.cases import timing_notes
 from kdexport.verdict.measures import MEASURES, read_measure
 from kdexport.verdict.report import REFERENCE_ARM, ArmResult, BenchReport, quality_texts
 
@@ -150,7 +150,7 @@ def laid_out(
         box=None,
         pad_edge=False,
         padding=(0, 1, 0, 0),
-        caption=Text("\n".join(notes), style="dim"),
+        caption=Text("\n".join(notes), style="dim") if notes else None,
         caption_justify="left",
     )
     grid = [[Text(""), *(Text(_broken(header) if wide else header) for header in headers)]]
@@ -167,22 +167,6 @@ def laid_out(
         table.add_column(head, justify=justify, no_wrap=True, vertical="bottom")
     for line in lines:
         table.add_row(*line)
-    return table
-
-
-def render_cases(report: BenchReport) -> Table:
-    """The cases beside the report's own, each arm under the other."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    for title in CASE_COLUMNS:
-        table.add_column(title, justify="right")
-    before = ""
-    for row in case_rows(report):
-        table.add_row(row.case if row.case != before else "", row.label, *row.cells)
-        before = row.case
     return table
 
 

@@ -1,6 +1,9 @@
 """The table of further cases, and what is said of times beside the table."""
 
+import io
+
 import pytest
+from rich.console import Console
 
 from kdexport.verdict.bootstrap import ratio_of_sums
 from kdexport.verdict.cases import (
@@ -12,6 +15,7 @@ from kdexport.verdict.cases import (
     timing_notes,
 )
 from kdexport.verdict.page import render_html
+from kdexport.verdict.quality_tables import grids, render_grid
 from kdexport.verdict.report import BenchReport
 from kdexport.verdict.timing import Case, Timing
 from tests.verdict.fixture import example_report
@@ -98,7 +102,17 @@ def test_energy_is_told_where_there_is_a_meter_and_missed_where_there_is_none() 
     assert "student ONNX int8 150 mJ" in told
 
 
-def test_the_page_has_the_rows() -> None:
-    page = render_html(with_case(TIMES))
-    assert page.count("1 thread, batch 4, prompt 512") == len(TIMES)
-    assert "Other cases" not in render_html(example_report())
+@pytest.mark.parametrize("width", [80, 140])
+def test_a_case_is_a_table_of_its_own_in_a_terminal_and_on_the_page(width: int) -> None:
+    report = with_case(TIMES)
+    grid = grids(report)[0]
+    assert grid.title == "With 1 thread, batch 4, prompt 512"
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(render_grid(grid, "student-int8", width))
+    shown, page = console.export_text(), render_html(report)
+    assert page.count("<h2>With 1 thread, batch 4, prompt 512</h2>") == 1
+    for row in grid.rows:
+        for cell in row.cells:
+            assert f"<td>{cell}</td>" in page
+            assert cell.replace(" / ", "/") in shown
+    assert "<h2>With " not in render_html(example_report())
