@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from kdexport.verdict.bootstrap import Interval, drawn_counts, interval_of, ratio_of_sums
+
 Array = np.ndarray[Any, Any]
 N_DRAWS = 10_000
-COVERED = 95  # per cent
 
 
 @dataclass(frozen=True)
@@ -22,21 +23,6 @@ class KlSums:
     def mean(self) -> float:
         """Nats per token, over all tokens at once."""
         return float(self.nats.sum() / self.tokens.sum())
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value with the percentile interval of its bootstrap."""
-
-    value: float
-    low: float
-    high: float
-
-    def verdict(self, same: float = 1.0) -> str:
-        """Which side of ``same`` it is on, if the interval says so."""
-        if self.low > same:
-            return "above"
-        return "below" if self.high < same else "undecided"
 
 
 def mean_of_seeds(found: Mapping[int, KlSums]) -> float:
@@ -60,14 +46,10 @@ def paired_ratio(
     if any(not np.array_equal(tokens[0], each) for each in tokens):
         raise ValueError("the two were not measured on the same texts")
     sides = [np.stack([side[seed].nats for seed in seeds]) for side in (ours, others)]
-    rng = np.random.default_rng(0)
-    n_texts = len(tokens[0])
-    texts = rng.multinomial(n_texts, np.full(n_texts, 1 / n_texts), size=n_draws)
-    chosen = rng.integers(len(seeds), size=(n_draws, len(seeds)))
-    above, below = (
-        np.take_along_axis(texts @ side.T, chosen, axis=1).sum(1) for side in sides
-    )  # tokens cancel: both sides have the same
-    return _interval(sides[0].sum() / sides[1].sum(), above / below)
+    texts = np.concatenate([*drawn_counts(len(tokens[0]), n_draws)])
+    chosen = np.concatenate([*drawn_counts(len(seeds), n_draws, seed=1)])
+    above, below = ((texts @ side.T * chosen).sum(1) for side in sides)  # both have the tokens
+    return interval_of(sides[0].sum() / sides[1].sum(), above / below)
 
 
 def share_won_back(
@@ -77,16 +59,5 @@ def share_won_back(
 
     ``exact``: the control in float32; ``control``, ``aware``: quantized bundles.
     """
-    rng = np.random.default_rng(0)
-    n_texts = len(exact.tokens)
-    texts = rng.multinomial(n_texts, np.full(n_texts, 1 / n_texts), size=n_draws)
     won, cost = control.nats - aware.nats, control.nats - exact.nats
-    with np.errstate(divide="ignore", invalid="ignore"):
-        draws = (texts @ won) / (texts @ cost)
-    return _interval(won.sum() / cost.sum(), draws[np.isfinite(draws)])
-
-
-def _interval(value: float, draws: Array) -> Interval:
-    rest = (100 - COVERED) / 2
-    low, high = np.percentile(draws, [rest, 100 - rest])
-    return Interval(float(value), float(low), float(high))
+    return ratio_of_sums(won.tolist(), cost.tolist(), n_draws)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.quality.arms import Result
-from bench.quality.statistics import Interval, mean_of_seeds, paired_ratio
+from bench.quality.statistics import mean_of_seeds, paired_ratio
+from kdexport.verdict.bootstrap import Interval
 
 Results = Mapping[str, Mapping[int, Result]]
 """Arm -> seed -> what it gave."""
@@ -59,7 +60,7 @@ def verdicts(results: Results, ours: str) -> list[str]:
         if bar.other not in results or ours not in results:
             continue
         found = ratio(results, ours, bar.other)
-        met = found.value <= bar.at_most and found.verdict() == "below"
+        met = found.value <= bar.at_most and found.side(1) == "below"
         lines.append(
             f"{ours} / {bar.other}: {shown(found)}, bar ≤ {bar.at_most:g} and the interval "
             f"below 1: {'met' if met else 'NOT met'}"

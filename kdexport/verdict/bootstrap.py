@@ -26,6 +26,12 @@ class Interval:
         """Whether ``same`` lies within it: a difference that may be noise."""
         return self.low <= same <= self.high
 
+    def side(self, same: float) -> str:
+        """Which side of ``same`` it is on, if the interval says so."""
+        if self.covers(same):
+            return "undecided"
+        return "above" if self.low > same else "below"
+
 
 def ratio_of_sums(
     above: Sequence[float], below: Sequence[float] | None = None, n_draws: int = N_DRAWS
@@ -41,22 +47,28 @@ def ratio_of_sums(
     weights = np.ones_like(numbers) if below is None else np.asarray(below, dtype=np.float64)
     if not len(numbers) or numbers.shape != weights.shape:
         raise ValueError("one number a unit is wanted, above and below")
-    draw = _kept_counts if len(numbers) <= FEW_UNITS else _counts
-    drawn = [(counts @ numbers) / (counts @ weights) for counts in draw(len(numbers), n_draws)]
+    draw = _kept_counts if len(numbers) <= FEW_UNITS else drawn_counts
+    with np.errstate(divide="ignore", invalid="ignore"):
+        drawn = [(counts @ numbers) / (counts @ weights) for counts in draw(len(numbers), n_draws)]
+    return interval_of(numbers.sum() / weights.sum(), np.concatenate(drawn))
+
+
+def interval_of(value: float, draws: Array) -> Interval:
+    """The percentile interval of a value that came out so in each draw; infinite ones aside."""
     rest = (100 - COVERED) / 2
-    low, high = np.percentile(np.concatenate(drawn), [rest, 100 - rest])
-    return Interval(float(numbers.sum() / weights.sum()), float(low), float(high))
+    low, high = np.percentile(draws[np.isfinite(draws)], [rest, 100 - rest])
+    return Interval(float(value), float(low), float(high))
 
 
 @lru_cache(maxsize=16)
 def _kept_counts(n_units: int, n_draws: int) -> Sequence[Array]:
     """Those of few units: a report has many intervals of equally many texts."""
-    return [*_counts(n_units, n_draws)]
+    return [*drawn_counts(n_units, n_draws)]
 
 
-def _counts(n_units: int, n_draws: int) -> Iterator[Array]:
+def drawn_counts(n_units: int, n_draws: int, seed: int = 0) -> Iterator[Array]:
     """How often each draw has each unit, int [draws, units], a part of the draws at a time."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     step = max(1, MOST_COUNTS // n_units)
     for begin in range(0, n_draws, step):
         yield rng.multinomial(

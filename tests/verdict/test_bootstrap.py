@@ -52,6 +52,12 @@ def test_many_texts_are_drawn_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) 
     assert (parts.low, parts.high) == pytest.approx((whole.low, whole.high))
 
 
+def test_an_interval_that_touches_no_difference_is_undecided() -> None:
+    assert Interval(0.9, 0.8, 1.0).side(1) == "undecided"
+    assert Interval(1.1, 1.01, 1.2).side(1) == "above"
+    assert Interval(0.8, 0.7, 0.9).side(1) == "below"
+
+
 @pytest.mark.parametrize(("above", "below"), [([], None), ([1.0], [1.0, 2.0])])
 def test_what_does_not_match_is_refused(above: list[float], below: list[float] | None) -> None:
     with pytest.raises(ValueError, match="one number a unit"):
