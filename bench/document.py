@@ -18,6 +18,7 @@ from bench.quality.arms import read_result  # noqa: E402
 from bench.quality.table import rows as quality_rows  # noqa: E402
 from bench.quality.table import verdicts as quality_verdicts  # noqa: E402
 from bench.train_speed import table as speed_table  # noqa: E402
+from bench.train_speed import verdicts as speed_verdicts  # noqa: E402
 from kdexport.verdict.cases import markdown_cases  # noqa: E402
 from kdexport.verdict.report import BenchReport, summary  # noqa: E402
 from kdexport.verdict.table import markdown_table  # noqa: E402
@@ -80,6 +81,45 @@ def train_speed(found: Mapping[str, Any]) -> Lines:
     for other, parts in found["ratios"].items():
         told = (f"{name} {_range(values)}" for name, values in parts.items())
         yield f"- kdexport over {other}: {'; '.join(told)}"
+    yield from (f"- {line}" for line in speed_verdicts(found["ratios"]))
+
+
+def targets(found: Mapping[str, Any]) -> Lines:
+    yield (
+        f"{found['n_tokens']:,} tokens of {found['n_texts']} texts, a vocabulary of "
+        f"{found['vocabulary']:,}; loss and gradient of an untrained student on "
+        f"{found['n_gradient_tokens']:,} of them, beside those of the live teacher. KL is of the "
+        "teacher to what is kept, a tail spread evenly; ∞ where tokens are missing."
+    )
+    yield from ("", "| kept | bytes a token | KL | total variation | loss | cosine | length |")
+    yield "|---|---:|---:|---:|---:|---:|---:|"
+    for name, one in found["rows"].items():
+        kl = "∞" if one["kl"] is None else f"{one['kl']:.4f}"
+        yield (
+            f"| {name} | {one['bytes_per_token']:,} | {kl} | {one['total_variation']:.4f} "
+            f"| {100 * one['loss_bias']:+.1f} % | {one['gradient_cosine']:.4f} "
+            f"| {one['gradient_length']:.3f} |"
+        )
+    for name, n_bytes in found["bytes_per_token_of_others"].items():
+        yield f"| {name} | {n_bytes:,} | | | | | |"
+
+
+def own_samples(found: Mapping[str, Any]) -> Lines:
+    yield (
+        f"A student of {found['student_parameters'] / 1e6:.1f} M parameters writes "
+        f"{found['batch_size']} texts of {found['new_tokens']} tokens at once after "
+        f"{found['prompt_tokens']} of prompt, on {found['threads']} threads."
+    )
+    yield from ("", "| | median (range) |", "|---|---:|")
+    rows = {
+        "PyTorch, tokens/s": "torch_tokens_per_s",
+        "a bundle, tokens/s": "bundle_tokens_per_s",
+        "its export, s": "export_s",
+    }
+    yield from (f"| {told} | {_range(found[key])} |" for told, key in rows.items())
+    paid = [n for n in found["batches_until_an_export_is_paid"] if n is not None]
+    told = f"{_range(paid)} batches" if paid else "never"
+    yield from ("", f"- an export is paid after {told}")
 
 
 def quantize_aware(found: Mapping[str, Any]) -> Lines:
@@ -113,6 +153,8 @@ KINDS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], Lines]]] = {
     "distill": ("Distillation for equal CPU minutes", quality),
     "ablations": ("Ablations of the quickstart's recipe", quality),
     "train-speed": ("Speed of training", train_speed),
+    "targets": ("What is kept of a teacher: bytes against fidelity", targets),
+    "own-samples": ("Own samples from PyTorch and from a bundle", own_samples),
     "quantize-aware": ("Training with rounded weights", quantize_aware),
     "peers": ("Engines that run the same model", peers),
     "huge-pages": ("Weights in huge pages", huge_pages),

@@ -1,12 +1,12 @@
 """Would on-policy samples come sooner from an exported student than from the one that is trained?
 
-    python bench/own_samples.py runs/quickstart/student
+    python bench/own_samples.py runs/quickstart/student --out bench/results/own-samples.json
 
 In each round the student writes the same number of tokens from the same prompts, in batches, with
 PyTorch (`kdexport.train.on_policy.sample`), and with a bundle exported for the purpose, whose
 export is timed: a bundle is of one moment, so each refresh of it costs one. Ends are ignored.
-Written to stdout: tokens per second of both, and how many tokens a bundle has to write before its
-export is paid. As many batches divide the student that samples from the student that is trained.
+Written: tokens per second of both, and how many tokens a bundle has to write before its export is
+paid. As many batches divide the student that samples from the student that is trained.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from kdexport.export.bundles import export_bundle
 from kdexport.runtime.generate import generate_batch
 from kdexport.runtime.sample import make_sampler
 from kdexport.runtime.session import open_session
+from kdexport.system.machine import machine_facts
 from kdexport.train.model import load_model
 from kdexport.train.on_policy import sample
 
@@ -75,6 +77,9 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     saved = [(torch_s - onnx_s) / n_tokens for torch_s, onnx_s in taken]
     even = [round(e / s) if s > 0 else None for e, s in zip(export_s, saved, strict=True)]
     return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": ["bench/own_samples.py", *sys.argv[1:]],
+        "machine": machine_facts().model_dump(),
         "student_parameters": model.num_parameters(),
         "threads": torch.get_num_threads(),
         "batch_size": len(rows),
@@ -95,7 +100,12 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=96)
     parser.add_argument("--new-tokens", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=3)
-    print(json.dumps(measure(parser.parse_args()), indent=1))
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    found = json.dumps(measure(given), indent=1)
+    print(found)
+    if given.out:
+        given.out.write_text(found + "\n", "utf-8")
 
 
 if __name__ == "__main__":

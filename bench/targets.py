@@ -8,6 +8,7 @@ of recipes/data. Sizes, divergences and angles, no times: a busy machine changes
 
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -153,7 +154,8 @@ def main() -> None:
         rows[name] = measure(form(), live, student, texts, asked.gradient_texts)
         say(f"{name}: {json.dumps(rows[name])}")
     found = {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": ["bench/targets.py", *sys.argv[1:]],
         "teacher": "the quickstart's",
         "n_texts": len(texts),
         "n_tokens": sum(text.n_targets for text in texts),

@@ -32,6 +32,7 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 TRL = ROOT / ".peers" / "trl" / "bin" / "python"
 BARS = {"first epoch": 1.3, "second epoch": 2.5}  # of ours over each of the others
 MEMORY_BAR = 0.5
+BARS_OF = ("common loop", "TRL GKD")  # as they are commonly run
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,21 @@ def table(found: Mapping[str, Mapping[str, float]]) -> list[str]:
     return [head, "|---|---:|---:|---:|", *rows]
 
 
+def verdicts(found: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
+    """Whether each bar is met, by the median of the rounds' ratios."""
+    lines = []
+    for other in (name for name in BARS_OF if name in found):
+        for part, values in found[other].items():
+            least = BARS.get(part)
+            value = statistics.median(values)
+            met = value <= MEMORY_BAR if least is None else value >= least
+            bar = f"≤ {MEMORY_BAR:g}" if least is None else f"≥ {least:g}"
+            told = f"{value:.2f} ({min(values):.2f} to {max(values):.2f})"
+            verdict = "met" if met else "NOT met"
+            lines.append(f"kdexport / {other}, {part}: {told}, bar {bar}: {verdict}")
+    return lines
+
+
 def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=Path, default=Path("runs/quickstart/pairs.jsonl"))
@@ -186,6 +202,7 @@ def main(words: list[str]) -> None:
             say(f"round {number + 1}, {name}: {found}")
     result = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": ["bench/train_speed.py", *words],
         "machine": machine_facts().model_dump(),
         "settings": {"texts": given.texts, "batch_size": BATCH_SIZE, "threads": given.threads},
         "medians": summary(rounds),
@@ -193,7 +210,7 @@ def main(words: list[str]) -> None:
         "bars": {**BARS, "memory": MEMORY_BAR},
         "rounds": rounds,
     }
-    print("\n".join(table(summary(rounds))))
+    print("\n".join([*table(summary(rounds)), "", *verdicts(ratios(rounds, given.ways[0]))]))
     if given.out:
         given.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
 

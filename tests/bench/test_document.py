@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import document
+from bench import document, train_speed
+from bench.targets import OTHERS
 from tests.verdict.fixture import example_report
 
 
@@ -48,6 +49,73 @@ def test_a_comparison_is_told_with_its_intervals(tmp_path: Path) -> None:
     lines = list(document.sections([file]))
     assert any(line.startswith("| sft | 40.0 | 1.0000 |") for line in lines)
     assert lines[-1].startswith("- kdexport / sft: 0.400 (0.400 to 0.400)")
+
+
+def told(tmp_path: Path, name: str, found: object) -> list[str]:
+    machine = example_report().machine.model_dump()
+    (tmp_path / name).write_text(json.dumps({"machine": machine, **dict(found)}))  # type: ignore[call-overload]
+    return list(document.sections([tmp_path / name]))
+
+
+def test_speeds_are_held_to_their_bars(tmp_path: Path) -> None:
+    def rounds(first: float, second: float, memory: float) -> list[dict[str, object]]:
+        return [{"tokens_per_s": [first * n, second * n], "peak_rss_mb": memory} for n in (1, 2, 3)]
+
+    every = {
+        "kdexport": rounds(140, 240, 800),
+        "common loop": rounds(100, 100, 1500),
+        "TRL GKD": rounds(100, 80, 2000),
+        "TRL GKD, float32": rounds(1, 1, 2000),
+    }
+    lines = told(
+        tmp_path,
+        "train-speed.json",
+        {
+            "settings": {"texts": 96, "batch_size": 8, "threads": 1},
+            "rounds": every,
+            "medians": train_speed.summary(every),
+            "ratios": train_speed.ratios(every, "kdexport"),
+        },
+    )
+    assert "| kdexport | 280 | 480 | 800 |" in lines
+    bars = [line for line in lines if "bar" in line]
+    assert bars == [
+        "- kdexport / common loop, first epoch: 1.40 (1.40 to 1.40), bar ≥ 1.3: met",
+        "- kdexport / common loop, second epoch: 2.40 (2.40 to 2.40), bar ≥ 2.5: NOT met",
+        "- kdexport / common loop, memory: 0.53 (0.53 to 0.53), bar ≤ 0.5: NOT met",
+        "- kdexport / TRL GKD, first epoch: 1.40 (1.40 to 1.40), bar ≥ 1.3: met",
+        "- kdexport / TRL GKD, second epoch: 3.00 (3.00 to 3.00), bar ≥ 2.5: met",
+        "- kdexport / TRL GKD, memory: 0.40 (0.40 to 0.40), bar ≤ 0.5: met",
+    ]
+
+
+def test_bytes_stand_beside_fidelity_and_other_projects(tmp_path: Path) -> None:
+    one = {"bytes_per_token": 50, "kl": None, "total_variation": 0.21, "loss_bias": 0.004}
+    one |= {"gradient_cosine": 0.9712, "gradient_length": 1.01}
+    counts = {"n_tokens": 2000, "n_texts": 64, "vocabulary": 8192, "n_gradient_tokens": 500}
+    others = {"bytes_per_token_of_others": OTHERS}
+    lines = told(tmp_path, "targets.json", {**counts, "rows": {"sampled 12": one}, **others})
+    assert "| sampled 12 | 50 | ∞ | 0.2100 | +0.4 % | 0.9712 | 1.010 |" in lines
+    assert "| DistillKit, recommended | 300 | | | | | |" in lines
+    assert "| DistillKit, budget | 114 | | | | | |" in lines
+
+
+@pytest.mark.parametrize(
+    ("paid", "expected"), [([None, 9.0, 8.0], "9.00 (8.00 to 9.00) batches"), ([None], "never")]
+)
+def test_own_samples_tell_when_an_export_is_paid(
+    tmp_path: Path, paid: list[float | None], expected: str
+) -> None:
+    found = {"student_parameters": 47_000_000, "batch_size": 8, "new_tokens": 48, "threads": 1}
+    found |= {"prompt_tokens": 96}
+    rates = {"torch_tokens_per_s": [90.0], "bundle_tokens_per_s": [200.0], "export_s": [20.0]}
+    lines = told(
+        tmp_path,
+        "own-samples.json",
+        {**found, **rates, "batches_until_an_export_is_paid": paid},
+    )
+    assert "| a bundle, tokens/s | 200.00 (200.00 to 200.00) |" in lines
+    assert lines[-1] == f"- an export is paid after {expected}"
 
 
 def test_results_of_no_kind_are_refused(tmp_path: Path) -> None:

@@ -113,7 +113,10 @@ def by_hand(case: Case, name: str) -> tuple[float, float]:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_soft_gradient_keeps_its_size_on_every_path(case: Case, name: str, way: str) -> None:
-    """Of a whole step, where T doubles from 32: without T² it would be a quarter, with T a half."""
+    """Of a whole step, where T doubles from 32: without T² it would be a quarter, with T a half.
+
+    All tokens are drawn: of fewer, T² enlarges the noise, and only the mean keeps its size.
+    """
     if way in PARTS and LOSSES[name].whole:
         pytest.skip("needs whole distributions")
 
