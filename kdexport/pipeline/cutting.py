@@ -64,10 +64,18 @@ def cut(run: Run, before: Path | None) -> None:
         "kept_ids": made.kept_ids,
     }
     (run.student_init / "kdexport.json").write_text(json.dumps(facts, indent=1), "utf-8")
+    n_own, n_teacher = (
+        of.num_parameters() for of in (made.student.model, load_shape(run.teacher.path))
+    )
     say(
-        f"    {made.student.model.num_parameters() / 1e6:.1f} M parameters, "
+        f"    {n_own / 1e6:.1f} M parameters, "
         f"layers kept: {made.student.kept_layers or 'none of the teacher'}"
     )
+    if n_own >= n_teacher:
+        say(
+            f"    the student is no smaller than its teacher ({n_teacher / 1e6:.1f} M): name "
+            "student.n_layers, student.intermediate_size or student.vocab_size"
+        )
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,13 @@ from kdexport.recipe.train import ONE, Line, TrainSection
 from kdexport.system.console import say
 from kdexport.system.journal import fingerprint
 from kdexport.train.evaluate import evaluate
-from kdexport.train.model import check_packing, load_tokenizer, swap_folder, written
+from kdexport.train.model import (
+    check_packing,
+    load_tokenizer,
+    recompute_activations,
+    swap_folder,
+    written,
+)
 from kdexport.train.trainer import Material
 from kdexport.train.world import ALONE, World
 
@@ -90,6 +96,8 @@ def train_teacher(run: Run, world: World = ALONE) -> None:
     data = encode_splits(run, load_tokenizer(run.teacher.path), teacher)
     found = evaluate(teacher, data.validation, None, wish.batch_size, world=world)
     assert found is not None  # nobody interrupts it
+    if wish.activation_checkpointing:
+        recompute_activations(teacher)
     before, after = found.perplexity, _train(run, teacher, data, device, world)
     if not world.is_first:
         return

@@ -163,3 +163,27 @@ def test_what_is_trained_between_is_part_of_the_student(open_run: Open) -> None:
     assert student_asked(open_run(*STEPS, "train.max_steps=9")) == one  # of the final training
     with pytest.raises(InputError, match="9 layers asked of a teacher that has 5"):
         check_student(open_run("student.steps=[9, 2]", STEPS[1]))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "is_told"),
+    [
+        ([], True),  # the teacher's own configuration
+        (["student.init=scratch"], True),
+        (["student.n_layers=4"], False),
+        (["student.intermediate_size=96"], False),
+        (["student.vocab_size=290"], False),
+        (["student.n_kv_heads=1"], False),
+        (["student.init=scratch", "student.hidden_size=32", "student.n_heads=2"], False),
+    ],
+)
+def test_a_student_that_is_no_smaller_is_told(
+    open_run: Open, capsys: pytest.CaptureFixture[str], sizes: list[str], is_told: bool
+) -> None:
+    run = open_run(*sizes)
+    make_student(run)
+    n_own, n_teacher = (
+        load_model(of).num_parameters() for of in (run.student_init, run.teacher.path)
+    )
+    assert (n_own == n_teacher) == is_told
+    assert ("no smaller than its teacher" in capsys.readouterr().err) == is_told

@@ -1,6 +1,7 @@
 """Variants of a run, and a teacher that is trained on its texts, stage by stage."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,6 +129,26 @@ def test_a_killed_finetuning_goes_on_where_it_was(
     assert steps == [*range(1, 8), *range(7, 13)]
     one, other = (file_sha256(adapted(run) / "model.safetensors") for run in (whole, killed))
     assert one == other
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_teacher_computes_its_layers_again_where_the_recipe_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
+    """It is the larger model of the two, and needs the memory most."""
+    from kdexport.pipeline import finetune
+
+    found: list[bool] = []
+
+    def stopped(model: Any, *_: Any, **__: Any) -> None:
+        found.append(model.is_gradient_checkpointing)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetune, "learn", stopped)
+    run = opened(folder, f"name=again-{asked}", f"train.activation_checkpointing={asked}")
+    with pytest.raises(KeyboardInterrupt):
+        train_teacher(run)
+    assert found == [asked]
 
 
 def test_a_teacher_that_gets_worse_is_not_kept(folder: Path) -> None:
