@@ -100,6 +100,10 @@ def test_a_run_ends_with_bundles_and_a_report(
         assert arm["n_quality_tokens"] > 0
         assert arm["kl_mean"] > -1e-6  # rounding
         assert len(arm["samples"]) == 3
+        (of_all,) = arm["copies"]["pass_rates"]  # one channel, one language
+        assert of_all["n_briefs"] == 3
+        assert of_all["rate"]["best"] == 1 - len(arm["copies"]["faults"]) / 3
+        assert (of_all["teacher"] is None) == (arm["arm"] == "teacher-torch-fp32")
     assert len(report["samples"]) == 2
     # Export changes nothing but the engine; the teacher is at no distance from itself.
     assert arms["student-fp32"]["kl_mean"] == pytest.approx(

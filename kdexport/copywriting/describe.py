@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from kdexport.copywriting.passing import ALL, ContentEvaluation, Group, Rate
+from kdexport.copywriting.passing import ContentEvaluation
 from kdexport.verdict.bootstrap import Interval
+from kdexport.verdict.pass_rates import ALL, Group, Rate
 
 
 def describe_passing(found: ContentEvaluation) -> Any:
@@ -22,8 +23,7 @@ def describe_passing(found: ContentEvaluation) -> Any:
 
 
 def _cells(group: Group, has_teacher: bool) -> list[str]:
-    name = group.name if group.by == ALL else f"{group.by} {group.name}"
-    cells = [name, f"{group.n_briefs:,}", _rate(group.bundle)]
+    cells = [group.title, f"{group.n_briefs:,}", _rate(group.rate)]
     if has_teacher and group.teacher:
         cells += [_rate(group.teacher), _points(group.difference), _percent(group.ratio)]
     return cells

@@ -20,8 +20,8 @@ from kdexport.bundle import Bundle, check_files, open_bundle
 from kdexport.data.card import in_words, read_card
 from kdexport.data.pairs import Pair, read_pairs
 from kdexport.errors import InputError, KdexportError
-from kdexport.measuring.asking import asked_once, facts_of, request_of, spread
-from kdexport.measuring.scoring import Written, score_arms
+from kdexport.measuring.asking import asked_once, briefs_of, request_of, spread
+from kdexport.measuring.scoring import Briefed, Written, score_arms
 from kdexport.pipeline.run import Run
 from kdexport.recipe.sections import BenchSection
 from kdexport.runtime.latency import check_room
@@ -41,7 +41,7 @@ from kdexport.verdict.report import (
 from kdexport.verdict.stage_losses import stage_losses
 from kdexport.verdict.timing import Case, Timing
 
-SAMPLE_TOKENS = 96
+SAMPLE_TOKENS = 96  # where no channel says how many
 Answer = dict[str, Any]
 
 
@@ -138,12 +138,12 @@ def measure_arms(
     settings: BenchSettings,
     samples: Sequence[Pair],
     progress: Tracker,
-    facts: Mapping[str, Sequence[str]] | None = None,
+    briefed: Briefed | None = None,
 ) -> list[ArmResult]:
     """Each case in turns, the report's own first; after it memory, quality and copies of each arm.
 
-    For another number of threads the arms are started anew. ``facts``: by the sample's id, what
-    its copy has to be about.
+    For another number of threads the arms are started anew. ``briefed``: of the samples, by their
+    ids.
     """
     cases = settings.cases
     counts = list(dict.fromkeys(case.n_threads for case in cases))
@@ -166,12 +166,13 @@ def measure_arms(
                 for arm, one in zip(arms, timed, strict=True):
                     turns.advance(1, note=f"{arm.spec.name}: quality and samples")
                     memory = arm.ask("memory")
-                    written[arm.spec.name] = _copies(arm, samples)
+                    written[arm.spec.name] = _copies(arm, samples, briefed)
                     results.append(_result(arm, one | memory, written[arm.spec.name]))
     turns.advance(0)
+    scored = score_arms(results, written, briefed)
     return [
         result.model_copy(update={"others": found})
-        for result, found in zip(score_arms(results, written, facts or {}), others, strict=True)
+        for result, found in zip(scored, others, strict=True)
     ]
 
 
@@ -218,19 +219,19 @@ def _timed(runs: Sequence[Answer]) -> Answer:
     }
 
 
-def _copies(arm: Arm, samples: Sequence[Pair]) -> dict[str, Written]:
-    """What an arm writes, greedily, for each of the samples."""
-    return {
-        pair.id: Written.of(
-            arm.ask(
-                "sample",
-                messages=list(pair.messages),
-                new_tokens=SAMPLE_TOKENS,
-                one_line="\n" not in pair.completion,
-            )
+def _copies(arm: Arm, samples: Sequence[Pair], briefed: Briefed | None) -> dict[str, Written]:
+    """What an arm writes, greedily, for each of the samples; for briefs as their channels want."""
+    written = {}
+    for pair in samples:
+        channel = briefed.channel(pair.id) if briefed else None
+        answer = arm.ask(
+            "sample",
+            messages=list(pair.messages),
+            new_tokens=channel.max_new_tokens if channel else SAMPLE_TOKENS,
+            one_line=channel.one_line if channel else "\n" not in pair.completion,
         )
-        for pair in samples
-    }
+        written[pair.id] = Written.of(answer)
+    return written
 
 
 def _result(arm: Arm, measured: Answer, copies: Mapping[str, Written]) -> ArmResult:
@@ -297,7 +298,7 @@ def bench_run(run: Run) -> BenchReport:
     copied = spread(asked, max(wish.n_copies, wish.n_samples))
     samples = spread(copied, wish.n_samples)
     with tracked("    bench", "steps") as progress:
-        arms = measure_arms(specs, settings, copied, progress, facts_of(run, copied))
+        arms = measure_arms(specs, settings, copied, progress, briefs_of(run, copied))
     journal = json.loads((run.folder / "journal.json").read_text("utf-8"))
     report = BenchReport(
         name=run.recipe.name,

@@ -1,11 +1,14 @@
-"""Which requests a bench has answered, and what their copy must be about."""
+"""Which requests a bench has answered, and what their copy is held to."""
 
 import json
 from collections.abc import Iterable, Sequence
 
 from kdexport.content.prompts import split_opening
+from kdexport.copywriting.checking import Checks
+from kdexport.data.card import language_identifier
 from kdexport.data.pairs import Pair
-from kdexport.pipeline.preflight import load_asked_briefs
+from kdexport.measuring.scoring import Briefed
+from kdexport.pipeline.preflight import brand_of, channels_of, load_asked_briefs
 from kdexport.pipeline.run import Run
 
 
@@ -30,12 +33,13 @@ def request_of(pair: Pair) -> str:
     return asked[-1]["content"]
 
 
-def facts_of(run: Run, pairs: Sequence[Pair]) -> dict[str, Sequence[str]]:
-    """The facts of each pair's brief, where the teacher wrote the pairs."""
+def briefs_of(run: Run, pairs: Sequence[Pair]) -> Briefed | None:
+    """The briefs of pairs that the teacher wrote, and the checks that a run's copy is held to."""
     if run.recipe.data.briefs is None:
-        return {}
-    facts = {brief.id: brief.facts for brief in load_asked_briefs(run)}
-    briefs = {
-        pair.id: pair.id if pair.id in facts else pair.id.rpartition("-")[0] for pair in pairs
-    }
-    return {name: facts[brief] for name, brief in briefs.items() if brief in facts}
+        return None
+    known = {brief.id: brief for brief in load_asked_briefs(run)}
+    names = [
+        (pair.id, pair.id if pair.id in known else pair.id.rpartition("-")[0]) for pair in pairs
+    ]
+    briefs = {name: known[brief] for name, brief in names if brief in known}
+    return Briefed(briefs, Checks(channels_of(run), brand_of(run), language_identifier()))

@@ -5,21 +5,26 @@ Knows texts; no models. Meaning and language are judged by packages, where they 
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from kdexport.content.briefs import Brief
+from kdexport.content.channels import Channel
 from kdexport.content.checks import strays, why_drop
 from kdexport.content.scores import chrf, distinct, n_as_before, repeated, self_bleu
+from kdexport.copywriting.checking import Checks, check_of
 from kdexport.data.card import language_identifier
 from kdexport.measuring.embedding import load_similarity
 from kdexport.verdict.bootstrap import ratio_of_sums
+from kdexport.verdict.pass_rates import Group, Passed, groups
 from kdexport.verdict.report import REFERENCE_ARM, ArmResult
 from kdexport.verdict.scores import CopyScores
 
+Faults = Mapping[str, tuple[str, ...]]  # by request, as the checks tell them
 Similarity = Callable[[Sequence[str], Sequence[str]], list[float]]
 Language = Callable[[str], str]
 LEAST_COMPARED = 8  # texts: draws of fewer are too few for 95 % to mean it
-COMPARED = ("n_words", "self_bleu", "repeated", "passed")  # with the teacher's, text by text
+COMPARED = ("n_words", "self_bleu", "repeated", "passed", "pass_rate")  # with the teacher's
 
 
 @dataclass(frozen=True)
@@ -51,11 +56,38 @@ class Judges:
 
 
 @dataclass(frozen=True)
+class Briefed:
+    """The brief of each request, by its name, and all checks that its copy is held to."""
+
+    briefs: Mapping[str, Brief]
+    checks: Checks
+
+    def channel(self, name: str) -> Channel | None:
+        """That of a request; None where it is no brief's."""
+        return self.checks.channels[self.briefs[name].channel] if name in self.briefs else None
+
+    def faults(self, name: str, written: Written) -> tuple[str, ...]:
+        """Why a text must not be published."""
+        return self.checks(self.briefs[name], written.text, finished=written.finished).hard
+
+
+@dataclass(frozen=True)
 class Copies:
-    """What one model wrote, by the name of the request. ``facts``: what a text must be about."""
+    """What one model wrote, by the name of the request. ``briefed``: where requests are briefs."""
 
     texts: Mapping[str, Written]
-    facts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    briefed: Briefed | None = None
+
+    def facts(self, name: str) -> Sequence[str]:
+        """What a text must be about."""
+        brief = self.briefed.briefs.get(name) if self.briefed else None
+        return brief.facts if brief else ()
+
+    def faults(self, names: Sequence[str]) -> Faults | None:
+        """What all checks find in some texts; None where not all of them are for briefs."""
+        if self.briefed is None or any(name not in self.briefed.briefs for name in names):
+            return None
+        return {name: self.briefed.faults(name, self.texts[name]) for name in names}
 
 
 def load_judges() -> Judges:
@@ -66,7 +98,7 @@ def load_judges() -> Judges:
 def score_arms(
     arms: Sequence[ArmResult],
     written: Mapping[str, Mapping[str, Written]],
-    facts: Mapping[str, Sequence[str]],
+    briefed: Briefed | None = None,
 ) -> list[ArmResult]:
     """The arms of a bench with scores of what each wrote, beside the teacher's own copy.
 
@@ -80,8 +112,8 @@ def score_arms(
     for arm in arms:
         if arm.arm in wrote:
             beside = teachers[0] if teachers and teachers[0] != arm.arm else None
-            references = Copies(written[beside], facts) if beside else None
-            scores = score_copies(Copies(written[arm.arm], facts), references, judges)
+            references = Copies(written[beside], briefed) if beside else None
+            scores = score_copies(Copies(written[arm.arm], briefed), references, judges)
             arm = arm.model_copy(update={"copies": scores})
         scored.append(arm)
     return scored
@@ -97,14 +129,17 @@ def score_copies(ours: Copies, references: Copies | None, judges: Judges) -> Cop
     names = [name for name in ours.texts if references is None or name in references.texts]
     if not names:
         raise ValueError("no request has both a text and a reference")
-    own = _own_scores(ours, names)
+    faults = ours.faults(names)
+    own = _own_scores(ours, names, faults)
     texts = [ours.texts[name].text for name in names]
-    against, beside = {}, {}
+    against, beside, their_faults = {}, {}, None
     if references is not None:
-        theirs = _own_scores(references, names)
+        their_faults = references.faults(names)
+        theirs = _own_scores(references, names, their_faults)
         against = {
             name: ratio_of_sums([a - b for a, b in zip(own[name], theirs[name], strict=True)])
             for name in (COMPARED if len(names) >= LEAST_COMPARED else ())
+            if name in own and name in theirs
         }
         beside = _beside(
             [ours.texts[name] for name in names],
@@ -124,18 +159,39 @@ def score_copies(ours: Copies, references: Copies | None, judges: Judges) -> Cop
         intervals={name: ratio_of_sums(values) for name, values in {**own, **beside}.items()},
         n_as_reference=statistics.median(beside["n_as_reference"]) if beside else None,
         against=against,
+        pass_rates=_pass_rates(ours.briefed, faults, their_faults),
+        faults={name: [*found] for name, found in (faults or {}).items() if found},
     )
 
 
-def _own_scores(copies: Copies, names: Sequence[str]) -> dict[str, list[float]]:
+def _pass_rates(briefed: Briefed | None, ours: Faults | None, theirs: Faults | None) -> list[Group]:
+    """How often texts pass all checks, by channel and language, beside the references'."""
+    if briefed is None or ours is None:
+        return []
+    briefs = [briefed.briefs[name] for name in ours]
+    return groups(briefs, _passed(ours), _passed(theirs) if theirs is not None else None)
+
+
+def _passed(faults: Faults) -> list[Passed]:
+    """Of one text for each brief."""
+    found = [(float(not words), {*map(check_of, words)}) for words in faults.values()]
+    return [Passed(rate, rate, dict.fromkeys(checks, 1)) for rate, checks in found]
+
+
+def _own_scores(
+    copies: Copies, names: Sequence[str], faults: Faults | None
+) -> dict[str, list[float]]:
     """A value for each text that needs no reference."""
     texts = [copies.texts[name].text for name in names]
-    return {
+    own = {
         "n_words": [float(len(text.split())) for text in texts],
         "self_bleu": self_bleu(texts),
         "repeated": [repeated(text) for text in texts],
         "passed": [float(reason is None) for reason in _failures(copies, names)],
     }
+    if faults is not None:
+        own["pass_rate"] = [float(not faults[name]) for name in names]
+    return own
 
 
 def _failures(copies: Copies, names: Sequence[str]) -> list[str | None]:
@@ -145,7 +201,7 @@ def _failures(copies: Copies, names: Sequence[str]) -> list[str | None]:
     for name in names:
         written = copies.texts[name]
         reason = why_drop(written.text, finished=written.finished, seen=seen)
-        if reason is None and strays(written.added or written.text, copies.facts.get(name, ())):
+        if reason is None and strays(written.added or written.text, copies.facts(name)):
             reason = "stray"
         reasons.append(reason)
     return reasons

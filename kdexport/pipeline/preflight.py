@@ -18,6 +18,7 @@ from kdexport.pipeline.run import Run
 from kdexport.recipe.sections import DataSection
 from kdexport.recipe.student import OWN_SIZES
 
+PASS_RATES = ("pass_rate", "pass_rate_ratio")  # measures of copy for briefs
 SHORT = 16  # characters of a completion that may hold no token
 
 
@@ -188,9 +189,11 @@ def check_bench(run: Run) -> None:
     wish, longest = run.recipe.bench, longest_text(load_config(run.teacher.path))
     if longest:
         check_room(wish.prompt_tokens, wish.new_tokens, longest, where="bench.prompt_tokens")
-    for threshold in wish.thresholds if run.known_reference is None else ():
-        if threshold.measure in QUALITY:
-            raise InputError(
-                f"'{threshold}': a student of other tokens is not measured by the teacher's",
-                where="bench.fail_if",
-            )
+    for threshold in wish.thresholds:
+        why = None
+        if threshold.measure in QUALITY and run.known_reference is None:
+            why = "a student of other tokens is not measured by the teacher's"
+        if threshold.measure in PASS_RATES and run.recipe.data.briefs is None:
+            why = "without briefs nothing tells what copy has to pass"
+        if why is not None:
+            raise InputError(f"'{threshold}': {why}", where="bench.fail_if")

@@ -16,11 +16,12 @@ import yaml
 
 from kdexport.verdict.cases import interval_text, markdown_cases
 from kdexport.verdict.measures import MEASURES, read_measure
+from kdexport.verdict.pass_rates import Group
 from kdexport.verdict.report import ArmResult, BenchReport, quality_texts, summary
 from kdexport.verdict.table import markdown_table
 
 TEMPLATE = "card.md.j2"
-TOLD = ("perplexity", "kl_mean", "kl_p99", "top1", "decode_tok_s", "size_mb")
+TOLD = ("perplexity", "kl_mean", "kl_p99", "top1", "pass_rate", "decode_tok_s", "size_mb")
 """The measures that stand in the metadata."""
 TOLD_OF_RECIPE: Sequence[tuple[str, str, Sequence[str]]] = (
     ("student made by", "student", ("init", "n_layers", "intermediate_size", "vocab_size")),
@@ -77,6 +78,7 @@ def model_card(report: BenchReport, arm: ArmResult, origin: Origin) -> str:
             }
             for loss in report.losses
         ],
+        passing=[_passing(group) for group in (arm.copies.pass_rates if arm.copies else ())],
         machine=report.machine.cpu,
         created=report.created,
         command=shlex.join(report.command) or "kdexport bench",
@@ -125,6 +127,17 @@ def _facts(report: BenchReport, origin: Origin) -> Iterator[tuple[str, str]]:
             "training took",
             f"{last.step:,} steps, {last.tokens:,} tokens, {last.elapsed_s / 60:.0f} minutes",
         )
+
+
+def _passing(group: Group) -> dict[str, str]:
+    """A row of how often copy passes all checks."""
+    return {
+        "name": group.title.replace("_", " "),
+        "n": f"{group.n_briefs:,}",
+        "own": f"{100 * group.rate.best:.0f} %",
+        "teacher": f"{100 * group.teacher.best:.0f} %" if group.teacher else "",
+        "ratio": interval_text(group.ratio) if group.ratio else "",
+    }
 
 
 def _words(section: Any, names: Sequence[str]) -> str:

@@ -97,6 +97,13 @@ def _copies(name: str) -> Reader:
     return read
 
 
+def _pass_rate_ratio(_: BenchReport, arm: ArmResult) -> float | None:
+    of_all = next(iter(arm.copies.pass_rates), None) if arm.copies else None
+    if of_all is None or of_all.teacher is None or not of_all.teacher.best:
+        return None
+    return of_all.rate.best / of_all.teacher.best
+
+
 def _score(
     name: str,
     better: Literal["less", "more"] = "less",
@@ -136,6 +143,8 @@ MEASURES: Mapping[str, Measure] = {
     "ece": _score("ece", unit=SHARE),
     "chrf": Measure("", "more", _copies("chrf"), SMALL),
     "passed": Measure(SHARE, "more", _copies("passed"), SMALL),
+    "pass_rate": Measure(SHARE, "more", _copies("pass_rate"), SMALL),
+    "pass_rate_ratio": Measure("times", "more", _pass_rate_ratio, SMALL),
 }
 
 

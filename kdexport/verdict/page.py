@@ -108,6 +108,12 @@ def cards(report: BenchReport) -> list[Card]:
         found.append(Card(fixed(kl, 3), "nats", "KL to the teacher, per token"))
     if top1 is not None:
         found.append(Card(fixed(100 * top1, 1), "%", "of tokens as the teacher ranks them first"))
+    if hero.copies is not None and hero.copies.pass_rates:
+        of_all = hero.copies.pass_rates[0]
+        meaning = "of its copy passes all checks"
+        if of_all.teacher is not None:
+            meaning += f"; of the teacher's {fixed(100 * of_all.teacher.best, 0)} %"
+        found.append(Card(fixed(100 * of_all.rate.best, 0), "%", meaning))
     return found
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from kdexport.verdict.bootstrap import COVERED, Interval
 from kdexport.verdict.cases import CASE_COLUMNS, case_rows
+from kdexport.verdict.pass_rates import LEAST_PASSED, Group
 from kdexport.verdict.report import ARM_LABELS, REFERENCE_ARM, BenchReport
 from kdexport.verdict.scores import CopyScores, Evaluation, StageLoss, TokenQuality
 from kdexport.verdict.table import MISSING, WIDE, Row, compact, fixed, laid_out
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 NOISE = "within noise"
+LEAST_TOLD = 8  # briefs: of fewer no difference is told
 ROUNDING = "within rounding"  # smaller than what is shown, if not nothing
 STEPS = {  # by the arm that a stage leaves
     "teacher-int8": "teacher quantized",
@@ -40,7 +42,7 @@ class Grid:
 
 def grids(report: BenchReport) -> list[Grid]:
     """The tables that the report has numbers for."""
-    found = [*_cases(report), _tokens(report), _losses(report), _copies(report)]
+    found = [*_cases(report), _tokens(report), _losses(report), _copies(report), _passing(report)]
     return [grid for grid in found if grid is not None]
 
 
@@ -176,6 +178,35 @@ def _copy_grid(scored: Sequence[tuple[str, str, CopyScores]], references: str) -
         f"tokens: before the first that differs, median. {differs}",
     )
     return Grid("Copy", tuple(name for name, _ in columns), rows, notes)
+
+
+def _passing(report: BenchReport) -> Grid | None:
+    """How often copy passes all checks: an arm a row, a channel or language a column."""
+    rated = [(arm, arm.copies.pass_rates) for arm in report.ordered_arms if arm.copies]
+    rated = [(arm, found) for arm, found in rated if found]
+    if not rated:
+        return None
+    rows = tuple(
+        Row(arm.arm, arm.label, (*map(_rate, found), _beside_teacher(found[0])))
+        for arm, found in rated
+    )
+    headers = (f"{group.name.replace('_', ' ')} ({group.n_briefs})" for group in rated[0][1])
+    notes = (
+        "Of the same copy, how many in 100 have no fault by any check of brief, channel and brand; "
+        f"in brackets how many briefs. * differs from the teacher's ({COVERED} % of the paired "
+        f"bootstrap over briefs, {LEAST_TOLD} or more). Ratio: of all, over the teacher's, where "
+        f"{LEAST_PASSED} of its texts pass.",
+    )
+    return Grid("Passing all checks, %", (*headers, "ratio"), rows, notes)
+
+
+def _rate(group: Group) -> str:
+    differs = group.difference is not None and not group.difference.covers()
+    return fixed(100 * group.rate.best, 0) + "*" * (differs and group.n_briefs >= LEAST_TOLD)
+
+
+def _beside_teacher(group: Group) -> str:
+    return MISSING if group.ratio is None else spanned(group.ratio, 2, same=1.0)
 
 
 def spanned(interval: Interval, decimals: int, *, same: float = 0.0, scale: float = 1.0) -> str:

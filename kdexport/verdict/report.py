@@ -118,7 +118,7 @@ class Sample(Record):
     prompt: str
     copies: dict[str, str] = Field(default={}, description="arm -> copy")
     checks: dict[str, str] = Field(
-        default={}, description="arm -> why a check drops its copy, empty where none does"
+        default={}, description="arm -> what checks find wrong in its copy, empty where nothing"
     )
 
 
@@ -260,7 +260,8 @@ def gather_samples(arms: Sequence[ArmResult], prompts: Mapping[str, str]) -> lis
             prompt=prompt,
             copies={arm.arm: arm.samples[brief_id] for arm in arms if brief_id in arm.samples},
             checks={
-                arm.arm: arm.copies.reasons.get(brief_id, "")
+                arm.arm: "; ".join(arm.copies.faults.get(brief_id, ()))
+                or arm.copies.reasons.get(brief_id, "")
                 for arm in arms
                 if arm.copies is not None and brief_id in arm.copies.requests
             },

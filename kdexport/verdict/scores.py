@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from kdexport.verdict.bootstrap import Interval
+from kdexport.verdict.pass_rates import Group
 
 
 def _none_unless_finite(value: Any) -> Any:
@@ -93,10 +94,11 @@ class CopyScores(Record):
     """What an arm wrote for some requests, beside the teacher's (or other references').
 
     ``by_text``: a value for each of ``requests``: ``n_words``, ``self_bleu`` (0 to 100),
-    ``repeated`` (share of runs of four words that came before), ``passed`` (1: no check drops it);
-    beside references also ``chrf`` (0 to 100), ``identical``, ``n_as_reference`` (tokens before the
-    first that differs), and where their packages are installed ``similarity`` (a cosine) and
-    ``same_language``. ``intervals`` has their means.
+    ``repeated`` (share of runs of four words that came before), ``passed`` (1: no check of the data
+    drops it); of briefs ``pass_rate`` (1: it passes all checks of copy); beside references also
+    ``chrf`` (0 to 100), ``identical``, ``n_as_reference`` (tokens before the first that differs),
+    and where their packages are installed ``similarity`` (a cosine) and ``same_language``.
+    ``intervals`` has their means.
     """
 
     requests: list[str]
@@ -111,6 +113,13 @@ class CopyScores(Record):
     reasons: dict[str, str] = Field(default={}, description="request -> why a check drops its text")
     against: dict[str, Interval] = Field(
         default={}, description="mean less the references', paired; covers 0: within noise"
+    )
+    pass_rates: list[Group] = Field(
+        default=[],
+        description="how often copy for briefs passes all checks; teacher: the references'",
+    )
+    faults: dict[str, list[str]] = Field(
+        default={}, description="request -> what all checks find that must not be published"
     )
 
 

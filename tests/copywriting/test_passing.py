@@ -3,51 +3,24 @@
 import json
 from pathlib import Path
 
-import pytest
 from click.testing import CliRunner
-from hypothesis import given
-from hypothesis import strategies as st
 
 from kdexport.commands.main import cli
-from kdexport.content.briefs import Brief
-from kdexport.copywriting.passing import LEAST_PASSED, Passed, groups, total
+from kdexport.copywriting.checking import Checked
+from kdexport.copywriting.passing import passed
+from kdexport.copywriting.ranking import Scored
 from kdexport.export.bundles import export_bundle
+from kdexport.verdict.pass_rates import Passed
 from tests.models import make_llama
 
 
-def briefs(*channels: str) -> list[Brief]:
-    return [Brief(id=str(n), product="Tea", channel=one) for n, one in enumerate(channels)]
-
-
-def passed(*best: bool) -> list[Passed]:
-    return [Passed(one, 0.5 if one else 0.0, {"length": 2, "facts": 1}) for one in best]
-
-
-def test_rates_by_hand() -> None:
-    ours, theirs = passed(True, False, True, True), passed(True, True, True, False)
-    everything, push, sms = groups(briefs("sms", "push_note", "sms", "sms"), ours, theirs)
-    assert (everything.name, everything.n_briefs) == ("all", 4)
-    assert (everything.bundle.best, everything.bundle.candidates) == (0.75, 0.375)
-    assert everything.difference and everything.difference.value == 0
-    assert everything.ratio is None  # of four briefs some draws have none that passes
-    assert (push.by, push.name, push.bundle.best) == ("channel", "push_note", 0)
-    assert push.difference and push.difference.value == -1
-    assert sms.teacher and sms.teacher.best == pytest.approx(2 / 3)
-    assert total(ours) == {"length": 8, "facts": 4}
-    (alone,) = groups(briefs("sms"), passed(True), None)
-    assert alone.teacher is None and alone.difference is None
-
-
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
-def test_intervals_hold_their_value(pairs: list[tuple[bool, bool]]) -> None:
-    ours, theirs = (passed(*side) for side in zip(*pairs, strict=True))
-    group = groups(briefs(*["sms"] * len(pairs)), ours, theirs)[0]
-    assert group.difference and group.teacher
-    assert group.difference.value == pytest.approx(group.bundle.best - group.teacher.best)
-    assert group.difference.low <= group.difference.value <= group.difference.high
-    assert (group.ratio is not None) == (sum(one.best for one in theirs) >= LEAST_PASSED)
-    if group.ratio:
-        assert group.ratio.value == pytest.approx(group.bundle.best / group.teacher.best)
+def test_the_first_candidates_of_a_brief_are_what_counts() -> None:
+    late = Scored(0, "too long", Checked(("length: x", "length: y", "facts: z")))
+    scored = [late, Scored(1, "good", Checked(soft=("tone: x",))), late]
+    assert passed(scored, 1) == Passed(0.0, 0.0, {"length": 1, "facts": 1})
+    assert passed(scored, 2) == Passed(1.0, 0.5, {"length": 1, "facts": 1})
+    assert passed(scored, 3) == Passed(1.0, 1 / 3, {"length": 2, "facts": 2})
+    assert passed([], 3) == Passed(0.0, 0.0, {"error": 3})
 
 
 def test_a_bundle_beside_itself_differs_in_nothing(tmp_path: Path) -> None:
@@ -72,7 +45,7 @@ def test_a_bundle_beside_itself_differs_in_nothing(tmp_path: Path) -> None:
         ("language", "es", 1),
     ]
     for group in found["groups"]:
-        assert group["bundle"] == group["teacher"]
+        assert group["rate"] == group["teacher"]
         assert group["difference"] == {"value": 0, "low": 0, "high": 0}
     assert found["faults"][0] == found["faults"][1]
     assert found["faults"][0]["error"] == 3  # a brief that cannot be written has no text

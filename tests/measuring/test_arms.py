@@ -10,10 +10,15 @@ import numpy as np
 import pytest
 
 from kdexport.bundle import Bundle, Parent, commit_bundle, open_bundle, staged_bundle
+from kdexport.content.briefs import Brief
+from kdexport.content.channels import load_channels
+from kdexport.copywriting.checking import Checks
+from kdexport.data.pairs import Pair
 from kdexport.errors import InputError, KdexportError
 from kdexport.export.bundles import export_bundle
 from kdexport.measuring import arms
 from kdexport.measuring.arms import Arm, ArmSpec, arm_names, bench_bundles
+from kdexport.measuring.scoring import Briefed
 from kdexport.measuring.torch_arm import open_torch
 from kdexport.system.energy import Meter
 from kdexport.verdict.report import BenchSettings
@@ -51,6 +56,28 @@ def copy(bundle: Bundle, target: Path, **more: bytes) -> Path:
         for name, content in more.items():
             (staging / f"{name}.npz").write_bytes(content)
         return commit_bundle(staging, target, bundle.manifest).path
+
+
+def test_copy_for_a_brief_is_asked_for_as_its_channel_wants() -> None:
+    asked: list[dict[str, object]] = []
+
+    class Silent:
+        def ask(self, do: str, **request: object) -> dict[str, object]:
+            asked.append({"do": do, **request})
+            return {"text": "", "added": "", "pieces": [], "finished": True}
+
+    wishes = [("ad", "ad_headline"), ("post", "wechat_post")]
+    briefs = {name: Brief(id=name, product="Tea", channel=channel) for name, channel in wishes}
+    pairs = [Pair(name, "test", ({"role": "user", "content": name},), "x") for name in briefs]
+    pairs.append(Pair("own", "test", ({"role": "user", "content": "own"},), "two\nlines"))
+    channels = load_channels()
+    written = arms._copies(Silent(), pairs, Briefed(briefs, Checks(channels)))  # type: ignore[arg-type]
+    assert list(written) == ["ad", "post", "own"]
+    assert [(one["new_tokens"], one["one_line"]) for one in asked] == [
+        (channels["ad_headline"].max_new_tokens, True),
+        (channels["wechat_post"].max_new_tokens, False),
+        (96, False),
+    ]
 
 
 def test_no_module_is_taken_from_the_current_folder(

@@ -5,8 +5,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from kdexport.content.channels import load_channels
 from kdexport.data.pairs import Pair
-from kdexport.measuring.asking import asked_once, facts_of, spread
+from kdexport.measuring.asking import asked_once, briefs_of, spread
+from kdexport.measuring.scoring import Written
 from kdexport.recipe import Recipe, load_recipe
 
 
@@ -29,21 +31,24 @@ def test_a_request_is_asked_once_whatever_its_variants() -> None:
     assert [pair.id for pair in asked_once(pairs)] == ["bread-0", "tea-0"]
 
 
-def test_facts_are_those_of_a_pair_s_brief(tmp_path: Path) -> None:
-    rows = [{"id": name, "product": name, "facts": [f"{name}-fact"]} for name in ("a", "b-1")]
+def test_briefs_are_those_of_the_pairs(tmp_path: Path) -> None:
+    rows = [{"id": name, "product": name, "channel": "sms"} for name in ("a", "b-1")]
     (tmp_path / "briefs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recipe = load_recipe_text(tmp_path, data={"briefs": str(tmp_path / "briefs.jsonl")})
+    (tmp_path / "brand.yaml").write_text("name: Tern\nbanned: [cheap]\n")
+    data = {"briefs": str(tmp_path / "briefs.jsonl"), "brand": str(tmp_path / "brand.yaml")}
+    recipe = load_recipe_text(tmp_path, data=data)
     pairs = [Pair(name, "test", (), "x") for name in ("a", "b-1", "b-1-0", "unknown")]
     run: Any = SimpleNamespace(recipe=recipe)
-    assert facts_of(run, pairs) == {
-        "a": ("a-fact",),
-        "b-1": ("b-1-fact",),
-        "b-1-0": ("b-1-fact",),
-    }
+    found = briefs_of(run, pairs)
+    assert found
+    named = {name: brief.id for name, brief in found.briefs.items()}
+    assert named == {"a": "a", "b-1": "b-1", "b-1-0": "b-1"}
+    assert found.faults("a", Written("A cheap tea")) == ("banned: 'cheap' is banned",)
+    assert [found.channel(name) for name in ("a", "unknown")] == [load_channels()["sms"], None]
     (tmp_path / "pairs.jsonl").touch()
     own = load_recipe_text(tmp_path, data={"pairs": str(tmp_path / "pairs.jsonl")})
     run = SimpleNamespace(recipe=own)
-    assert facts_of(run, pairs) == {}
+    assert briefs_of(run, pairs) is None
 
 
 def load_recipe_text(folder: Path, **sections: object) -> Recipe:

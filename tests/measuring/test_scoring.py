@@ -1,11 +1,17 @@
 """What two models wrote for the same requests, side by side."""
 
 import importlib.util
+from typing import Any
 
 import pytest
 
+from kdexport.content.briefs import Brief
+from kdexport.content.channels import load_channels
+from kdexport.content.review import Identify
+from kdexport.copywriting.checking import Checks
 from kdexport.measuring import scoring
 from kdexport.measuring.scoring import (
+    Briefed,
     Copies,
     Judges,
     Written,
@@ -27,15 +33,20 @@ LINES = [
 ]
 
 
-def copies(texts: list[str], **facts: list[str]) -> Copies:
+def copies(texts: list[str], briefed: Briefed | None = None) -> Copies:
     """The texts as what was written, a word a token."""
-    return Copies(
-        {
-            f"b{n}": Written(text, text, tuple(w + " " for w in text.split()))
-            for n, text in enumerate(texts)
-        },
-        facts,
-    )
+    written = {
+        f"b{n}": Written(text, text, tuple(w + " " for w in text.split()))
+        for n, text in enumerate(texts)
+    }
+    return Copies(written, briefed)
+
+
+def briefs(*wishes: dict[str, Any], identify: Identify | None = None) -> Briefed:
+    """A brief of each wish."""
+    base: dict[str, Any] = {"product": "Bread", "channel": "email_preheader"}
+    found = {f"b{n}": Brief(id=f"b{n}", **base | wish) for n, wish in enumerate(wishes)}
+    return Briefed(found, Checks(load_channels(), identify=identify))
 
 
 def test_a_copy_of_the_teacher_differs_in_nothing() -> None:
@@ -80,14 +91,77 @@ def test_checks_are_those_of_the_data() -> None:
     texts = [LINES[0], LINES[0], "Tea", "Cut off in the middle of", "About something else here."]
     written = dict(copies(texts).texts)
     written["b3"] = Written(texts[3], texts[3], finished=False)
-    facts = {"b4": ["sourdough", "baked daily", "open on Sundays"], "b0": ["fresh bread"]}
-    found = score_copies(Copies(written, facts), None, Judges())
+    wishes: list[dict[str, Any]] = [{} for _ in texts]
+    wishes[4]["facts"] = ("sourdough", "baked daily", "open on Sundays")
+    wishes[0]["facts"] = ("fresh bread",)
+    found = score_copies(Copies(written, briefs(*wishes)), None, Judges())
     assert found.failed == {"duplicate": 1, "empty": 1, "truncated": 1, "stray": 1}
     assert found.reasons["b3"] == "truncated" and found.reasons["b4"] == "stray"
     assert found.intervals["passed"].value == pytest.approx(1 / 5)
     assert found.against == {}
     assert found.n_as_reference is None
     assert "chrf" not in found.intervals
+
+
+OURS = ["Bread at 5 am", "Cheap bread, now", "Bread for $3", "Fresh bread", "Brot, ganz frisch"]
+THEIRS = ["Bread at 5 am", "Good bread, now", "Bread for a song", "Fresh bread", "Brot, 3 Sorten"]
+WISHES: list[dict[str, Any]] = [
+    {"facts": ("baked at 5 am",)},
+    {"banned": ("cheap",)},
+    {},
+    {"must_include": ("rye",), "channel": "sms"},
+    {"language": "de"},
+]
+
+
+def test_copy_for_briefs_is_held_to_all_checks_beside_the_teacher_s() -> None:
+    briefed = briefs(*WISHES)
+    found = score_copies(copies(OURS, briefed), copies(THEIRS, briefed), Judges())
+    assert found.by_text["pass_rate"] == [1, 0, 0, 0, 1]
+    assert found.faults == {
+        "b1": ["banned: 'cheap' is banned"],
+        "b2": ["facts: '$3' is not in the brief"],
+        "b3": ["required: 'rye' is missing"],
+    }
+    told = {group.title: group for group in found.pass_rates}
+    rates = {name: (one.rate.best, one.teacher and one.teacher.best) for name, one in told.items()}
+    assert rates == {
+        "all": (2 / 5, 3 / 5),
+        "channel email_preheader": (2 / 4, 3 / 4),
+        "channel sms": (0, 0),
+        "language de": (1, 0),
+        "language en": (1 / 4, 3 / 4),
+    }
+    difference = told["all"].difference
+    assert difference and difference.value == pytest.approx(-1 / 5) and difference.covers()
+    assert found.intervals["pass_rate"].value == 2 / 5
+    alone = score_copies(copies(THEIRS, briefed), None, Judges())
+    assert [group.teacher for group in alone.pass_rates] == [None] * 5
+
+
+def test_a_text_cut_off_or_of_another_language_does_not_pass() -> None:
+    briefed = briefs({}, {}, identify=lambda text: "fr" if "pain" in text else "en")
+    texts = {"b0": Written("Bread and", "Bread and", finished=False)}
+    texts["b1"] = Written("Du bon pain tout frais", "Du bon pain tout frais")
+    found = score_copies(Copies(texts, briefed), None, Judges())
+    assert {name: words[0].partition(":")[0] for name, words in found.faults.items()} == {
+        "b0": "truncated",
+        "b1": "language",
+    }
+
+
+def test_what_is_no_brief_s_has_no_pass_rate() -> None:
+    found = score_copies(copies(LINES, briefs({})), copies(LINES), Judges())
+    assert (found.pass_rates, found.faults) == ([], {})
+    assert "pass_rate" not in found.intervals and "pass_rate" not in found.against
+
+
+def test_a_difference_beyond_noise_is_told_of_enough_briefs() -> None:
+    briefed = briefs(*[{} for _ in LINES])
+    unproven = [f"{line} Bread for $9" for line in LINES]
+    found = score_copies(copies(unproven, briefed), copies(LINES, briefed), Judges())
+    assert found.against["pass_rate"].value == -7 / 8  # one speaks of two pairs, also the teacher's
+    assert found.against["pass_rate"].high < 0
 
 
 def test_judges_judge_where_they_are_installed() -> None:
@@ -125,7 +199,7 @@ def test_every_arm_of_a_bench_is_beside_the_teacher() -> None:
     wrote = dict(copies(LINES).texts)
     shorter = {name: Written(one.text[:-1], one.text[:-1]) for name, one in wrote.items()}
     written = {arm.arm: shorter if arm.arm.startswith("student") else wrote for arm in arms}
-    teacher, quantized, *students = score_arms(arms, written, {})
+    teacher, quantized, *students = score_arms(arms, written)
     assert teacher.copies is not None
     assert teacher.copies.against == {}
     assert quantized.copies is not None
@@ -133,7 +207,7 @@ def test_every_arm_of_a_bench_is_beside_the_teacher() -> None:
     for student in students:
         assert student.copies is not None
         assert student.copies.intervals["identical"].value == 0
-    alone = score_arms(arms[2:3], {arms[2].arm: wrote}, {})
+    alone = score_arms(arms[2:3], {arms[2].arm: wrote})
     assert alone[0].copies is not None
     assert alone[0].copies.against == {}
-    assert score_arms(arms, {arm.arm: {} for arm in arms}, {}) == arms
+    assert score_arms(arms, {arm.arm: {} for arm in arms}) == arms

@@ -14,6 +14,7 @@ from kdexport.data.pairs import load_pairs
 from kdexport.errors import LIBRARIES, InputError, MissingExtraError
 from kdexport.pipeline import run as pipeline
 from kdexport.pipeline.plan import plan_rows, render_plan, room_needed, sizes_of
+from kdexport.pipeline.preflight import check_bench
 from kdexport.pipeline.run import Run, plan, run_stages, stage_fingerprint
 from kdexport.pipeline.splits import renderer
 from kdexport.pipeline.stages import STAGES, export_checkpoint, make_pairs, make_student
@@ -138,6 +139,14 @@ def test_a_student_rounded_for_one_scheme_is_not_taken_for_another(folder: Path)
     one, other = open_run(folder, *rounded), open_run(folder, rounded[0], "export.scheme=int8")
     assert "distill" in changed(one, other)
     assert "distill" not in changed(open_run(folder, rounded[1]), open_run(folder))
+
+
+def test_a_threshold_on_what_nothing_tells_is_refused(folder: Path, llama: Path) -> None:
+    limit = "bench.fail_if=[pass_rate_ratio<0.95]"
+    check_bench(open_run(folder, limit, model=llama))
+    own = own_pairs(folder / "own", {"text": "Tea"}, options=[limit], model=llama)
+    with pytest.raises(InputError, match="without briefs nothing tells what copy has to pass"):
+        check_bench(own)
 
 
 def test_what_is_wanted_elsewhere_is_to_do(folder: Path) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 import random
 
-from kdexport.measuring.scoring import Copies, Judges, Written, score_copies
+from kdexport.content.briefs import Brief
+from kdexport.content.channels import load_channels
+from kdexport.copywriting.checking import Checks
+from kdexport.measuring.scoring import Briefed, Copies, Judges, Written, score_copies
 from kdexport.verdict.report import (
     ArmResult,
     BenchReport,
@@ -37,6 +40,26 @@ PROMPTS = {
     "soap-social": (
         "Write a social post under 280 characters.\nProduct: Fennel & Sea Salt hand soap, refill "
         "pouch\nMust say: 70 % less plastic"
+    ),
+}
+BRIEFS = {
+    "kettle-launch": Brief(
+        id="kettle-launch",
+        product="Tern",
+        channel="product_description",
+        facts=("one-litre gooseneck kettle", "holds its temperature for 30 minutes"),
+    ),
+    "bike-email": Brief(
+        id="bike-email",
+        product="Halyard",
+        channel="instagram_caption",
+        facts=("folding cargo bike", "free first service until 30 June"),
+    ),
+    "soap-social": Brief(
+        id="soap-social",
+        product="Fennel & Sea Salt",
+        channel="social_post",
+        facts=("hand soap", "refill pouch", "70 % less plastic"),
     ),
 }
 COPIES = {
@@ -143,7 +166,8 @@ def with_copies(arms: list[ArmResult]) -> list[ArmResult]:
     """The arms with scores of their samples, beside the first arm's."""
 
     def written(arm: ArmResult) -> Copies:
-        return Copies({name: Written(text, text) for name, text in arm.samples.items()})
+        texts = {name: Written(text, text) for name, text in arm.samples.items()}
+        return Copies(texts, Briefed(BRIEFS, Checks(load_channels())))
 
     teacher = written(arms[0])
     return [

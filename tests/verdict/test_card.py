@@ -73,9 +73,19 @@ def test_what_is_not_known_is_not_claimed() -> None:
     metadata = card_metadata(report, arm, origin)
     assert metadata.keys().isdisjoint({"license", "base_model", "base_model_relation"})
     named = {one["type"] for one in metadata["model-index"][0]["results"][0]["metrics"]}
-    assert named == {"decode_tok_s", "size_mb"}
+    assert named == {"decode_tok_s", "size_mb", "pass_rate"}
     card = model_card(report, arm, origin)
     assert "Not stated by the recipe" in card and "| teacher | unknown |" in card
+
+
+def test_how_often_copy_passes_stands_beside_the_teacher_s() -> None:
+    report = example_report()
+    card = model_card(report, hero(report), ORIGIN)
+    assert "| all | 3 | 100 % | 67 % |  |" in card
+    assert "| channel social post | 1 | 100 % | 100 % |  |" in card
+    without = hero(report).model_copy(update={"copies": None})
+    assert "its teacher's |" not in model_card(report, without, ORIGIN)
+    assert "\n\n\n" not in model_card(report, without, ORIGIN)
 
 
 def test_a_recipe_is_told_in_words() -> None:

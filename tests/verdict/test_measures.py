@@ -38,11 +38,15 @@ def test_what_is_read_is_what_the_report_says() -> None:
         "speedup": np.mean(hero.decode_tok_s) / np.mean(teacher.decode_tok_s),
         "kl_p99": hero.kl_p99,
         "top1": 0.704,
+        "pass_rate": 1.0,
+        "pass_rate_ratio": 3 / 2,
     }
     assert {name: found[name] for name in expected} == pytest.approx(expected)
     missing = {name for name, value in found.items() if value is None}
     assert missing == {"steady_rss_mb", "energy_mj"}  # not in the example
     assert read_measure(report, teacher, "kl_mean") == 0.0
+    assert read_measure(report, teacher, "pass_rate") == pytest.approx(2 / 3)
+    assert read_measure(report, teacher, "pass_rate_ratio") is None
 
 
 def test_what_was_not_measured_is_none() -> None:

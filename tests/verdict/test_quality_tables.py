@@ -1,11 +1,13 @@
 """The small tables of quality say what the report has, and fit a terminal."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from kdexport.verdict.bootstrap import Interval
+from kdexport.verdict.pass_rates import Group, Rate
 from kdexport.verdict.quality_tables import Grid, grids, loss_label, render_grid, spanned
 from kdexport.verdict.report import BenchReport
 from kdexport.verdict.scores import StageLoss
@@ -18,7 +20,9 @@ def by_title(report: BenchReport) -> dict[str, Grid]:
 
 def test_each_kind_of_quality_has_its_table() -> None:
     found = by_title(example_report())
-    assert list(found) == ["Quality by token", "What each stage cost", "Copy"]
+    assert list(found) == [
+        *("Quality by token", "What each stage cost", "Copy", "Passing all checks, %")
+    ]
     tokens = found["Quality by token"]
     assert len(tokens.rows) == 5
     hero = dict(zip(tokens.headers, tokens.rows[-1].cells, strict=True))
@@ -71,6 +75,32 @@ def test_what_differs_from_the_teacher_is_marked() -> None:
     assert "too few" in by_title(report)["Copy"].notes[0]
     assert "similarity" not in grid.headers  # nothing judged it
     assert grid.rows[0].cells[grid.headers.index("chrF")] == "–"  # noqa: RUF001
+
+
+def test_pass_rates_stand_by_channel_and_beside_the_teacher_s() -> None:
+    report = example_report()
+    grid = by_title(report)["Passing all checks, %"]
+    assert grid.headers == (
+        *("all (3)", "instagram caption (1)", "product description (1)", "social post (1)"),
+        "ratio",
+    )
+    assert [row.cells for row in (grid.rows[0], grid.rows[-1])] == [
+        ("67", "0", "100", "100", "–"),  # noqa: RUF001
+        ("100", "100", "100", "100", "–"),  # noqa: RUF001  (the teacher passes too seldom)
+    ]
+    many = Group(
+        *("all", "all", 40, Rate(0.5, 0.5), Rate(0.8, 0.8)),
+        difference=Interval(-0.3, -0.4, -0.1),
+        ratio=Interval(0.625, 0.5, 0.8),
+    )
+    few = replace(many, by="channel", name="sms", n_briefs=7)
+    noise = replace(few, name="push_note", n_briefs=33, difference=Interval(-0.3, -0.4, 0.1))
+    hero = report.arms[-1]
+    assert hero.copies is not None
+    copies = hero.copies.model_copy(update={"pass_rates": [many, few, noise]})
+    arms = [hero.model_copy(update={"copies": copies})]
+    grid = by_title(report.model_copy(update={"arms": arms}))["Passing all checks, %"]
+    assert grid.rows[0].cells == ("50*", "50", "50", "0.62 [0.50, 0.80]")
 
 
 @pytest.mark.parametrize("width", [80, 100, 140])
