@@ -145,7 +145,7 @@ def test_a_teacher_computes_its_layers_again_where_the_recipe_says_so(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(finetune, "learn", stopped)
-    run = opened(folder, f"name=again-{asked}", f"train.activation_checkpointing={asked}")
+    run = opened(folder, f"name=layers-{asked:d}", f"train.activation_checkpointing={asked}")
     with pytest.raises(KeyboardInterrupt):
         train_teacher(run)
     assert found == [asked]
