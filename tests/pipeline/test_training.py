@@ -3,7 +3,7 @@
 import pytest
 
 from kdexport.pipeline import training
-from kdexport.pipeline.training import precision_of, train_settings
+from kdexport.pipeline.training import objective_of, precision_of, train_settings
 from kdexport.recipe.train import TrainSection
 
 
@@ -48,3 +48,24 @@ def test_bfloat16_is_taken_where_the_device_computes_it(
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: False)  # as on a T4
     if (wish, device) == ("auto", "cuda"):
         assert precision_of(wish, device) == "float32"
+
+
+def test_losses_and_their_schedules_come_from_the_recipe() -> None:
+    wish = TrainSection.model_validate(
+        {
+            "loss": [
+                "jsd",
+                {"name": "skew_kl", "weight": {"start": 0, "end": 2}, "parameter": 0.3},
+            ],
+            "lambda": {"start": 4, "end": 1},
+            "task_weight": {"start": 0, "end": 1},
+            "max_steps": 1,
+        }
+    )
+    found = objective_of(wish)
+    assert [(term.loss, term.weight.at(0.25), term.parameter) for term in found.terms] == [
+        ("jsd", 1.0, None),
+        ("skew_kl", 0.5, 0.3),
+    ]
+    assert [found.kd_weight.at(progress) for progress in (0.0, 0.5, 1.0)] == [4.0, 2.5, 1.0]
+    assert found.task_weight.at(0.25) == 0.25

@@ -53,7 +53,7 @@ def test_the_loss_is_the_formula(student: Any, examples: list[Encoded], llama: P
         batch,
         live_targets(teacher, None, temperature),
         temperature=temperature,
-        kd_weight=steady(3.0),
+        kd_weight=Schedule(4.0, 0.0),
         task_weight=Schedule(0.0, 1.0),
         progress=0.25,
         terms=(Term("forward_kl", steady(0.5)), Term("reverse_kl", Schedule(0.0, 2.0))),
