@@ -66,10 +66,9 @@ REFERENCE_DRAWN = 32
 class Ready:
     """A run that can begin to train. ``key``: of its checkpoints.
 
-    ``teacher``: None where all that it is asked was imported.
+    The teacher is in memory only where ``asked``, ``inside`` or ``own`` still ask it.
     """
 
-    teacher: Any
     student: Any
     kept_ids: Sequence[int] | None
     data: Splits
@@ -105,10 +104,10 @@ def train_student(run: Run, world: World = ALONE) -> None:
         if world.is_first:
             run.reference.unlink(missing_ok=True)  # a KL to the teacher wants one vocabulary
     elif world.is_first or _in_parts(run, world):
-        _write_reference(run, ready, writes=world.is_first)
+        _write_reference(run, ready, world)
 
 
-def _write_reference(run: Run, ready: Ready, *, writes: bool) -> None:
+def _write_reference(run: Run, ready: Ready, world: World) -> None:
     data, reference = ready.data, run.checkpoints / run.reference.name
     split = "test" if data.test else "validation"
     examples, vocab_size = data.test or data.validation, ready.student.config.vocab_size
@@ -117,8 +116,9 @@ def _write_reference(run: Run, ready: Ready, *, writes: bool) -> None:
         "fingerprint": run.teacher.fingerprint,
         "split": data.measured_on,
     }
-    around: Any = {"batch_size": TEACHER_BATCH, "meta": meta, "writes": writes}
-    if ready.teacher is None:
+    around: Any = {"batch_size": TEACHER_BATCH, "meta": meta, "writes": world.is_first}
+    teacher = _teacher_of(run, settled(run.recipe, world), world)
+    if teacher is None:
         kept = imported_held_out(run, split, examples)
         assert kept is not None  # or the teacher would have been opened
         write_told(
@@ -126,8 +126,8 @@ def _write_reference(run: Run, ready: Ready, *, writes: bool) -> None:
         )
     else:
         around |= {"top_k": REFERENCE_TOP_K, "n_drawn": REFERENCE_DRAWN, "vocab_size": vocab_size}
-        write_reference(reference, ready.teacher, examples, ready.kept_ids, **around)
-    if writes:
+        write_reference(reference, teacher, examples, ready.kept_ids, **around)
+    if world.is_first:
         reference.replace(run.reference)
 
 
@@ -198,7 +198,7 @@ def _prepared(run: Run, world: World = ALONE) -> Ready:
     )
     key = world.told(own_key)  # all go on from a checkpoint, or none
     own = own_samples_of(run, student, tokenizer.eos_token_id, precision)
-    return Ready(teacher, student, kept_ids, data, asked, precision, key, inside, own)
+    return Ready(student, kept_ids, data, asked, precision, key, inside, own)
 
 
 def _teacher_of(run: Run, device: str, world: World) -> Any:

@@ -34,8 +34,9 @@ class Form:
     bytes_per_token: int
 
     def targets(self, cache: TargetCache) -> TargetFn:
-        """The targets of a filled cache."""
-        return lambda batch: self.read(cache.columns(batch))
+        """The targets of a filled cache; they do not keep the teacher in memory."""
+        read = self.read
+        return lambda batch: read(cache.columns(batch))
 
 
 def id_type(vocab_size: int) -> torch.dtype:
@@ -103,6 +104,7 @@ def hidden_form(
 ) -> Form:
     """The teacher's last hidden states: one column ``hidden`` [N, H], and whole distributions.
 
+    Of the teacher its head alone is read again, from a copy: the rest may leave memory.
     Raises InputError where the teacher's logits are more than its head's product of them.
     """
     if not head_is_plain(teacher):
@@ -113,7 +115,8 @@ def hidden_form(
         )
     kept = as_ids(kept_ids)
     with torch.no_grad():
-        weight, bias = head_of(teacher, kept)
+        weight, bias = (None if part is None else part.clone() for part in head_of(teacher, kept))
+    assert weight is not None
 
     @torch.no_grad()
     def columns(batch: Batch) -> Columns:

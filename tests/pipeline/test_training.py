@@ -1,8 +1,16 @@
 """From a recipe's wishes to the settings of the loop."""
 
+import gc
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from kdexport.pipeline import training
+from kdexport.pipeline.run import Run
+from kdexport.pipeline.stages import make_student
 from kdexport.pipeline.training import objective_of, precision_of, train_settings
 from kdexport.recipe.train import TrainSection
 
@@ -69,3 +77,36 @@ def test_losses_and_their_schedules_come_from_the_recipe() -> None:
     ]
     assert [found.kd_weight.at(progress) for progress in (0.0, 0.5, 1.0)] == [4.0, 2.5, 1.0]
     assert found.task_weight.at(0.25) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("overrides", "stays"),
+    [
+        (["train.targets=hidden"], False),
+        (["train.targets=cached", "train.top_k=8"], False),
+        (["train.targets=sampled"], False),
+        (["train.targets=live"], True),
+        (["train.on_policy.fraction=0.5"], True),
+    ],
+)
+def test_a_teacher_that_is_not_asked_again_leaves_memory(
+    open_run: Callable[..., Run],
+    overrides: list[str],
+    stays: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = open_run(*overrides)
+    make_student(run)
+    opened, opens = [], training.model_on
+
+    def noted(device: str, path: Path) -> Any:
+        model = opens(device, path)
+        if path == run.teacher.path:
+            opened.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(training, "model_on", noted)
+    ready = training._prepared(run)
+    gc.collect()
+    assert [teacher() is not None for teacher in opened] == [stays]
+    assert ready.asked.held_out
