@@ -37,7 +37,7 @@ LIST: Any = {"type": numbers_from(1), "metavar": "N[,N...]", "show_default": Tru
 @click.option("--batch", default="1", help="Texts at a time.", **LIST)
 @click.option("--prompt", default="128", help="Tokens of the prompt.", **LIST)
 @click.option("--new", type=click.IntRange(2), default=64, show_default=True, help="New tokens.")
-@click.option("--runs", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--runs", type=click.IntRange(1), default=10, show_default=True)
 @click.option("--out", type=EXISTING, help="Also write bench.json and report.html to this folder.")
 @click.option("--csv", type=EXISTING, help="Also write the numbers to this file, a row an arm.")
 @click.option(

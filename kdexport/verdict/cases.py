@@ -9,8 +9,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kdexport.verdict.bootstrap import Interval, ratio_of_sums
+from kdexport.verdict.bootstrap import Interval
 from kdexport.verdict.measures import read_measure
+from kdexport.verdict.repeats import LEVEL, ratio_again
 from kdexport.verdict.report import ArmResult, BenchReport, short
 from kdexport.verdict.timing import Timed, percentile
 
@@ -55,25 +56,26 @@ def _cells(one: Timed, against: Timed | None) -> tuple[str, ...]:
 
 
 def speed_up(one: Timed, against: Timed | None) -> Interval | None:
-    """Mean decoding speed over another's, with the interval of runs drawn anew, turn by turn.
+    """Mean decoding speed over another's, and where another bench would find it (`ratio_again`).
 
-    None where the two did not take the same number of turns. Of one turn it is its value alone.
+    None where the two did not take the same number of turns.
     """
     if against is None or len(one.decode_tok_s) != len(against.decode_tok_s):
         return None
-    return ratio_of_sums(one.decode_tok_s, against.decode_tok_s)
+    return ratio_again(one.decode_tok_s, against.decode_tok_s)
 
 
 def quicker_first_token(one: Timed, against: Timed | None) -> Interval | None:
     """The other's mean time to first token over this one's; as `speed_up`."""
     if against is None or len(one.ttft_ms) != len(against.ttft_ms):
         return None
-    return ratio_of_sums(against.ttft_ms, one.ttft_ms)
+    return ratio_again(against.ttft_ms, one.ttft_ms)
 
 
 def interval_text(found: Interval) -> str:
-    """Such as ``9.61 (9.32 to 9.88)``."""
-    return f"{short(found.value)} ({short(found.low)} to {short(found.high)})"
+    """Such as ``9.61 (9.32 to 9.88)``; without brackets where they would say nothing."""
+    value, low, high = (short(each) for each in (found.value, found.low, found.high))
+    return value if low == high else f"{value} ({low} to {high})"
 
 
 def timing_notes(report: BenchReport) -> list[str]:
@@ -82,20 +84,29 @@ def timing_notes(report: BenchReport) -> list[str]:
 
 
 def _ratios(report: BenchReport) -> list[str]:
-    hero, baseline = report.hero, report.baseline_arm
-    if hero is None or baseline is None or hero.arm == baseline.arm:
-        return []
-    found = {
-        "decode": speed_up(hero, baseline),
-        "time to first token": quicker_first_token(hero, baseline),
-    }
-    told = [f"{name} {interval_text(gain)}" for name, gain in found.items() if gain is not None]
-    if not told:
+    baseline = report.baseline_arm
+    told = []
+    for arm in report.ordered_arms if baseline else []:
+        parts = [f"{name} {interval_text(gain)}" for name, gain in gains(report, arm).items()]
+        told += [f"{arm.label}: {', '.join(parts)}"] if parts else []
+    if not told or baseline is None:
         return []
     return [
-        f"{hero.label} is quicker than {baseline.label} by (95 % interval, runs drawn anew): "
+        f"Quicker than {baseline.label} by (where another bench would find it, {LEVEL:.0%}): "
         f"{'; '.join(told)}."
     ]
+
+
+def gains(report: BenchReport, arm: ArmResult) -> dict[str, Interval]:
+    """How much quicker than the baseline an arm is, in what; none for the baseline itself."""
+    baseline = report.baseline_arm
+    if arm.arm == report.baseline:
+        return {}
+    found = {
+        "decode": speed_up(arm, baseline),
+        "first token": quicker_first_token(arm, baseline),
+    }
+    return {name: gain for name, gain in found.items() if gain is not None}
 
 
 def _far_gaps(report: BenchReport) -> list[str]:

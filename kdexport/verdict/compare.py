@@ -1,9 +1,7 @@
 """Two benches side by side: what changed, and whether beyond noise.
 
-A ratio's interval is Student's, on its logarithm, with the bootstrap's standard error: whole runs
-are drawn again, since gaps of one run are alike, and one fewer than there are, or few runs would
-seem surer than they are (Hesterberg 2015, What Teachers Should Know About the Bootstrap). Knows
-reports; not which of them is better overall.
+A ratio's interval is Student's, on its logarithm, with the bootstrap's standard error (`repeats`).
+Knows reports; not which of them is better overall.
 """
 
 from __future__ import annotations
@@ -13,12 +11,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from kdexport.verdict.measures import MEASURES, Measure, read_measure
+from kdexport.verdict.repeats import LEVEL, N_DRAWS, runs_drawn, student_t
 from kdexport.verdict.report import ArmResult, BenchReport
 from kdexport.verdict.scores import TextSums
 from kdexport.verdict.stage_losses import same_texts
@@ -26,8 +24,6 @@ from kdexport.verdict.stage_losses import same_texts
 if TYPE_CHECKING:
     from rich.table import Table
 
-LEVEL = 0.99  # of an interval: a comparison has dozens
-N_DRAWS = 500
 N_BEYOND = 3  # samples that have to lie beyond a percentile for its noise to be known
 Verdict = Literal["worse", "better", "noise", "unknown"]
 Array = np.ndarray[Any, Any]
@@ -167,10 +163,7 @@ def _paired(
 
 
 def _timed_error(report: BenchReport, arm: ArmResult, measure: Measure) -> float | None:
-    """The bootstrap's standard error of a measure's logarithm; None for too few runs.
-
-    Arms of one report draw the same runs: they took turns, and share what disturbed them.
-    """
+    """The bootstrap's standard error of a measure's logarithm; None for too few runs."""
     draws = _draws(arm, measure)
     if measure.against_baseline and draws is not None:
         baseline = report.baseline_arm
@@ -187,25 +180,12 @@ def _draws(arm: ArmResult, measure: Measure) -> Array | None:
     if n_runs < 2 or not len(samples) or len(samples) % n_runs:
         return None
     runs = samples.reshape(n_runs, -1)  # what a run measured, in the order of the runs
-    picks = np.random.default_rng(0).integers(0, n_runs, (N_DRAWS, n_runs - 1))
-    drawn = runs[picks].reshape(N_DRAWS, -1)
+    drawn = runs[runs_drawn(n_runs)].reshape(N_DRAWS, -1)
     if measure.q is None:
         return np.asarray(drawn.mean(-1))
     if measure.q > 50 and len(samples) * (100 - measure.q) / 100 < N_BEYOND:
         return None
     return np.asarray(np.percentile(drawn, measure.q, axis=-1))
-
-
-def student_t(n_free: int) -> float:
-    """Half the width of an interval at LEVEL in standard errors, for so many degrees of freedom.
-
-    Cornish and Fisher's expansion about the normal (Abramowitz & Stegun 26.7.5).
-    """
-    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / n_free + second / n_free**2 + third / n_free**3
 
 
 def _verdict(

@@ -5,10 +5,11 @@ import io
 import pytest
 from rich.console import Console
 
-from kdexport.verdict.bootstrap import ratio_of_sums
 from kdexport.verdict.cases import (
     CASE_COLUMNS,
     case_rows,
+    gains,
+    interval_text,
     markdown_cases,
     quicker_first_token,
     speed_up,
@@ -16,6 +17,7 @@ from kdexport.verdict.cases import (
 )
 from kdexport.verdict.page import render_html
 from kdexport.verdict.quality_tables import grids, render_grid
+from kdexport.verdict.repeats import ratio_again
 from kdexport.verdict.report import BenchReport
 from kdexport.verdict.timing import Case, Timing
 from tests.verdict.fixture import example_report
@@ -60,8 +62,8 @@ def test_a_case_has_a_row_an_arm_against_the_baseline_in_that_case() -> None:
     rows = case_rows(with_case(TIMES))
     assert [row.arm for row in rows] == list(TIMES)
     assert {row.case for row in rows} == {"1 thread, batch 4, prompt 512"}
-    assert rows[-1].cells == ("60.0", "5.00 / 5.00", "200", "800", "16.0 (16.0 to 16.0)")
-    assert rows[0].cells[-1] == "1.00 (1.00 to 1.00)"
+    assert rows[-1].cells == ("60.0", "5.00 / 5.00", "200", "800", "16.0")
+    assert rows[0].cells[-1] == "1.00"
 
 
 def test_the_rows_are_markdown_too() -> None:
@@ -71,12 +73,12 @@ def test_the_rows_are_markdown_too() -> None:
     assert markdown_cases(example_report()) == ""
 
 
-def test_ratios_have_the_interval_of_runs_drawn_together() -> None:
+def test_ratios_have_the_interval_of_another_bench() -> None:
     report = example_report()
     hero, baseline = report.hero, report.baseline_arm
     assert hero is not None and baseline is not None
     found = speed_up(hero, baseline)
-    assert found == ratio_of_sums(hero.decode_tok_s, baseline.decode_tok_s)
+    assert found == ratio_again(hero.decode_tok_s, baseline.decode_tok_s)
     assert found.value == pytest.approx(report.speed_up(hero))
     assert found.low < found.value < found.high
     first = quicker_first_token(hero, baseline)
@@ -84,6 +86,18 @@ def test_ratios_have_the_interval_of_runs_drawn_together() -> None:
     assert first.value == pytest.approx(sum(baseline.ttft_ms) / sum(hero.ttft_ms))
     fewer = hero.model_copy(update={"decode_tok_s": hero.decode_tok_s[1:], "ttft_ms": []})
     assert speed_up(fewer, baseline) is None and quicker_first_token(fewer, baseline) is None
+
+
+def test_every_arm_s_ratios_are_told_with_their_intervals() -> None:
+    report = example_report()
+    (note,) = (note for note in timing_notes(report) if note.startswith("Quicker than"))
+    for arm in report.ordered_arms:
+        found = gains(report, arm)
+        assert list(found) == ([] if arm.arm == report.baseline else ["decode", "first token"])
+        for name, gain in found.items():
+            assert gain.low < gain.value < gain.high
+            assert f"{name} {interval_text(gain)}" in note
+    assert note.count("decode") == len(report.arms) - 1
 
 
 def test_gaps_far_out_are_told_and_counted() -> None:

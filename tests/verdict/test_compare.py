@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kdexport.verdict.bootstrap import ratio_of_sums
-from kdexport.verdict.compare import Change, compare_reports, comparison_lines, student_t
+from kdexport.verdict.compare import Change, compare_reports, comparison_lines
 from kdexport.verdict.report import ArmResult, BenchReport
 from kdexport.verdict.scores import TextSums
 from tests.verdict.fixture import example_report
@@ -150,11 +150,6 @@ def test_what_is_not_the_same_is_said() -> None:
     ):
         assert any(part in line for line in lines), part
     assert lines[-1].startswith("student-int8: 0 worse")
-
-
-@pytest.mark.parametrize(("n_free", "expected"), [(4, 4.604), (8, 3.355), (18, 2.878), (98, 2.627)])
-def test_student_s_t_is_the_table_s(n_free: int, expected: float) -> None:
-    assert student_t(n_free) == pytest.approx(expected, rel=0.02)
 
 
 def scored(seed: int, *, more: float = 0.0, scatter: float = 0.0, n: int = 120) -> BenchReport:
