@@ -17,6 +17,8 @@ from bench.peers.table import table as peers_table  # noqa: E402
 from bench.quality.arms import read_result  # noqa: E402
 from bench.quality.table import rows as quality_rows  # noqa: E402
 from bench.quality.table import verdicts as quality_verdicts  # noqa: E402
+from bench.repeatability import lines as repeatability_lines  # noqa: E402
+from bench.stopwatch import lines as stopwatch_lines  # noqa: E402
 from bench.train_speed import table as speed_table  # noqa: E402
 from bench.train_speed import verdicts as speed_verdicts  # noqa: E402
 from kdexport.verdict.cases import markdown_cases  # noqa: E402
@@ -40,6 +42,23 @@ def quickstart(found: Mapping[str, Any]) -> Lines:
     yield from (summary(report), "", markdown_table(report).rstrip())
     if cases := markdown_cases(report).rstrip():
         yield from ("", cases)
+
+
+def repeatability(found: Mapping[str, Any]) -> Lines:
+    yield (
+        f"`kdexport bench` {len(found['seconds'])} times. In brackets is where a bench says that "
+        "another would find the ratio."
+    )
+    yield from ("", *repeatability_lines(found))
+
+
+def stopwatch(found: Mapping[str, Any]) -> Lines:
+    settings = found["settings"]
+    yield (
+        f"{settings['prompt']} tokens of prompt and {settings['new']} new ones on "
+        f"{settings['threads']} threads; medians of {settings['texts']} texts a round."
+    )
+    yield from ("", *stopwatch_lines(found))
 
 
 def peers(found: Mapping[str, Any]) -> Lines:
@@ -150,6 +169,8 @@ def operators(found: Mapping[str, Any]) -> Lines:
 
 KINDS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], Lines]]] = {
     "quickstart": ("The quickstart, teacher to int8 student", quickstart),
+    "repeatability": ("What a second bench says", repeatability),
+    "stopwatch": ("The bench beside a stopwatch", stopwatch),
     "distill": ("Distillation for equal CPU minutes", quality),
     "ablations": ("Ablations of the quickstart's recipe", quality),
     "train-speed": ("Speed of training", train_speed),

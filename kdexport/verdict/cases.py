@@ -99,12 +99,14 @@ def _ratios(report: BenchReport) -> list[str]:
 
 def gains(report: BenchReport, arm: ArmResult) -> dict[str, Interval]:
     """How much quicker than the baseline an arm is, in what; none for the baseline itself."""
-    baseline = report.baseline_arm
-    if arm.arm == report.baseline:
-        return {}
+    return {} if arm.arm == report.baseline else quicker(arm, report.baseline_arm)
+
+
+def quicker(one: Timed, against: Timed | None) -> dict[str, Interval]:
+    """How much quicker one is than another, in what, as far as both took the same turns."""
     found = {
-        "decode": speed_up(arm, baseline),
-        "first token": quicker_first_token(arm, baseline),
+        "decode": speed_up(one, against),
+        "first token": quicker_first_token(one, against),
     }
     return {name: gain for name, gain in found.items() if gain is not None}
 

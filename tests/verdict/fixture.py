@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 
 from kdexport.content.briefs import Brief
 from kdexport.content.channels import load_channels
@@ -254,3 +255,27 @@ def example_report() -> BenchReport:
             "bench": 188.0,
         },
     )
+
+
+def measured_again(
+    report: BenchReport, seed: int, *, slower: float = 1.0, arms: tuple[str, ...] = ()
+) -> BenchReport:
+    """The same bench once more: other noise of runs (4 %) and gaps; some arms slower."""
+    draw = random.Random(seed)
+
+    def again(arm: ArmResult) -> ArmResult:
+        factor = slower if not arms or arm.arm in arms else 1.0
+        n_runs = len(arm.decode_tok_s)
+        tpot = factor * 1000 / statistics.fmean(example_report().arm(arm.arm).decode_tok_s)  # type: ignore[union-attr]
+        runs = [tpot * draw.gauss(1, 0.04) for _ in range(n_runs)]
+        gaps = [[run * draw.lognormvariate(0, 0.05) for _ in range(63)] for run in runs]
+        ttft = [factor * arm.ttft_p50_ms * draw.gauss(1, 0.04) for _ in range(n_runs)]  # type: ignore[operator]
+        return arm.model_copy(
+            update={
+                "ttft_ms": ttft,
+                "itl_ms": [gap for run in gaps for gap in run],
+                "decode_tok_s": [1000 / statistics.fmean(run) for run in gaps],
+            }
+        )
+
+    return report.model_copy(update={"arms": [again(arm) for arm in report.arms]})

@@ -1,39 +1,13 @@
-import random
-
 import numpy as np
 import pytest
 
 from kdexport.verdict.bootstrap import ratio_of_sums
 from kdexport.verdict.compare import Change, compare_reports, comparison_lines
-from kdexport.verdict.report import ArmResult, BenchReport
+from kdexport.verdict.report import BenchReport
 from kdexport.verdict.scores import TextSums
-from tests.verdict.fixture import example_report
+from tests.verdict.fixture import example_report, measured_again
 
 TIMES = {"ttft_p50_ms", "tpot_p50_ms", "decode_tok_s"}
-
-
-def measured_again(
-    report: BenchReport, seed: int, *, slower: float = 1.0, arms: tuple[str, ...] = ()
-) -> BenchReport:
-    """The same bench once more: other noise of runs (4 %) and gaps; some arms slower."""
-    draw = random.Random(seed)
-
-    def again(arm: ArmResult) -> ArmResult:
-        factor = slower if not arms or arm.arm in arms else 1.0
-        n_runs = len(arm.decode_tok_s)
-        tpot = factor * 1000 / np.mean(example_report().arm(arm.arm).decode_tok_s)  # type: ignore[union-attr]
-        runs = [tpot * draw.gauss(1, 0.04) for _ in range(n_runs)]
-        gaps = [[run * draw.lognormvariate(0, 0.05) for _ in range(63)] for run in runs]
-        ttft = [factor * arm.ttft_p50_ms * draw.gauss(1, 0.04) for _ in range(n_runs)]  # type: ignore[operator]
-        return arm.model_copy(
-            update={
-                "ttft_ms": ttft,
-                "itl_ms": [gap for run in gaps for gap in run],
-                "decode_tok_s": [1000 / np.mean(run) for run in gaps],
-            }
-        )
-
-    return report.model_copy(update={"arms": [again(arm) for arm in report.arms]})
 
 
 def change(old: BenchReport, new: BenchReport, arm: str, measure: str) -> Change:
