@@ -128,8 +128,8 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     for line, met in bars(found):
         yield f"- {line}: {'met' if met else 'NOT met'}"
     yield (
-        f"- `--compare` takes {len(found['changed'])} of {found['n_compared']} measures for changed, "
-        "times in milliseconds among them, which a machine's drift moves"
+        f"- `--compare` takes {len(found['changed'])} of {found['n_compared']} measures for "
+        "changed, times in milliseconds among them, which a machine's drift moves"
     )
 
 
