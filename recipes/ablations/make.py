@@ -30,6 +30,7 @@ ROWS: Mapping[str, Mapping[str, Any]] = {
     "loss-without-hidden": {"train.hidden_weight": 0},
     "loss-without-prompts": {"train.prompt_weight": 0},
     "init-scratch": {"student.init": "scratch", "train.freeze_embeddings": False},
+    "init-projected": {"student.init": "projected", "student.hidden_size": 576},
     "init-trained-embeddings": {"train.freeze_embeddings": False},
     "vocabulary-16384": {"student.vocab_size": 16384},
     "vocabulary-whole": {"student.vocab_size": None},
