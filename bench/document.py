@@ -13,6 +13,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from bench.passing import table as passing_table  # noqa: E402
+from bench.passing import verdicts as passing_verdicts  # noqa: E402
 from bench.peers.table import table as peers_table  # noqa: E402
 from bench.quality.arms import read_result  # noqa: E402
 from bench.quality.table import rows as quality_rows  # noqa: E402
@@ -87,6 +89,17 @@ def quality(found: Mapping[str, Any]) -> Lines:
     yield from ("", *quality_rows(results, found["base"]))
     if told := quality_verdicts(results, found["base"]):
         yield from ("", *(f"- {line}" for line in told))
+
+
+def passing(found: Mapping[str, Any]) -> Lines:
+    budget, data = found["budget"], found["data"]
+    yield (
+        f"{budget['minutes']:g} minutes of CPU for each student, {budget['n_threads']} threads, "
+        f"{len(found['did']['raw'])} of each kind; {data['raw']['pairs']['train']:,} raw texts to "
+        f"train on, {data['filtered']['pairs']['train']:,} filtered. Intervals: briefs drawn anew."
+    )
+    yield from ("", *passing_table(found), "")
+    yield from (f"- {line}" for line in passing_verdicts(found))
 
 
 def train_speed(found: Mapping[str, Any]) -> Lines:
@@ -173,6 +186,7 @@ KINDS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], Lines]]] = {
     "stopwatch": ("The bench beside a stopwatch", stopwatch),
     "distill": ("Distillation for equal CPU minutes", quality),
     "ablations": ("Ablations of the quickstart's recipe", quality),
+    "passing": ("Pass rates with reviewed texts and raw ones", passing),
     "train-speed": ("Speed of training", train_speed),
     "targets": ("What is kept of a teacher: bytes against fidelity", targets),
     "own-samples": ("Own samples from PyTorch and from a bundle", own_samples),

@@ -126,9 +126,9 @@ def run_arm(arm: Arm, task: Path, results: Path, budget: Budget, seed: int) -> R
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
         command = command_of(arm, task, out, budget, seed)
-        did = _answer(command, budget.n_threads)
+        did = answer_of(command, budget.n_threads)
         measure = [sys.executable, "-m", "bench.quality.measure", str(task), str(out / "student")]
-        row = {**_answer(measure, budget.n_threads), "did": did, "command": command}
+        row = {**answer_of(measure, budget.n_threads), "did": did, "command": command}
         shutil.rmtree(out)
         beside = kept.with_suffix(".partial")
         beside.write_text(json.dumps(row), "utf-8")
@@ -141,7 +141,7 @@ def read_result(row: Mapping[str, Any]) -> Result:
     return Result(kl, row["n_parameters"], row["did"], row["command"])
 
 
-def _answer(command: Sequence[str], n_threads: int) -> dict[str, Any]:
+def answer_of(command: Sequence[str], n_threads: int) -> dict[str, Any]:
     """The last line that a process prints."""
     done = subprocess.run(
         command,

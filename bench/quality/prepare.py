@@ -24,8 +24,7 @@ def prepare(work: Path, recipe: Recipe) -> Path:
     same tokens. ``student``: before training, and ``student.json``: what the recipe says of it.
     ``pairs.jsonl``; ``examples.jsonl`` and ``test.jsonl``: the same texts as token ids.
     """
-    output = recipe.output.model_copy(update={"runs": work / "runs", "exported": work / "exported"})
-    run = open_run(recipe.model_copy(update={"output": output}))
+    run = run_in(work, recipe)
     run_stages(run, until="student")
     key = fingerprint(
         run.teacher.fingerprint,
@@ -40,6 +39,12 @@ def prepare(work: Path, recipe: Recipe) -> Path:
         with staged_folder(task) as staging:
             _write_task(run, staging)
     return task
+
+
+def run_in(work: Path, recipe: Recipe) -> Run:
+    """The run that writes a task's texts."""
+    output = recipe.output.model_copy(update={"runs": work / "runs", "exported": work / "exported"})
+    return open_run(recipe.model_copy(update={"output": output}))
 
 
 def _write_task(run: Run, task: Path) -> None:
