@@ -106,10 +106,16 @@ def load_briefs(
 
 
 def examine_briefs(
-    path: Path, channels: Channels | None = None, segments: Collection[str] | None = None
+    path: Path,
+    channels: Channels | None = None,
+    segments: Collection[str] | None = None,
+    most: int | None = None,
 ) -> tuple[list[Brief], list[Problem]]:
-    """The briefs of a file, and all that is wrong with it; what cannot be read further is one."""
-    return examine_records(path, _kind(channels, segments))
+    """The briefs of a file, and all that is wrong with it; what cannot be read further is one.
+
+    ``most``: as in `examine_records`.
+    """
+    return examine_records(path, _kind(channels, segments), most)
 
 
 def _kind(channels: Channels | None, segments: Collection[str] | None) -> Kind[Brief]:

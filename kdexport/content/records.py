@@ -54,12 +54,19 @@ def load_records(path: Path, kind: Kind[Record]) -> list[Record]:
     return records
 
 
-def examine_records(path: Path, kind: Kind[Record]) -> tuple[list[Record], list[Problem]]:
-    """The records of a file, and all that is wrong with it; what cannot be read further is one."""
+def examine_records(
+    path: Path, kind: Kind[Record], most: int | None = None
+) -> tuple[list[Record], list[Problem]]:
+    """The records of a file, and all that is wrong with it; what cannot be read further is one.
+
+    ``most``: records and problems together; the rest of the file is not read, which is a problem.
+    """
     records: list[Record] = []
     problems: list[Problem] = []
     try:
         for found in _read(path, kind, tolerant=True):
+            if most is not None and len(records) + len(problems) == most:
+                raise InputError(f"goes on after the {most:,} that are read", where=str(path))
             if isinstance(found, Problem):
                 problems.append(found)
             else:

@@ -47,10 +47,11 @@ class Length:
 
 @dataclass(frozen=True)
 class Review:
-    """What was found in a text, and how long it is as its channel counts."""
+    """What was found in a text, how long it is as its channel counts, and which checks it had."""
 
     findings: list[Finding]
     lengths: list[Length]
+    checks: list[str]
 
     @property
     def passed(self) -> bool:
@@ -75,12 +76,7 @@ def review_copy(
     (`kdexport.data.card.language_identifier`); without it the language is not checked.
     """
     pieces, stray = split_parts(text, channel, brief.language)
-    whole = Piece("", text, (0, len(text)))
-    lengths = [
-        found
-        for piece in ([*pieces, whole] if channel.parts else pieces)
-        for found in _lengths(piece, channel)
-    ]
+    lengths = list(_all_lengths(text, pieces, channel))
     tokens = tokens_of(text, brief.language)
     findings = [
         *_emptiness(text),
@@ -92,7 +88,14 @@ def review_copy(
         *_repetition(text),
         *_language(text, brief, identify),
     ]
-    return Review(findings, [length for length, _ in lengths])
+    checks = list(_checks(text, brief, channel, brand, identify))
+    return Review(findings, [length for length, _ in lengths], checks)
+
+
+def lengths_of(text: str, channel: Channel, language: str) -> list[Length]:
+    """How long a text is by each limit of its channel; it may be one still being written."""
+    pieces, _ = split_parts(text, channel, language)
+    return [length for length, _ in _all_lengths(text, pieces, channel)]
 
 
 def review_wording(text: str, brief: Brief, brand: Brand | None = None) -> list[Finding]:
@@ -105,6 +108,36 @@ def review_wording(text: str, brief: Brief, brand: Brand | None = None) -> list[
 def _emptiness(text: str) -> Iterator[Finding]:
     if not text.strip():
         yield Finding("empty", "there is no text")
+
+
+def _checks(
+    text: str, brief: Brief, channel: Channel, brand: Brand | None, identify: Identify | None
+) -> Iterator[str]:
+    """The names of the checks that had something to look for."""
+    asked = {
+        "length": channel.limits or any(part.limits for part in channel.parts.values()),
+        "parts": channel.parts,
+        "banned": brief.banned or (brand and brand.banned),
+        "required": brief.must_include,
+        "disclosure": brief.disclosures or (brand and brand.disclosures),
+        "claim": brand and brand.claims,
+        "facts": True,
+        "repetition": True,
+        "language": identify and len(text) >= ENOUGH_TO_TELL,
+        "keyword": brief.keywords,
+        "call to action": brief.call_to_action,
+    }
+    return (name for name, is_asked in asked.items() if is_asked)
+
+
+def _all_lengths(
+    text: str, pieces: Sequence[Piece], channel: Channel
+) -> Iterator[tuple[Length, Finding | None]]:
+    """Those of each part, and where there are several, of the whole."""
+    for piece in pieces:
+        yield from _lengths(piece, channel)
+    if channel.parts:
+        yield from _lengths(Piece("", text, (0, len(text))), channel)
 
 
 def _lengths(piece: Piece, channel: Channel) -> Iterator[tuple[Length, Finding | None]]:

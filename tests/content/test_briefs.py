@@ -147,6 +147,17 @@ def test_every_problem_of_a_file_is_named(tmp_path: Path) -> None:
     assert f"{path}:5: keywords.0: should be a text" in told
 
 
+def test_no_more_than_was_asked_for_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "many.csv"
+    path.write_text("product\n" + "Tea\n" * 4)
+    assert len(examine_briefs(path, most=4)[0]) == 4
+    briefs, problems = examine_briefs(path, most=3)
+    assert (len(briefs), [str(one) for one in problems]) == (
+        3,
+        [f"{path}: goes on after the 3 that are read"],
+    )
+
+
 def test_a_file_that_cannot_be_read_is_one_problem(tmp_path: Path) -> None:
     briefs, problems = examine_briefs(tmp_path / "none.csv")
     assert (briefs, len(problems)) == ([], 1)

@@ -11,7 +11,7 @@ from kdexport.content.briefs import Brief
 from kdexport.content.channels import load_channels
 from kdexport.content.checks import is_repetitive, repeated_span
 from kdexport.content.parts import join_parts, split_parts
-from kdexport.content.review import Review, review_copy
+from kdexport.content.review import Review, lengths_of, review_copy
 
 CHANNELS = load_channels()
 BRAND = Brand(
@@ -106,6 +106,29 @@ def test_a_brand_s_words_claims_and_disclosures_are_checked() -> None:
 def test_parts_of_an_ad_are_counted_one_by_one(text: str, words: str) -> None:
     (finding,) = review(text, "google_rsa").findings
     assert words in finding.message and finding.hard
+
+
+def test_lengths_of_a_text_are_those_of_its_review() -> None:
+    for channel in CHANNELS:
+        for text in ("", AD, AD[:40], "Tea 茶 🥐 https://example.com/tea"):
+            assert lengths_of(text, CHANNELS[channel], "en") == review(text, channel).lengths
+
+
+def test_a_review_names_the_checks_that_had_something_to_look_for() -> None:
+    assert review("Tern Kettle").checks == ["length", "facts", "repetition"]
+    asked = {"banned": ("hot",), "must_include": ("tea",), "keywords": ("kettle",)}
+    words = {"call_to_action": "order", "disclosures": ("Ad",)}
+    named = review(AD, "google_rsa", BRAND, **asked, **words).checks
+    assert named == [
+        *("length", "parts", "banned", "required", "disclosure", "claim", "facts", "repetition"),
+        *("keyword", "call to action"),
+    ]
+    brief = Brief(product="Tern Kettle", channel="sms")
+    checks = [
+        review_copy(text, brief, CHANNELS["sms"], identify=lambda text: "en").checks
+        for text in ("a" * 20, "a" * 19)
+    ]
+    assert ["language" in names for names in checks] == [True, False]
 
 
 def test_lengths_are_told_in_the_channel_s_own_counting() -> None:
