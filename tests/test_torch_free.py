@@ -209,6 +209,9 @@ def test_serve_answers(laptop: Laptop, wheel: Path, bundles: list[Path]) -> None
         body = json.dumps({"model": "tiny-int8", "prompt": "Fresh", "max_tokens": 4}).encode()
         with urllib.request.urlopen(f"{url}/v1/completions", body, timeout=30) as answer:
             assert json.load(answer)["usage"]["completion_tokens"] > 0
+        for path, words in (("/", b"<h1>kdexport</h1>"), ("/site/page.js", b"import")):
+            with urllib.request.urlopen(url + path, timeout=30) as answer:
+                assert words in answer.read()
     finally:
         server.terminate()
         server.communicate(timeout=30)

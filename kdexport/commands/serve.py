@@ -25,6 +25,7 @@ def serve(bundle: Path, **options: Any) -> None:
     """Answer over HTTP as OpenAI's API does, many requests in one batch. Needs no torch.
 
     \b
+    /                                                    a page for briefs and their copy
     /v1/completions, /v1/chat/completions, /v1/models    as OpenAI's
     /v1/copy                                             variants of copy for a brief
     /health, /metrics                                    for those who watch it

@@ -1,4 +1,4 @@
-"""The routes: OpenAI's, copy, health and metrics. Knows the engine; no sockets or signals."""
+"""The routes: OpenAI's, copy, page, health, metrics. Knows the engine; no sockets or signals."""
 
 import asyncio
 import time
@@ -16,17 +16,20 @@ from starlette.routing import Route
 
 from kdexport.errors import KdexportError
 from kdexport.runtime.sample import Sampler
-from kdexport.serve.copies import CopyForm, Rules
+from kdexport.serve.copies import CopyForm, Rules, choices
 from kdexport.serve.engine import Engine
 from kdexport.serve.fields import ChatRequest, CompletionRequest, CopyRequest
 from kdexport.serve.forms import ChatForm, CompletionForm, Form
 from kdexport.serve.guard import Guard
 from kdexport.serve.jobs import UnavailableError
 from kdexport.serve.metrics import Metrics
+from kdexport.serve.page import FOLDER, page_routes
 from kdexport.serve.refusals import RefusedError, refusal_of
-from kdexport.serve.responses import read_json, respond
+from kdexport.serve.responses import read_body, read_json, respond
+from kdexport.serve.uploads import LARGEST_FILE, examined
 
 Asked = TypeVar("Asked", bound=BaseModel)
+LONGEST_NAME = 200  # characters, of a file
 
 
 class Api:
@@ -58,6 +61,16 @@ class Api:
     async def copy(self, request: Request) -> Response:
         """Copy for a brief."""
         return await self._write(request, CopyRequest, self._copy)
+
+    async def choices(self, request: Request) -> Response:
+        """What a brief may choose from."""
+        return JSONResponse(choices(self._rules, self.engine.manifest.name))
+
+    async def briefs(self, request: Request) -> Response:
+        """A file of briefs, examined."""
+        content = await read_body(request, LARGEST_FILE)
+        name = request.query_params.get("name", "")[:LONGEST_NAME]
+        return JSONResponse(await asyncio.to_thread(examined, name, content, self._rules.channels))
 
     async def health(self, request: Request) -> Response:
         """Whether requests are taken, and how many are under way."""
@@ -131,13 +144,17 @@ def make_app(
         Route("/v1/models/{name:path}", api.model),
         Route("/v1/completions", api.completions, methods=["POST"]),
         Route("/v1/chat/completions", api.chat, methods=["POST"]),
+        Route("/v1/copy", api.choices),
         Route("/v1/copy", api.copy, methods=["POST"]),
+        Route("/v1/briefs", api.briefs, methods=["POST"]),
+        *page_routes(),
     ]
     paths = {route.path for route in routes}
 
     def count(path: str, status: int) -> None:
         path = "/v1/models" if path.startswith("/v1/models/") else path
-        api.metrics.count_request(path if path in paths else "other", status)
+        known = path if path in paths else "other"
+        api.metrics.count_request("/" if known.startswith(f"/{FOLDER}/") else known, status)
 
     @asynccontextmanager
     async def life(app: Starlette) -> AsyncIterator[None]:

@@ -1,12 +1,14 @@
 """/v1/copy: copy for a brief, asked for and reviewed as `kdexport generate --brief` does."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from kdexport.content.brands import Brand
 from kdexport.content.channels import Channels, load_channels
-from kdexport.content.prompts import brief_messages, split_opening
-from kdexport.content.review import Identify, review_copy
+from kdexport.content.languages import load_languages
+from kdexport.content.prompts import brief_messages, load_openings, split_opening
+from kdexport.content.review import Identify, lengths_of, review_copy
 from kdexport.runtime.text import TextCodec
 from kdexport.serve.fields import CopyRequest
 from kdexport.serve.forms import Event, Written, check_bias, check_room, read_prompt, usage
@@ -20,6 +22,27 @@ class Rules:
     channels: Channels = field(default_factory=load_channels)
     brand: Brand | None = None
     identify: Identify | None = None
+
+
+def choices(rules: Rules, name: str) -> dict[str, Any]:
+    """What a brief may choose from: channels with their limits, languages, known tones, campaigns.
+
+    ``name``: of the model.
+    """
+    openings = load_openings()
+    shown = {"name", "label", "limits", "parts", "sources"}
+    return {
+        "model": name,
+        "brand": rules.brand.name if rules.brand else None,
+        "channels": [
+            channel.model_dump(mode="json", include=shown) for channel in rules.channels.values()
+        ],
+        "languages": [
+            {"code": code, "name": language.name} for code, language in load_languages().items()
+        ],
+        "tones": list(openings.greetings),
+        "campaigns": [name for name in openings.occasions if name != "none"],
+    }
 
 
 class CopyForm:
@@ -60,17 +83,28 @@ class CopyForm:
             )
             for number in range(brief.variants or 1)
         ]
+        self._counts = asked.stream_options.include_lengths
+        self._so_far = [Written(self._opening) for _ in self.jobs]
 
     def first(self) -> Iterator[Event]:
         """The opening of each copy."""
         if self._opening:
             for number in range(len(self.jobs)):
-                yield {"variant": number, "text": self._opening}
+                yield {"variant": number, "text": self._opening} | self._lengths(number)
 
     def event(self, piece: Piece) -> Event:
-        """A piece of a copy."""
+        """A piece of a copy, and where that was asked for, how long the copy has become."""
         reason = {"finish_reason": piece.finish_reason} if piece.finish_reason else {}
-        return {"variant": piece.number, "text": piece.text} | reason
+        self._so_far[piece.number].add(piece)
+        told = {"variant": piece.number, "text": piece.text} | reason
+        return told | self._lengths(piece.number)
+
+    def _lengths(self, number: int) -> Event:
+        if not self._counts:
+            return {}
+        copy = self._so_far[number]
+        found = lengths_of(copy.text.strip(), self._channel, self._brief.language)
+        return {"n_tokens": len(copy.steps), "lengths": [asdict(length) for length in found]}
 
     def last(self, texts: Sequence[Written]) -> Iterator[Event]:
         """The copies as a whole."""

@@ -205,6 +205,12 @@ class ChatRequest(Generating):
         return self.max_completion_tokens or self.max_tokens
 
 
+class CopyStreamOptions(Asked):
+    """``include_lengths``: each event has its copy's lengths so far, and the number of tokens."""
+
+    include_lengths: bool = False
+
+
 class CopyRequest(Sampling):
     """The body of /v1/copy: a brief, whose ``variants`` and ``seed`` hold.
 
@@ -215,6 +221,7 @@ class CopyRequest(Sampling):
     model: str = Field(default="", max_length=256)
     max_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
     stream: bool = False
+    stream_options: CopyStreamOptions = CopyStreamOptions()
 
     @model_validator(mode="after")
     def _warm_where_several(self) -> "CopyRequest":

@@ -1,20 +1,43 @@
-"""Who may ask: the key, and requests that another site's page made a browser send."""
+"""Who may ask: the key, requests that another site's page made a browser send, and what a browser
+may do with the answers.
+"""
 
 import hmac
 from collections.abc import Callable, Collection
 from urllib.parse import SplitResult, urlsplit
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kdexport.serve.refusals import RefusedError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+POLICY = {
+    "default-src": "'none'",
+    "script-src": "'self'",
+    "style-src": "'self'",
+    "img-src": "'self'",
+    "connect-src": "'self'",
+    "base-uri": "'none'",
+    "form-action": "'none'",
+    "frame-ancestors": "'none'",
+    "require-trusted-types-for": "'script'",
+    "trusted-types": "'none'",
+}
+HEADERS = {
+    "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in POLICY.items()),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+"""Of every answer: the page loads what is this server's own and sends nothing elsewhere."""
 
 
 class Guard:
-    """Refuses requests before they reach a route, and counts all answers.
+    """Refuses requests before they reach a route; gives all answers `HEADERS`, and counts them.
 
     ``key``: what /v1 wants as a bearer token; None: nothing. ``hosts``: names by which the server
     may be asked, since a page can point a name of its own at this machine; None: any. ``count`` is
@@ -42,6 +65,7 @@ class Guard:
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self._count(scope["path"], message["status"])
+                MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
         refusal = self._refusal(scope["path"], Headers(scope=scope))

@@ -77,5 +77,5 @@ def _of_fields(error: ValidationError) -> RefusedError:
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return RefusedError(400, f"{place!r} is not supported here", place, "unsupported_parameter")
-    words = first["msg"].removeprefix("Value error, ")
+    words = first["msg"].removeprefix("Value error, ").replace("Tuple", "List")
     return RefusedError(400, f"{place}: {words}" if place else words, place or None)

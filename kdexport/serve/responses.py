@@ -21,15 +21,19 @@ LARGEST_BODY = 8_000_000  # bytes
 LOG = logging.getLogger("kdexport.serve")
 
 
-async def read_json(request: Request) -> Any:
-    """The body of a request. Raises RefusedError for one that is too large or is no JSON."""
+async def read_body(request: Request, largest: int = LARGEST_BODY) -> bytes:
+    """The body of a request. Raises RefusedError for one that is too large."""
     body = bytearray()
     async for part in request.stream():
         body += part
-        if len(body) > LARGEST_BODY:
-            raise RefusedError(
-                413, f"the body is larger than the {LARGEST_BODY} bytes that are taken"
-            )
+        if len(body) > largest:
+            raise RefusedError(413, f"the body is larger than the {largest} bytes that are taken")
+    return bytes(body)
+
+
+async def read_json(request: Request) -> Any:
+    """An object from a request's body. Raises RefusedError for one that is too large or is none."""
+    body = await read_body(request)
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:

@@ -14,6 +14,7 @@ import httpx
 import openai
 
 from kdexport.bundle import Bundle
+from kdexport.serve.copies import Rules
 from kdexport.serve.engine import Engine
 from kdexport.serve.guard import LOOPBACK
 from kdexport.serve.server import Server
@@ -55,7 +56,12 @@ class Served:
 
 @contextmanager
 def served(
-    bundle: Bundle, *, key: str | None = None, drain: float = 0, **options: Any
+    bundle: Bundle,
+    *,
+    key: str | None = None,
+    rules: Rules | None = None,
+    drain: float = 0,
+    **options: Any,
 ) -> Iterator[Served]:
     """A server on a free port of this machine, ready; it is ended with the block."""
     listening = socket.create_server(("127.0.0.1", 0), backlog=128)
@@ -64,7 +70,7 @@ def served(
 
     async def run() -> None:
         engine = Engine(bundle, n_threads=1, **options)
-        made.append(Server(engine, key=key, hosts=LOOPBACK, drain_seconds=drain))
+        made.append(Server(engine, rules=rules, key=key, hosts=LOOPBACK, drain_seconds=drain))
         await made[0].serve(sockets=[listening])
 
     thread = threading.Thread(target=asyncio.run, args=(run(),))
