@@ -1,8 +1,8 @@
 """Charts of the report, as inline SVG by matplotlib.
 
 Knows lengths and labels, not what a bench is. Colours are the page's own, by their names in its
-style sheet, so that a chart follows its light, dark and printed forms. Drawn 440 units wide, which
-is legible on a phone. Text stays text, in the page's font.
+style sheet, so that a chart follows its light, dark and printed forms. Drawn as wide as a phone
+is, so that text is legible there. Text stays text, in the page's font.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from xml.sax.saxutils import escape, quoteattr
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WIDTH = 440.0  # units, each a point of matplotlib's
+WIDTH = 370.0  # units, each a point of matplotlib's
 ROW, BAR = 43.0, 14.0  # height of a row with its label above, and of its bar
 PLOT_HEIGHT = 200.0
 SMALLEST, LARGEST = 4.0, 18.0  # radii of bubbles
@@ -168,7 +168,12 @@ def line_chart(
         x, y = points[-1]
         axes.plot([x], [y], "o", color=INK["hero"], markersize=7, clip_on=False)
         axes.annotate(
-            _number(y), (x, y), (7, 0), textcoords="offset points", va="center", fontweight="bold"
+            _end_of_line(y, axes),
+            (x, y),
+            (7, 0),
+            textcoords="offset points",
+            va="center",
+            fontweight="bold",
         )
     return chart.svg
 
@@ -191,7 +196,7 @@ def spread_chart(spreads: Sequence[Spread], *, title: str, x_label: str) -> str:
             axes.plot((p1, p99), (middle, middle), color=INK["ink"], linewidth=1.2)
             axes.barh(middle, p75 - p25, BAR, left=p25, color=INK[spread.style])
             axes.plot((p50, p50), (top, top + BAR), color=INK["ink"], linewidth=2)
-            label = f"{spread.label}   {spread.text}"
+            label = f"{spread.label}: {spread.text}"
             axes.text(low, top - 5, label, va="baseline", fontsize=12)
     return chart.svg
 
@@ -295,6 +300,11 @@ def _label_beside(axes: Axes, text: str, circle: Box, taken: Sequence[Box]) -> B
 def _overlap(one: Box, other: Box) -> bool:
     """Whether two boxes share a point inside."""
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _end_of_line(y: float, axes: Axes) -> str:
+    """A line's last value; one that cannot be told from the axis has no digits to read."""
+    return "≈ 0" if 0 < y < axes.get_ylim()[1] / 1000 else _number(y)
 
 
 def _number(value: float) -> str:

@@ -88,6 +88,13 @@ def test_a_line_ends_at_its_last_value() -> None:
     assert texts(svg)[-1].text == "0.5"
 
 
+def test_a_line_that_ends_on_the_axis_says_so() -> None:
+    svg = line_chart([(0, 3.0), (1, 3e-8)], title="t", x_label="x", y_label="y")
+    assert texts(svg)[-1].text == "≈ 0"
+    svg = line_chart([(0, 3.0), (1, 0.0)], title="t", x_label="x", y_label="y")
+    assert texts(svg)[-1].text == "0"
+
+
 def test_what_was_smoothed_stands_behind_and_fits() -> None:
     behind = [(0.0, 9.0), (1.0, 0.0), (2.0, 9.0)]
     svg = line_chart([(0, 5), (2, 5)], title="t", x_label="x", y_label="y", behind=behind)
@@ -99,7 +106,7 @@ def test_what_was_smoothed_stands_behind_and_fits() -> None:
 def test_distributions_tell_their_numbers() -> None:
     svg = spread_chart([Spread("a", (1, 2, 3, 4, 10), "3 ms")], title="t", x_label="ms")
     said = [text.text for text in texts(svg)]
-    assert "a   3 ms" in said and "ms" in said and {"1", "2", "5"} <= {*said}
+    assert "a: 3 ms" in said and "ms" in said and {"1", "2", "5"} <= {*said}
 
 
 def test_text_is_escaped_and_stays_text() -> None:
