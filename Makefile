@@ -18,7 +18,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loads
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-elsewhere test-optimum fast-test check lint format types imports audit bench peers install clean
+.PHONY: help demo test test-browser test-elsewhere test-optimum fast-test check lint format types imports audit bench peers install clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) \
@@ -34,6 +34,16 @@ test: $(STAMP) ## Run every test, those with a real model too
 
 fast-test: $(STAMP) ## Run the tests that need no real model
 	@$(PYTEST) -m 'not real'
+
+test-browser: $(STAMP) ## The server's page and the report in Chromium (got by apt-get where root may)
+	@$(if $(CHROMIUM),true,$(GET_CHROMIUM))
+	@$(BIN)/python -m pytest tests/browser
+
+CHROMIUM = $(firstword $(foreach name,chromium chromium-browser google-chrome,$(shell command -v $(name))))
+GET_CHROMIUM = test "$$(id -u)" = 0 && command -v apt-get > /dev/null \
+  || { echo 'Chromium is missing: install it, as by sudo apt-get install chromium' >&2; exit 1; }; \
+  echo 'Installing chromium, this once' && apt-get update -qq \
+  && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y chromium > /dev/null
 
 check: lint types imports audit ## Run every check that is not a test
 
