@@ -228,12 +228,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 """Transformers' name of a family, and what of its configuration differs from `SMALL`."""
 
 
-def make_family(folder: Path, name: str, **changes: Any) -> Path:
+def make_family(
+    folder: Path, name: str, *, tokenizer: Tokenizer | None = None, **changes: Any
+) -> Path:
     """A random model of a row of `FAMILIES`, its sizes changed, as a Hugging Face folder."""
     import transformers
 
     kind, own = FAMILIES[name]
-    tokenizer = byte_level_bpe()
+    tokenizer = tokenizer or byte_level_bpe()
     if kind == "Qwen2":  # transformers gives models of this type their own way of cutting
         tokenizer.normalizer, tokenizer.pre_tokenizer = _qwen2_cut()
     sizes = {"tie_word_embeddings": False, **SMALL, **own, **changes}

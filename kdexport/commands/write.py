@@ -111,7 +111,34 @@ def write(bundle: Path, briefs: Path, out: Path, as_json: bool, **options: Any) 
 
 @click.group()
 def content() -> None:
-    """Measure what is written."""
+    """Measure what is written, and learn from it."""
+
+
+@content.command()
+@click.argument("copies", type=EXISTING)
+@click.argument("briefs", type=EXISTING)
+@click.option("-o", "--out", type=EXISTING, required=True, help="JSONL of pairs.")
+@click.option("--disclose", default="", metavar="TEXT", help="What was put before each copy.")
+@audiences_option
+@channels_option
+@brand_option
+@json_option
+def pairs(
+    copies: Path, briefs: Path, out: Path, disclose: str, as_json: bool, **options: Any
+) -> None:
+    """Make pairs to train on of the copies that people approved.
+
+    COPIES is a table of `kdexport write` with yes in the column "approved"; what was edited is
+    taken as it is now. BRIEFS are those that it was written for.
+    """
+    from kdexport.copywriting.approved import approved_pairs
+    from kdexport.data.pairs import write_pairs
+
+    found = approved_pairs(copies, briefs, beside_of(options), disclose)
+    write_pairs(out, found)
+    print_json({"out": str(out), "pairs": len(found)}) if as_json else click.echo(
+        f"{out}: {len(found):,} pairs"
+    )
 
 
 @content.command("eval", context_settings={"show_default": True})

@@ -17,6 +17,9 @@ from kdexport.content.channels import Channel, Wording
 from kdexport.content.languages import Language, load_languages
 
 Message = dict[str, str]
+ASKING: Mapping[str, bool] = {"add_generation_prompt": True, "enable_thinking": False}
+"""What chat templates are told: the answer comes now; Qwen3's would leave room for thoughts first.
+"""
 
 
 class Openings(BaseModel):

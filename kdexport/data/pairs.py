@@ -18,7 +18,7 @@ from kdexport.system.files import write_whole
 
 Message = dict[str, str]
 SPLITS = ("train", "validation", "test")
-COLUMNS = ("id", "split", "weight", "messages", "prompt", "completion", "text")
+COLUMNS = ("id", "split", "weight", "language", "messages", "prompt", "completion", "text")
 MOST_WEIGHT = 1000.0
 
 
@@ -40,6 +40,7 @@ class Pair:
 
     A last message of the assistant's is the completion's opening, which is not learnt but given.
     ``weight``: what a token of it counts in the loss, beside 1 for one of any other pair.
+    ``language``: its code; "" where nobody has said.
     ``where``: the file and the line that it was read from.
     """
 
@@ -48,6 +49,7 @@ class Pair:
     messages: tuple[Message, ...]
     completion: str
     weight: float = 1.0
+    language: str = ""
     where: str = field(default="", compare=False)
 
 
@@ -60,6 +62,8 @@ def _line(pair: Pair) -> str:
     row: dict[str, Any] = {"id": pair.id, "split": pair.split}
     if pair.weight != 1.0:
         row["weight"] = pair.weight
+    if pair.language:
+        row["language"] = pair.language
     asked = {"messages": list(pair.messages), "completion": pair.completion}
     row |= asked if pair.messages else {"text": pair.completion}
     return json.dumps(row, ensure_ascii=False) + "\n"
@@ -102,9 +106,10 @@ def read_pairs(
 ) -> Iterator[Pair]:
     """Read rows that hold ``messages``, ``prompt`` + ``completion``, or ``text``, one by one.
 
-    The file is one that `read_rows` reads. A row may carry ``id``, ``split`` and ``weight``; where
-    it has no split, one is drawn from a hash of its prompt and the seed, so that equal prompts
-    never stand in two splits. Raises InputError that names file, line and column.
+    The file is one that `read_rows` reads. A row may carry ``id``, ``split``, ``weight`` and
+    ``language``; where it has no split, one is drawn from a hash of its prompt and the seed, so
+    that equal prompts never stand in two splits. Raises InputError that names file, line and
+    column.
     """
     for row in read_rows(path, COLUMNS):
         yield pair_of(row, validation_fraction, test_fraction, seed)
@@ -123,7 +128,10 @@ def pair_of(
         split = draw_split(key, seed, validation_fraction, test_fraction)
     if split not in SPLITS:
         raise InputError(f"split is {split!r}", where=row.where, remedy="use " + ", ".join(SPLITS))
-    return Pair(name, split, tuple(messages), completion, _weight(row), row.where)
+    language = row.cells.get("language") or ""
+    if not isinstance(language, str):
+        raise InputError("language is no text", where=row.where, remedy="use a code, as in de")
+    return Pair(name, split, tuple(messages), completion, _weight(row), language, row.where)
 
 
 def _weight(row: Row) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kdexport.bundle import Bundle, Graphs, Parity
-from kdexport.content.prompts import Message
+from kdexport.content.prompts import ASKING, Message
 from kdexport.errors import InputError, ParityError
 from kdexport.export.layers import lengths_that_matter
 from kdexport.runtime.quality import log_softmax
@@ -101,7 +101,7 @@ def _rendered(codec: TextCodec, chat: list[Message]) -> str | None:
 def _rendered_by(tokenizer: Any, template: str, chat: list[Message]) -> str | None:
     try:
         prompt = tokenizer.apply_chat_template(
-            chat, chat_template=template, tokenize=False, add_generation_prompt=True
+            chat, chat_template=template, tokenize=False, **ASKING
         )
     except Exception:  # a template is a program: it may fail in any way
         return None

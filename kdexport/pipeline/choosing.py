@@ -114,7 +114,8 @@ def choose_drafts(
                 found.dropped.setdefault(taken.dropped or ALIKE, []).append(taken.copy_id)
                 continue
             _, added = _added(job, drafts[job.id])
-            found.pairs.append(Pair(taken.copy_id, job.brief.split, job.messages, added))
+            own = taken.copy_id, job.brief.split, job.messages, added
+            found.pairs.append(Pair(*own, language=job.brief.language))
             n_later += job.id not in firsts
             if taken.fault is not None:
                 found.kept.setdefault(taken.fault, []).append(taken.copy_id)

@@ -34,7 +34,7 @@ from kdexport.train.model import (
 )
 from kdexport.train.sizes import StudentSpec
 from kdexport.train.student import INITS, Origin, Student
-from kdexport.train.vocabulary import ids_of_tokens, trim_tokenizer
+from kdexport.train.vocabulary import Said, count_tokens, ids_of_tokens, trim_tokenizer
 
 N_PROBE_TEXTS = 32  # training texts on which importance is measured
 FROM = "student.from"
@@ -62,6 +62,7 @@ def cut(run: Run, before: Path | None) -> None:
         "kept_layers": made.student.kept_layers,
         "block_influence": made.student.influence,
         "kept_ids": made.kept_ids,
+        "token_growth": made.growth,
     }
     (run.student_init / "kdexport.json").write_text(json.dumps(facts, indent=1), "utf-8")
     n_own, n_teacher = (
@@ -76,6 +77,9 @@ def cut(run: Run, before: Path | None) -> None:
             f"    the student is no smaller than its teacher ({n_teacher / 1e6:.1f} M): name "
             "student.n_layers, student.intermediate_size or student.vocab_size"
         )
+    if made.growth:
+        told = ", ".join(f"{by:.2f} x {name}".rstrip() for name, by in made.growth.items())
+        say(f"    tokens of held-out texts, beside the whole vocabulary: {told}")
 
 
 @dataclass(frozen=True)
@@ -84,12 +88,14 @@ class Made:
 
     ``kept_ids``: the teacher's id of each of its tokens; None: the same ids, or other tokens.
     ``files``: where its tokenizer's files are. ``trimmed``: what replaces the tokenizer there.
+    ``growth``: into how many times as many tokens that cuts held-out texts, by language.
     """
 
     student: Student
     kept_ids: list[int] | None
     files: Path
     trimmed: Any = None
+    growth: dict[str, float] | None = None
 
 
 def _made_from_teacher(run: Run) -> Made:
@@ -98,9 +104,10 @@ def _made_from_teacher(run: Run) -> Made:
     source = _of_teacher(run) if wish.source is None else _of_checkpoint(run, wish.source)
     tokenizer = load_tokenizer(source.files)
     backend = tokenizer.backend_tokenizer
-    trimmed, own_ids = None, source.own_ids
+    trimmed, own_ids, growth = None, source.own_ids, None
     if wish.vocab_size is not None and wish.vocab_size < backend.get_vocab_size():
         trimmed, own_ids = trim_tokenizer(backend, _texts(run, tokenizer), wish.vocab_size)
+        growth = _growth(run, tokenizer, trimmed)
     model = source.model
     sizes = sizes_of(run) if wish.budget is None else choose(run, model, own_ids, trimmed)
     torch.manual_seed(run.recipe.seed)
@@ -110,7 +117,7 @@ def _made_from_teacher(run: Run) -> Made:
     kept_ids = None if run.recipe.train.across_tokens else own_ids
     if own_ids is not None and source.in_teacher is not None:
         kept_ids = [source.in_teacher[number] for number in own_ids]
-    return Made(student, kept_ids, source.files, trimmed)
+    return Made(student, kept_ids, source.files, trimmed, growth)
 
 
 @dataclass(frozen=True)
@@ -168,18 +175,27 @@ def _cut_again(run: Run, before: Path) -> Made:
     return Made(replace(student, kept_layers=of_teacher), facts["kept_ids"], before)
 
 
-def _texts(run: Run, tokenizer: Any) -> Iterator[str]:
-    """The training texts as the model reads them, one in memory at a time."""
+def _texts(run: Run, tokenizer: Any, splits: Sequence[str] = ("train",)) -> Iterator[Said]:
+    """The texts of some splits as the model reads them, one in memory at a time."""
     render = renderer(tokenizer)
     for pair in read_pairs(run.pairs):
-        if pair.split == "train":
-            yield render(list(pair.messages)) + pair.completion
+        if pair.split in splits:
+            yield Said(render(list(pair.messages)) + pair.completion, pair.language)
+
+
+def _growth(run: Run, tokenizer: Any, trimmed: Any) -> dict[str, float]:
+    """How many tokens held-out texts have in a trimmed vocabulary for one in the whole one."""
+    whole, fewer = (
+        count_tokens(of, _texts(run, tokenizer, ("validation", "test")))
+        for of in (tokenizer.backend_tokenizer, trimmed)
+    )
+    return {name: round(fewer[name].total() / whole[name].total(), 4) for name in sorted(whole)}
 
 
 def _probe(run: Run, tokenizer: Any, config: Any) -> list[torch.Tensor]:
     longest, backend = longest_text(config), tokenizer.backend_tokenizer
     texts = islice(_texts(run, tokenizer), N_PROBE_TEXTS)
-    return [torch.tensor([backend.encode(text).ids[:longest]]) for text in texts]
+    return [torch.tensor([backend.encode(one.text).ids[:longest]]) for one in texts]
 
 
 def checkpoint_of(source: str, *, fetch: bool = True) -> ResolvedModel:

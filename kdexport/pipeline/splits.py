@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kdexport.content.prompts import plain_chat, split_opening
+from kdexport.content.prompts import ASKING, plain_chat, split_opening
 from kdexport.data.card import Drops
 from kdexport.data.pairs import SPLITS, Pair, pair_of, read_pairs
 from kdexport.data.tables import Row
@@ -65,7 +65,7 @@ def renderer(tokenizer: Any) -> Callable[[list[dict[str, str]]], str]:
             return plain_chat(asked) + opening
         try:
             prompt = tokenizer.apply_chat_template(
-                asked, chat_template=template, tokenize=False, add_generation_prompt=True
+                asked, chat_template=template, tokenize=False, **ASKING
             )
         except TemplateError as error:
             roles = ", ".join(message["role"] for message in asked)

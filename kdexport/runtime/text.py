@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdexport.bundle import Bundle, TextFacts, check_files, open_bundle
-from kdexport.content.prompts import plain_chat, split_opening
+from kdexport.content.prompts import ASKING, plain_chat, split_opening
 from kdexport.errors import InputError, first_words
 
 Message = Mapping[str, str]
@@ -71,7 +71,7 @@ class TextCodec:
         try:
             prompt = self._compiled.render(
                 messages=asked,
-                add_generation_prompt=True,
+                **ASKING,
                 bos_token=self.facts.bos_token or "",
                 eos_token=self.facts.eos_token or "",
             )

@@ -1,13 +1,16 @@
 """Trim a BPE tokenizer to what a corpus needs; any text still encodes and decodes exactly.
 
-Knows the layout of ``tokenizer.json`` and nothing of models.
+Languages count alike, however many texts there are in each. Knows the layout of ``tokenizer.json``
+and nothing of models.
 """
 
 import json
+import math
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
@@ -18,14 +21,23 @@ Json = dict[str, Any]
 TEXTS_AT_ONCE = 1000  # in memory
 
 
+class Said(NamedTuple):
+    """A text and the language it is in, by any name."""
+
+    text: str
+    language: str = ""
+
+
 def trim_tokenizer(
-    tokenizer: Tokenizer, texts: Iterable[str], size: int
+    tokenizer: Tokenizer, texts: Iterable[Said], size: int
 ) -> tuple[Tokenizer, list[int]]:
     """Keep special tokens, every byte, and the tokens most used in ``texts``, ``size`` in all.
 
-    A kept token keeps the tokens it is merged from, so that the remaining merges still build it.
-    Where the texts need fewer than ``size`` tokens, the rest is filled in the order of ids, which
-    in a BPE vocabulary is the order of frequency in the tokenizer's own training text.
+    A token's use is the mean over languages of its share of a language's tokens. A kept token keeps
+    the tokens it is merged from, so that the remaining merges still build it. Where the texts need
+    fewer than ``size`` tokens, the rest is filled in the order of ids, which in a BPE vocabulary is
+    the order of frequency in the tokenizer's own training text; with several languages, script
+    by script, by the share that each has of them.
 
     Returns the new tokenizer and ``kept_ids``: position = new id, value = old id, ascending.
     Raises InputError for a tokenizer that is no BPE, and for a ``size`` below what any text needs.
@@ -49,7 +61,7 @@ def trim_tokenizer(
             f"{size} is too small: bytes and special tokens alone are {len(kept)}",
             where="student.vocab_size",
         )
-    for token in _by_use(tokenizer, texts, vocab):
+    for token in _by_use(tokenizer, count_tokens(tokenizer, texts), vocab):
         if len(kept) >= size:
             break
         family = _closure(token, parents) - kept
@@ -76,14 +88,63 @@ def _alphabet(vocab: dict[str, int]) -> set[str]:
     return {t for t in (*ByteLevel.alphabet(), *fallback) if t in vocab}
 
 
-def _by_use(tokenizer: Tokenizer, texts: Iterable[str], vocab: dict[str, int]) -> list[str]:
-    """All tokens, those most used in ``texts`` first, then by id."""
-    counts: Counter[int] = Counter()
+def count_tokens(tokenizer: Tokenizer, texts: Iterable[Said]) -> dict[str, Counter[int]]:
+    """How often each token id comes in each language."""
+    counts: dict[str, Counter[int]] = {}
     waiting = iter(texts)
     while some := list(islice(waiting, TEXTS_AT_ONCE)):
-        for encoding in tokenizer.encode_batch(some, add_special_tokens=False):
-            counts.update(encoding.ids)
-    return sorted(vocab, key=lambda token: (-counts[vocab[token]], vocab[token]))
+        encodings = tokenizer.encode_batch([one.text for one in some], add_special_tokens=False)
+        for one, encoding in zip(some, encodings, strict=True):
+            counts.setdefault(one.language, Counter()).update(encoding.ids)
+    return counts
+
+
+def _by_use(
+    tokenizer: Tokenizer, counts: Mapping[str, Counter[int]], vocab: dict[str, int]
+) -> list[str]:
+    """All tokens, those most used first, then those that are not by script and id."""
+    use: dict[int, float] = {}
+    for of_language in counts.values():
+        total = of_language.total()
+        for number, n in of_language.items():
+            use[number] = use.get(number, 0.0) + n / total
+    turn = _turns(tokenizer, use, vocab) if len(counts) > 1 else {}
+
+    def place(token: str) -> tuple[float, float, int]:
+        number = vocab[token]
+        return -use.get(number, 0.0), turn.get(number, 0.0), number
+
+    return sorted(vocab, key=place)
+
+
+def _turns(
+    tokenizer: Tokenizer, use: Mapping[int, float], vocab: dict[str, int]
+) -> dict[int, float]:
+    """When each token that is not used has its turn, so that scripts keep the shares of the texts.
+
+    Within a script by id; one that the texts do not have comes last.
+    """
+    ids = sorted(vocab.values())
+    texts = tokenizer.decode_batch([[number] for number in ids], skip_special_tokens=False)
+    scripts = dict(zip(ids, map(_script, texts), strict=True))
+    shares: dict[str, float] = {}
+    for number, share in use.items():
+        script = scripts.get(number, "")  # of a special token, which may stand in no vocabulary
+        shares[script] = shares.get(script, 0.0) + share
+    seen: Counter[str] = Counter()
+    turns = {}
+    for number in ids:
+        if number not in use:
+            script = scripts[number]
+            seen[script] += 1
+            turns[number] = seen[script] / shares[script] if script in shares else math.inf
+    return turns
+
+
+def _script(text: str) -> str:
+    """The script of a text's first letter, by its name in Unicode; "" for none."""
+    letter = next((sign for sign in text if sign.isalpha()), "")
+    return unicodedata.name(letter, "").partition(" ")[0] if letter else ""
 
 
 def _closure(token: str, parents: dict[str, list[tuple[str, str]]]) -> set[str]:

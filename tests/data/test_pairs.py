@@ -66,6 +66,7 @@ def test_plain_text_has_no_prompt(tmp_path: Path) -> None:
         ({"text": "x", "weight": 1e9}, r"weight is 1000000000\.0"),
         ({"text": "x", "weight": float("nan")}, "weight is nan"),
         ({"text": "x", "weight": True}, "weight is True"),
+        ({"text": "x", "language": 1}, "language is no text; use a code"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, row: object, message: str) -> None:
@@ -121,7 +122,14 @@ def test_what_is_written_is_read(
 ) -> None:
     path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
     pairs = [
-        Pair(str(n), "train", ({"role": "user", "content": prompt},) * (n % 2), completion, weight)
+        Pair(
+            str(n),
+            "train",
+            ({"role": "user", "content": prompt},) * (n % 2),
+            completion,
+            weight,
+            ("", "de")[n % 2],
+        )
         for n, (prompt, completion, weight) in enumerate(rows)
     ]
     write_pairs(path, pairs)

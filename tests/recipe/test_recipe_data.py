@@ -4,6 +4,8 @@ import json
 import runpy
 from pathlib import Path
 
+import pytest
+
 from kdexport.content.briefs import load_briefs
 from kdexport.data.pairs import load_pairs
 
@@ -26,9 +28,13 @@ def test_the_briefs_are_many_and_varied() -> None:
     assert len(set(wishes)) == len(wishes)
 
 
-def test_no_product_is_in_two_splits() -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["briefs.jsonl", *(path.name for path in sorted(DATA.glob("*-briefs.csv")))],
+)
+def test_no_product_is_in_two_splits(name: str) -> None:
     splits: dict[str, set[str]] = {}
-    for brief in load_briefs(DATA / "briefs.jsonl"):
+    for brief in load_briefs(DATA / name):
         splits.setdefault(brief.product, set()).add(brief.split)
     assert all(len(found) == 1 for found in splits.values())
     assert set.union(*splits.values()) == {"train", "validation", "test"}

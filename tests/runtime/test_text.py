@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from kdexport.bundle import Bundle, TextFacts, commit_bundle, staged_bundle
 from kdexport.errors import InputError
+from kdexport.pipeline.splits import renderer
 from kdexport.runtime.text import TextCodec, first_line, load_text, pieces
-from tests.models import byte_level_bpe
+from tests.models import byte_level_bpe, save_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,23 @@ def test_a_begun_answer_is_gone_on_with(codec: TextCodec) -> None:
     assert codec.render_chat(begun) == codec.render_chat(asked) + "Tern Kettle"
     plain = with_template(codec, None)
     assert plain.render_chat(begun) == plain.render_chat(asked) + "Tern Kettle"
+
+
+THINKING = (  # the end of Qwen3's
+    "{{- '<|im_start|>assistant\\n' }}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}"
+    "{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}"
+)
+
+
+def test_a_model_that_thinks_aloud_is_asked_not_to(codec: TextCodec, tmp_path: Path) -> None:
+    """Here, and where its texts are learnt."""
+    asked = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "Tern Kettle"}]
+    wanted = "<|im_start|>assistant\n<think>\n\n</think>\n\nTern Kettle"
+    assert with_template(codec, THINKING).render_chat(asked) == wanted
+    save_tokenizer(tmp_path, byte_level_bpe())
+    (tmp_path / "chat_template.jinja").write_text(THINKING)
+    assert renderer(AutoTokenizer.from_pretrained(tmp_path))(asked) == wanted
 
 
 def test_a_line_ends_at_any_token_that_breaks_it(codec: TextCodec, tmp_path: Path) -> None:

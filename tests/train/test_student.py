@@ -11,7 +11,7 @@ from kdexport.export.layers import read_model
 from kdexport.train.model import load_config, load_model, load_tokenizer, save_model
 from kdexport.train.sizes import StudentSpec
 from kdexport.train.student import INITS, Origin, prune, scratch
-from kdexport.train.vocabulary import trim_tokenizer
+from kdexport.train.vocabulary import Said, trim_tokenizer
 from tests.models import CORPUS, make_family, make_gpt2
 
 TEXTS = [torch.arange(3, 40)[None], torch.arange(60, 90)[None]]
@@ -125,7 +125,8 @@ def test_a_student_of_every_family_can_be_exported(
     else:
         make_family(folder, family, num_hidden_layers=5, **changes)
     teacher = load_model(folder)
-    tokenizer, kept_ids = trim_tokenizer(load_tokenizer(folder).backend_tokenizer, CORPUS, 290)
+    texts = map(Said, CORPUS)
+    tokenizer, kept_ids = trim_tokenizer(load_tokenizer(folder).backend_tokenizer, texts, 290)
     spec = StudentSpec(n_layers=3, intermediate_size=96, n_heads=n_heads)
     student = prune(Origin(teacher, kept_ids, TEXTS), spec)
     assert student.kept_layers is not None
