@@ -38,6 +38,7 @@ SMALL = [
     "data.generate.temperature=0",
     "data.generate.variants=1",
     "data.generate.best_of=1",
+    "data.generate.review=keep",  # the stand-ins say more than a channel has room for
 ]
 THINKING = CHAT_TEMPLATE.removesuffix("{% endif %}") + (
     "{% if enable_thinking is defined and enable_thinking is false %}"
