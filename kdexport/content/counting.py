@@ -115,3 +115,16 @@ COUNTERS: Mapping[str, Callable[[str], int]] = {
     "mentions": count_mentions,
 }
 """What a channel's limits may count."""
+UNITS: Mapping[str, str] = {
+    "characters": "characters",
+    "graphemes": "characters",
+    "utf16": "characters, emoji as two",
+    "utf8": "bytes",
+    "words": "words",
+    "google_ads": "characters as Google Ads counts",
+    "x": "characters as X counts",
+    "sms_segments": "messages",
+    "hashtags": "hashtags",
+    "mentions": "mentions",
+}
+"""What each of them counts, in words."""

@@ -12,7 +12,7 @@ from kdexport.content.brands import Brand
 from kdexport.content.briefs import Brief
 from kdexport.content.channels import Channel, Limit
 from kdexport.content.checks import repeated_span
-from kdexport.content.counting import COUNTERS
+from kdexport.content.counting import COUNTERS, UNITS
 from kdexport.content.figures import Figure, figures_of, unsupported
 from kdexport.content.matching import Span, Token, find_phrase, tokens_of
 from kdexport.content.parts import Piece, split_parts
@@ -20,7 +20,7 @@ from kdexport.content.sms import count_sms
 
 Identify = Callable[[str], str]
 ENOUGH_TO_TELL = 20  # characters of which a language can be told
-UNITS = {"GSM-7": "septets", "UCS-2": "16-bit units"}
+SMS_UNITS = {"GSM-7": "septets", "UCS-2": "16-bit units"}
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Length:
-    """How long a part is in one counting; ``detail``: what more there is to tell of it."""
+    """How long a part is in one counting.
+
+    ``unit``: what is counted, in words; ``detail``: what more there is to tell of it.
+    """
 
     part: str
     counter: str
+    unit: str
     count: int
     soft: int | None
     hard: int | None
@@ -147,11 +151,11 @@ def _lengths(piece: Piece, channel: Channel) -> Iterator[tuple[Length, Finding |
         count, detail = COUNTERS[name](piece.text), ""
         if name == "sms_segments":
             sms = count_sms(piece.text)
-            detail = f"{sms.encoding}, {sms.units} {UNITS[sms.encoding]}"
-        length = Length(piece.part, name, count, limit.soft, limit.hard, detail)
+            detail = f"{sms.encoding}, {sms.units} {SMS_UNITS[sms.encoding]}"
+        length = Length(piece.part, name, UNITS[name], count, limit.soft, limit.hard, detail)
         words, hard = _beyond(count, limit)
         what = f"{piece.part}: " if piece.part else ""
-        counted = f"{what}{count} {name.replace('_', ' ')}, {words}"
+        counted = f"{what}{count} {UNITS[name]}, {words}"
         yield length, Finding("length", counted, piece.span, hard) if words else None
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from kdexport.content.brands import Brand
 from kdexport.content.channels import Channels, load_channels
+from kdexport.content.counting import UNITS
 from kdexport.content.languages import load_languages
 from kdexport.content.prompts import brief_messages, load_openings, split_opening
 from kdexport.content.review import Identify, lengths_of, review_copy
@@ -27,7 +28,7 @@ class Rules:
 def choices(rules: Rules, name: str) -> dict[str, Any]:
     """What a brief may choose from: channels with their limits, languages, known tones, campaigns.
 
-    ``name``: of the model.
+    ``name``: of the model. ``units``: what each counter of a limit counts, in words.
     """
     openings = load_openings()
     shown = {"name", "label", "limits", "parts", "sources"}
@@ -40,6 +41,7 @@ def choices(rules: Rules, name: str) -> dict[str, Any]:
         "languages": [
             {"code": code, "name": language.name} for code, language in load_languages().items()
         ],
+        "units": dict(UNITS),
         "tones": list(openings.greetings),
         "campaigns": [name for name in openings.occasions if name != "none"],
     }

@@ -26,9 +26,10 @@ def test_a_key_is_asked_for_and_kept_in_memory_only(
     scripted.write(monkeypatch, bundle, " warm")
     with served(bundle, key="sesame") as found, opened(browser, found.url) as page:
         expect(page.locator("#key")).to_be_focused()
-        expect(page.locator("#key-problem")).to_have_text("The API key is missing or wrong")
+        expect(page.locator("#key-problem")).to_have_text("This server wants a key.")
         page.keyboard.type("wrong")
         page.keyboard.press("Enter")
+        expect(page.locator("#key-problem")).to_have_text("The API key is missing or wrong")
         expect(page.locator("#key")).to_be_focused()
         expect(page.locator("#key")).to_have_value("")
         page.keyboard.type("sesame")

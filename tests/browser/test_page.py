@@ -87,7 +87,7 @@ def test_copy_that_is_too_long_says_so(
     n = count_google_ads(copy["text"])
     assert n == len(copy["text"]) + 1 > 60
     assert (copy["state"], copy["counts"], copy["levels"]) == ("fail", [n], ["fail"])
-    assert copy["reasons"] == [f"✗length {n} google ads, at most 60"]
+    assert copy["reasons"] == [f"✗length {n} characters as Google Ads counts, at most 60"]
     assert copy["marks"] == []
 
 

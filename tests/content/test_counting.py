@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kdexport.content.counting import (
     COUNTERS,
     EMOJI,
+    UNITS,
     count_google_ads,
     count_graphemes,
     count_hashtags,
@@ -80,6 +81,10 @@ def test_x_counts_a_url_23_whatever_its_length(path: str) -> None:
 def test_x_does_not_take_what_is_no_address_for_one() -> None:
     assert count_x("5.99 a.m. e.g.this report.pdf") == len("5.99 a.m. e.g.this report.pdf")
     assert count_x("© ® 1 #") == 7  # written with emoji only where U+FE0F follows
+
+
+def test_what_is_counted_has_words() -> None:
+    assert UNITS.keys() == COUNTERS.keys() and all(UNITS.values())
 
 
 @given(st.text(), st.text())

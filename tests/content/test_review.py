@@ -98,8 +98,14 @@ def test_a_brand_s_words_claims_and_disclosures_are_checked() -> None:
         (AD + "\nPath: a\nPath: b\nPath: c", "path: 3, at most 2"),
         (AD + "\nHeadline: tern  kettle", "headline: the same twice"),
         (AD + "\nPath:", "path is empty"),
-        (AD + "\nHeadline: The kettle that you will love!!", "headline: 31 google ads, at most 30"),
-        (AD + "\nDescription: {KeyWord:" + "k" * 91 + "}", "description: 91 google ads"),
+        (
+            AD + "\nHeadline: The kettle that you will love!!",
+            "headline: 31 characters as Google Ads counts, at most 30",
+        ),
+        (
+            AD + "\nDescription: {KeyWord:" + "k" * 91 + "}",
+            "description: 91 characters as Google Ads counts",
+        ),
         ("Here it is\n" + AD, "these words belong to no part"),
     ],
 )

@@ -310,7 +310,7 @@ def test_what_is_too_long_or_unfinished_is_told_and_whole(writer: copywriter.Cop
     first, second, *rest = written(writer, long, "Tea", finished=False)
     assert first["nearest"] == "Ad: Tea" and second["nearest"] == f"Ad: {long}"
     assert first["violations"][0] == "truncated: it had not ended"
-    assert "length: 74 google ads, at most 60" in second["violations"]
+    assert "length: 74 characters as Google Ads counts, at most 60" in second["violations"]
     assert [row["violations"] for row in rest] == [["no other text was written"]] * 3
 
 

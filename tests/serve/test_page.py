@@ -14,6 +14,7 @@ from kdexport.bundle import Bundle
 from kdexport.content.brands import Brand
 from kdexport.content.briefs import Brief, examine_briefs
 from kdexport.content.channels import load_channels
+from kdexport.content.counting import UNITS
 from kdexport.content.languages import load_languages
 from kdexport.content.review import lengths_of
 from kdexport.serve.copies import Rules
@@ -124,6 +125,7 @@ def test_what_a_brief_may_choose_from(http: Any) -> None:
         "google_ads": {"min": None, "soft": None, "hard": 30}
     }
     assert ad["sources"][0]["url"].startswith("https://")
+    assert found["units"] == UNITS
     assert "warm" in found["tones"] and "launch" in found["campaigns"]
     for channel in found["channels"]:
         Brief(product="a", channel=channel["name"], language=found["languages"][0]["code"])

@@ -4,7 +4,7 @@ const LATER = new Set([429, 503]); // busy, or still loading
 let key = "";
 let askForKey = null;
 
-/** `asker(message)`: resolves to a key when the server wants one. */
+/** `asker(why)`: resolves to a key; `why`: the server's line on the one it was given, if any. */
 export function whenLocked(asker) {
   askForKey = asker;
 }
@@ -39,7 +39,7 @@ async function ask(path, options = {}) {
     if (answer.ok) return answer;
     const refusal = await refusalOf(answer);
     if (refusal.status !== 401 || !askForKey) throw refusal;
-    if (key === used) key = await orAborted(askForKey(refusal.message), options.signal);
+    if (key === used) key = await orAborted(askForKey(used && refusal.message), options.signal);
   }
 }
 

@@ -22,7 +22,7 @@ function option(value, text) {
 }
 
 /** Fill the pickers, and tell the chosen channel's limits with where they are written down. */
-export function fillPickers({ channels, languages, tones, campaigns }) {
+export function fillPickers({ channels, languages, tones, campaigns, units }) {
   by("channel").replaceChildren(...channels.map(({ name, label }) => option(name, opened(label))));
   by("language").replaceChildren(...languages.map(({ code, name }) => option(code, name)));
   by("tones").replaceChildren(...tones.map((tone) => option(tone, tone)));
@@ -30,18 +30,19 @@ export function fillPickers({ channels, languages, tones, campaigns }) {
   const names = channels.map(({ name }) => name);
   by("channel").value = names.includes(FIRST_CHANNEL) ? FIRST_CHANNEL : names[0];
   by("language").value = "en";
-  const told = () => tellLimits(channels.find(({ name }) => name === by("channel").value));
+  const chosen = () => channels.find(({ name }) => name === by("channel").value);
+  const told = () => tellLimits(chosen(), units);
   by("channel").addEventListener("change", told);
   told();
 }
 
-function tellLimits(channel) {
+function tellLimits(channel, units) {
   const links = channel.sources.flatMap(({ title, url }, at) => {
     const link = make("a", "", title.split(/[,:]/)[0]);
     Object.assign(link, { href: url, title, target: "_blank", rel: "noopener noreferrer" });
     return [at ? ", " : " See ", link];
   });
-  by("channel-hint").replaceChildren(limitsOf(channel), ...links);
+  by("channel-hint").replaceChildren(limitsOf(channel, units), ...links);
 }
 
 /** The brief; fields that are empty are left out, so that the server's defaults hold. */

@@ -4,9 +4,10 @@ import { by } from "./dom.js";
 
 let asked = null;
 
-/** A key from the user; all who ask meanwhile get the same. `why`: the server's line. */
+/** A key from the user; all who ask meanwhile get the same. `why`: what is wrong with the last. */
 export function askForKey(why) {
-  by("key-problem").textContent = why;
+  by("key-problem").textContent = why || "This server wants a key.";
+  by("key-problem").classList.toggle("problem", why !== "");
   asked ??= new Promise((resolve) => {
     by("key-form").hidden = false;
     by("key").focus();

@@ -2,29 +2,14 @@
 
 import { make } from "./dom.js";
 
-const UNITS = {
-  characters: "characters",
-  graphemes: "characters",
-  utf16: "characters",
-  utf8: "bytes",
-  words: "words",
-  google_ads: "characters, wide ones twice",
-  x: "characters as X counts",
-  sms_segments: "messages",
-  hashtags: "hashtags",
-  mentions: "mentions",
-};
 const OF_THE_WHOLE = new Set(["length", "language"]);
 const LEAST_FOR_A_BAR = 10; // below it a number says more
 
 /** “messages”, or “message” of one. */
-function unitOf(counter, n) {
-  const several = UNITS[counter] ?? counter.replaceAll("_", " ");
-  return n === 1 ? several.replace(/s\b/, "") : several;
-}
+const ofSo = (n, several) => (n === 1 ? several.replace(/s\b/, "") : several);
 
-/** A channel's limits in a sentence. */
-export function limitsOf(channel) {
+/** A channel's limits in a sentence. `units`: what each counter counts, in words. */
+export function limitsOf(channel, units) {
   const parts = Object.entries(channel.parts).map(([name, part]) => {
     const many = part.min === part.max ? `${part.max}` : `${part.min} to ${part.max}`;
     const each = Object.entries(part.limits).map(([, limit]) => ` of ${limit.hard ?? limit.soft}`);
@@ -34,7 +19,7 @@ export function limitsOf(channel) {
     const bounds = [["at least", min], ["at most", hard], ["better at most", soft]];
     const [[words, n], ...others] = bounds.filter(([, bound]) => bound !== null);
     const rest = others.map(([more, bound]) => `, ${more} ${bound}`);
-    return `${words} ${n} ${unitOf(counter, n)}${rest.join("")}`;
+    return `${words} ${n} ${ofSo(n, units[counter])}${rest.join("")}`;
   });
   const all = [...parts, ...whole].join("; ");
   return all ? `${all.charAt(0).toUpperCase()}${all.slice(1)}.` : "No limit that is written down.";
@@ -49,12 +34,12 @@ function levelOf({ count, soft, hard }) {
 /** One line for each length: a number, its limit, and a bar. */
 export function lengthItems(lengths) {
   return lengths.map((length) => {
-    const { part, counter, count, soft, hard, detail } = length;
+    const { part, unit, count, soft, hard, detail } = length;
     const most = levelOf(length) === "pass" ? (soft ?? hard) : (hard ?? soft);
     const item = make("li", "length");
     item.dataset.level = levelOf(length);
     const of = most === null ? "" : ` of ${most}`;
-    const what = part ? `in ${part}` : unitOf(counter, most ?? count);
+    const what = part ? `in ${part}` : ofSo(most ?? count, unit);
     item.append(make("b", "", `${count}`), `${of} ${what}${detail ? ` (${detail})` : ""}`);
     if (most >= LEAST_FOR_A_BAR) item.append(barOf(count / most));
     return item;

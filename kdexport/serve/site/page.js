@@ -18,7 +18,11 @@ let choices = { model: "", channels: [], languages: [] };
 let runs = []; // as they stand on the page
 let work = null; // an AbortController while something is being written
 
-const say = (words) => (by("status").textContent = words);
+/** Tell the user; `isSeen`: it stands on the page already, and is only to be heard. */
+function say(words, isSeen = false) {
+  by("status").textContent = words;
+  by("status").classList.toggle("unseen", isSeen);
+}
 
 /** Show how the server is, until it is ready to write. */
 async function watch() {
@@ -80,7 +84,8 @@ async function again(run) {
   const words = `Writing ${n} for ${run.brief.product}.`;
   const error = await writing(words, (signal) => write(run, speed, signal));
   if (!runs.includes(run)) return;
-  say(error ? run.problem || "Stopped." : told([run], run.brief.product));
+  if (error) say(run.problem || "Stopped.", run.problem !== "");
+  else say(told([run], run.brief.product));
   if (error?.param) markField(error.param);
   if (error && !error.status) watch();
 }

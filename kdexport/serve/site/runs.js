@@ -130,6 +130,7 @@ export class Run {
   tell(words) {
     this.#part(".problem").textContent = words;
     this.#part(".problem").hidden = !words;
+    if (words) this.#part(".cost").textContent = "";
   }
 
   add({ variant, text, lengths }) {
