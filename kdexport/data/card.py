@@ -69,6 +69,7 @@ class DataCard:
         split.prompt_tokens.append(prompt_tokens)
         split.completion_tokens.append(completion_tokens)
         split.weighted += pair.weight != 1.0
+        split.with_spans += bool(pair.spans)
         if channel is not None:
             split.channels[channel] += 1
         if self._identify and len(split.characters) <= N_IDENTIFIED:
@@ -93,11 +94,13 @@ class _Split:
         self.languages: Counter[str] = Counter()
         self.channels: Counter[str] = Counter()
         self.weighted = 0
+        self.with_spans = 0
 
     def as_json(self) -> dict[str, Any]:
         return {
             "pairs": len(self.characters),
             "weighted_pairs": self.weighted,
+            "pairs_with_weighted_spans": self.with_spans,
             "completion_characters": spread_of(self.characters),
             "prompt_tokens": spread_of(self.prompt_tokens),
             "completion_tokens": spread_of(self.completion_tokens),

@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from kdexport.data.jsonl import parse_json
+from kdexport.data.spans import MOST_WEIGHT, Span, read_spans
 from kdexport.data.tables import Row, read_rows
 from kdexport.errors import InputError
 from kdexport.system.files import write_whole
 
 Message = dict[str, str]
 SPLITS = ("train", "validation", "test")
-COLUMNS = ("id", "split", "weight", "language", "messages", "prompt", "completion", "text")
-MOST_WEIGHT = 1000.0
+COLUMNS = (
+    *("id", "split", "weight", "weights", "language"),
+    *("messages", "prompt", "completion", "text"),
+)
 
 
 class HasSplit(Protocol):
@@ -41,6 +44,7 @@ class Pair:
     A last message of the assistant's is the completion's opening, which is not learnt but given.
     ``weight``: what a token of it counts in the loss, beside 1 for one of any other pair.
     ``language``: its code; "" where nobody has said.
+    ``spans``: characters of the completion that count more or less than that, in their order.
     ``where``: the file and the line that it was read from.
     """
 
@@ -50,6 +54,7 @@ class Pair:
     completion: str
     weight: float = 1.0
     language: str = ""
+    spans: tuple[Span, ...] = ()
     where: str = field(default="", compare=False)
 
 
@@ -64,6 +69,8 @@ def _line(pair: Pair) -> str:
         row["weight"] = pair.weight
     if pair.language:
         row["language"] = pair.language
+    if pair.spans:
+        row["weights"] = pair.spans
     asked = {"messages": list(pair.messages), "completion": pair.completion}
     row |= asked if pair.messages else {"text": pair.completion}
     return json.dumps(row, ensure_ascii=False) + "\n"
@@ -106,10 +113,10 @@ def read_pairs(
 ) -> Iterator[Pair]:
     """Read rows that hold ``messages``, ``prompt`` + ``completion``, or ``text``, one by one.
 
-    The file is one that `read_rows` reads. A row may carry ``id``, ``split``, ``weight`` and
-    ``language``; where it has no split, one is drawn from a hash of its prompt and the seed, so
-    that equal prompts never stand in two splits. Raises InputError that names file, line and
-    column.
+    The file is one that `read_rows` reads. A row may carry ``id``, ``split``, ``weight``,
+    ``weights`` and ``language``; where it has no split, one is drawn from a hash of its prompt and
+    the seed, so that equal prompts never stand in two splits. Raises InputError that names file,
+    line and column.
     """
     for row in read_rows(path, COLUMNS):
         yield pair_of(row, validation_fraction, test_fraction, seed)
@@ -120,8 +127,8 @@ def pair_of(
 ) -> Pair:
     """The pair that a row holds; see `read_pairs`."""
     messages, completion = _contents(row.cells, row.where)
-    given = row.cells.get("id")
-    name = f"{row.unit}-{row.number}" if given is None else str(given)
+    own_name = row.cells.get("id")
+    name = f"{row.unit}-{row.number}" if own_name is None else str(own_name)
     split = row.cells.get("split")
     if split is None:
         key = json.dumps(messages) if messages else completion
@@ -131,7 +138,10 @@ def pair_of(
     language = row.cells.get("language") or ""
     if not isinstance(language, str):
         raise InputError("language is no text", where=row.where, remedy="use a code, as in de")
-    return Pair(name, split, tuple(messages), completion, _weight(row), language, row.where)
+    given = row.cells.get("weights")
+    spans = () if given is None else read_spans(given, completion, row.where)
+    own = _weight(row), language, spans
+    return Pair(name, split, tuple(messages), completion, *own, row.where)
 
 
 def _weight(row: Row) -> float:

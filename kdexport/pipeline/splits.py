@@ -45,7 +45,13 @@ class Splits:
         """A fingerprint of the training texts and their weights."""
         if self.lines:
             return file_sha256(self.lines.path)
-        return fingerprint(fingerprint_examples(self.train), [e.weight for e in self.train])
+        weights = [e.weight for e in self.train]
+        own = [
+            [e.example_id, e.token_weights.tolist()]
+            for e in self.train
+            if e.token_weights is not None
+        ]
+        return fingerprint(fingerprint_examples(self.train), weights, *own)
 
 
 def renderer(tokenizer: Any) -> Callable[[list[dict[str, str]]], str]:

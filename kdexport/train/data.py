@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer
 
 from kdexport.data.pairs import Pair
+from kdexport.data.spans import token_weights
 from kdexport.errors import InputError
 from kdexport.train.packing import best_fit, next_fit
 from kdexport.train.world import World
@@ -28,7 +29,8 @@ class Encoded:
     ``ids``: int64 [n]. ``first_target``: the index from which on tokens are targets (>= 1: the
     first token has nothing before it to be predicted from). ``first_completion``: the index of the
     completion's first token; targets before it are the prompt's. ``weight``: what each of its
-    tokens counts in the loss. ``is_own``: the student wrote the completion.
+    tokens counts in the loss. ``is_own``: the student wrote the completion. ``token_weights``:
+    float32 [n], by which ``weight`` is multiplied; None where all are 1.
     """
 
     example_id: str
@@ -37,6 +39,15 @@ class Encoded:
     first_completion: int
     weight: float = 1.0
     is_own: bool = False
+    token_weights: np.ndarray | None = None
+
+    @property
+    def target_weights(self) -> np.ndarray:
+        """What each of its targets counts in the loss, float32 [n_targets]."""
+        weights = np.full(self.n_targets, self.weight, dtype=np.float32)
+        if self.token_weights is not None:
+            weights *= self.token_weights[self.first_target :]
+        return weights
 
     @property
     def n_targets(self) -> int:
@@ -119,10 +130,8 @@ class Batch:
 
     @property
     def weights(self) -> torch.Tensor:
-        """What each target counts in the loss, float [N]: its example's weight."""
-        counts = torch.tensor([example.n_targets for example in self.examples])
-        weights = torch.tensor([example.weight for example in self.examples])
-        return weights.repeat_interleave(counts)
+        """What each target counts in the loss, float [N]."""
+        return torch.from_numpy(np.concatenate([e.target_weights for e in self.examples]))
 
 
 def encoded(
@@ -137,8 +146,9 @@ def encoded(
 
     ``render`` turns chat messages into the text that the model reads. Prompt and completion are
     tokenized apart, as they are when the model writes. A pair without a prompt is plain text: all
-    its tokens but the first are targets. With ``prompts_too`` that holds for every pair. Raises
-    InputError, with the pair's place, where no token of the completion would be a target.
+    its tokens but the first are targets. With ``prompts_too`` that holds for every pair. A token
+    has the weight of the span that it touches, wholly or in part. Raises InputError, with the
+    pair's place, where no token of the completion would be a target.
     """
     where = pair.where or f"pair {pair.id}"
     try:
@@ -146,7 +156,8 @@ def encoded(
     except InputError as error:
         raise InputError(error.message, where=where, remedy=error.remedy) from None
     head = tokenizer.encode(prompt, add_special_tokens=False).ids
-    tail = tokenizer.encode(pair.completion, add_special_tokens=False).ids
+    completion = tokenizer.encode(pair.completion, add_special_tokens=False)
+    tail = completion.ids
     ids = [*head, *tail] if eos_id is None else [*head, *tail, eos_id]
     first = max(len(head), 1)
     if not tail or len(ids) <= first:
@@ -157,7 +168,13 @@ def encoded(
             remedy="leave it out, or give it a completion",
         )
     tokens = np.asarray(ids, dtype=np.int64)
-    return Encoded(pair.id, tokens, 1 if prompts_too else first, first, pair.weight)
+    weights = None
+    if pair.spans:
+        weights = np.ones(len(ids), dtype=np.float32)
+        end = len(head) + len(tail)
+        weights[len(head) : end] = token_weights(pair.spans, completion.offsets)
+    begin = 1 if prompts_too else first
+    return Encoded(pair.id, tokens, begin, first, pair.weight, token_weights=weights)
 
 
 def collate(examples: Sequence[Encoded], row_length: int | None = None) -> Batch:

@@ -70,7 +70,7 @@ class OnPolicy:
         with low_precision(student, self.precision):
             samples = sample(student, prompts, rooms, self.temperature, self.end_ids, draws)
         written = [
-            replace(example, ids=np.concatenate([prompt, new]), is_own=True)
+            replace(example, ids=np.concatenate([prompt, new]), is_own=True, token_weights=None)
             for example, prompt, new in zip(batch.examples, prompts, samples, strict=True)
         ]
         return collate(written, batch.row_length)

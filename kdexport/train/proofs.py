@@ -156,14 +156,21 @@ def summed_alone(case: Case, examples: Sequence[Encoded]) -> tuple[float, float]
         z_teacher, z_student, said = read_alone(case, example)
         for t in range(example.first_target, len(example.ids)):
             is_prompt = t < example.first_completion
+            weight = weight_at(example, t)
             if said[t - 1]:
                 share = case.objective.prompt_weight if is_prompt else 1.0
                 rows = slice(t - 1, t)
                 apart = REFERENCES[term.loss](z_teacher[rows], z_student[rows], 1.0, 0.0, None)
-                soft += example.weight * share * float(apart)
+                soft += weight * share * float(apart)
             q = torch.log_softmax(z_student[t - 1], -1)
-            task -= 0.0 if is_prompt else example.weight * float(q[example.ids[t]])
+            task -= 0.0 if is_prompt else weight * float(q[example.ids[t]])
     return task, soft
+
+
+def weight_at(example: Encoded, t: int) -> float:
+    """What a token counts: by its text, and by itself."""
+    own = 1.0 if example.token_weights is None else float(example.token_weights[t])
+    return example.weight * own
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ from kdexport.train.proofs import (
     relative_norm,
     summed_alone,
     summed_at_once,
+    weight_at,
 )
 from kdexport.train.schedule import ONE, Schedule
 from kdexport.train.uld import NO_PARTNER
@@ -127,7 +128,9 @@ def _by_hand(case: Case, inside: Inside, number: int) -> torch.Tensor:
         places = torch.arange(example.first_target, len(ids), device=total.device)
         share = (places < example.first_completion) * (case.objective.prompt_weight - 1.0) + 1.0
         values = _values(inside, number, term, mine, theirs)
-        total = total + example.weight * (share * values[where]).sum()
+        counts = [weight_at(example, t) for t in range(example.first_target, len(ids))]
+        share = share * torch.tensor(counts, dtype=torch.float64, device=total.device)
+        total = total + (share * values[where]).sum()
     return total
 
 

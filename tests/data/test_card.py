@@ -18,6 +18,7 @@ from kdexport.data.card import (
     spread_of,
 )
 from kdexport.data.pairs import Pair
+from kdexport.data.spans import Span
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=40))
@@ -40,13 +41,14 @@ def test_no_numbers_have_no_lengths() -> None:
 def test_a_card_tells_of_each_split() -> None:
     card = DataCard(lambda text: "en" if "bread" in text else "und")
     card.add(Pair("a", "train", (), "fresh bread", 2.0), 3, 5, "sms")
-    card.add(Pair("b", "train", (), "cake"), 4, 2, "sms")
+    card.add(Pair("b", "train", (), "cake", spans=(Span(0, 2, 3.0),)), 4, 2, "sms")
     card.add(Pair("c", "test", (), "tea"), 1, 1)
     assert card.n_pairs("train", "test") == 3
     found = card.as_json()
     assert found["train"] == {
         "pairs": 2,
         "weighted_pairs": 1,
+        "pairs_with_weighted_spans": 1,
         "completion_characters": {"total": 15, "mean": 7.5, "p50": 4, "p90": 11, "max": 11},
         "prompt_tokens": {"total": 7, "mean": 3.5, "p50": 3, "p90": 4, "max": 4},
         "completion_tokens": {"total": 7, "mean": 3.5, "p50": 2, "p90": 5, "max": 5},

@@ -16,6 +16,7 @@ from kdexport.data.pairs import (
     within_limits,
     write_pairs,
 )
+from kdexport.data.spans import Span
 from kdexport.errors import InputError
 
 USER = {"role": "user", "content": "Write an SMS."}
@@ -67,6 +68,9 @@ def test_plain_text_has_no_prompt(tmp_path: Path) -> None:
         ({"text": "x", "weight": float("nan")}, "weight is nan"),
         ({"text": "x", "weight": True}, "weight is True"),
         ({"text": "x", "language": 1}, "language is no text; use a code"),
+        ({"text": "x", "weights": [[0, 2, 2]]}, "weights: .* not within the text of 1 char"),
+        ({"prompt": "xyz", "completion": "x", "weights": [[0, 2, 2]]}, "not within the text of 1"),
+        ({"text": "x", "weights": 0}, "weights must be a list"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, row: object, message: str) -> None:
@@ -79,14 +83,14 @@ def test_a_table_holds_every_form(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
     messages = json.dumps([USER, ANSWER]).replace('"', '""')
     path.write_text(
-        "id,prompt,completion,text,messages,weight,split\n"
-        "a,Write an SMS.,Bread!,,,0.5,test\n"
-        ",,,Bread!,,,train\n"
-        f',,,,"{messages}",,train\n',
+        "id,prompt,completion,text,messages,weight,weights,split\n"
+        'a,Write an SMS.,Bread!,,,0.5,"[[0, 5, 2]]",test\n'
+        ",,,Bread!,,,,train\n"
+        f',,,,"{messages}",,,train\n',
         "utf-8",
     )
     one, two, three = load_pairs(path)
-    assert one == Pair("a", "test", (USER,), "Bread!", 0.5)
+    assert one == Pair("a", "test", (USER,), "Bread!", 0.5, spans=(Span(0, 5, 2.0),))
     assert two == Pair("line-3", "train", (), "Bread!")
     assert three == Pair("line-4", "train", (USER,), "Bread!")
     assert [pair.where for pair in (one, two, three)] == [f"{path}:{n}" for n in (2, 3, 4)]
@@ -95,7 +99,7 @@ def test_a_table_holds_every_form(tmp_path: Path) -> None:
 def test_parquet_holds_messages_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "data.parquet"
     rows = [
-        {"id": 7, "messages": [USER, ANSWER], "weight": 2},
+        {"id": 7, "messages": [USER, ANSWER], "weight": 2, "weights": [[0.0, 5.0, 0.5]]},
         {"id": 8, "messages": [USER], "weight": None},
     ]
     parquet.write_table(pyarrow.Table.from_pylist(rows), path)
@@ -108,17 +112,19 @@ def test_parquet_holds_messages_as_they_are(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.Table.from_pylist(rows[:1]), path)
     (pair,) = load_pairs(path)
     assert (pair.id, pair.messages, pair.completion, pair.weight) == ("7", (USER,), "Bread!", 2.0)
+    assert pair.spans == (Span(0, 5, 0.5),)
 
 
 texts = st.text(min_size=1).filter(lambda text: text.strip())
 
 
 weights = st.one_of(st.just(1.0), st.floats(0, 1000, exclude_min=True))
+of_a_span = st.one_of(st.none(), weights)
 
 
-@given(st.lists(st.tuples(texts, texts, weights), min_size=1, max_size=5))
+@given(st.lists(st.tuples(texts, texts, weights, of_a_span), min_size=1, max_size=5))
 def test_what_is_written_is_read(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str, float]]
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str, float, float | None]]
 ) -> None:
     path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
     pairs = [
@@ -129,8 +135,9 @@ def test_what_is_written_is_read(
             completion,
             weight,
             ("", "de")[n % 2],
+            () if of_span is None else (Span(0, len(completion), of_span),),
         )
-        for n, (prompt, completion, weight) in enumerate(rows)
+        for n, (prompt, completion, weight, of_span) in enumerate(rows)
     ]
     write_pairs(path, pairs)
     assert load_pairs(path) == pairs

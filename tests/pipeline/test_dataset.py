@@ -243,6 +243,36 @@ def test_what_cannot_be_streamed_is_refused(
         run_with(tmp_path, llama, many_rows(6), *options)
 
 
+def test_weights_of_parts_go_with_their_texts(tmp_path: Path, llama: Path) -> None:
+    """Into the run's file, its card, and the tokens of every epoch, streamed or not."""
+    rows = ["text,split,weight,weights", 'Fresh bread,train,2,"[[0, 5, 0.5], [6, 11, 3]]"']
+    rows += ["Rye bread is new,train,,", "Cake,validation,,"]
+    found = []
+    for name, options in (("whole", ()), ("streamed", STREAMED)):
+        (tmp_path / name).mkdir()
+        run = run_with(tmp_path / name, llama, "\n".join(rows), *options)
+        make_pairs(run)
+        card = card_of(run)["splits"]
+        assert [card[s]["pairs_with_weighted_spans"] for s in ("train", "validation")] == [1, 0]
+        data = encode_splits(run, load_tokenizer(llama), load_model(llama))
+        (batch,) = feed_of(run.recipe, data).group(1)
+        found.append({e.example_id: e.target_weights.tolist() for e in batch.examples})
+    tokens = load_tokenizer(llama).tokenize("Fresh bread")
+    assert tokens == ["Fre", "sh", "Ġbrea", "d"]
+    assert found[0]["line-2"] == [1.0, 6.0, 6.0, 2.0]  # all but the first, and the text's end
+    assert {*found[0]["line-3"]} == {1.0}
+    assert found[0] == found[1]
+
+
+def test_spans_beyond_a_text_are_refused_before_the_first_stage(
+    tmp_path: Path, llama: Path
+) -> None:
+    run = run_with(tmp_path, llama, 'text,weights\nTea,"[[0, 3, 2]]"\nCake,"[[0, 5, 2]]"\n')
+    with pytest.raises(InputError, match=r"weights: \[0, 5, 2\] is not within") as caught:
+        check_data(run)
+    assert caught.value.where == f"{tmp_path / 'data.csv'}:3"
+
+
 def test_a_pair_with_nothing_to_learn_is_refused_before_the_first_stage(
     tmp_path: Path, llama: Path
 ) -> None:

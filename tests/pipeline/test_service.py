@@ -23,7 +23,9 @@ from kdexport.pipeline.training import train_student
 from kdexport.recipe import load_recipe
 from kdexport.runtime.quality import load_reference
 from kdexport.sources import ResolvedModel
+from kdexport.system.journal import fingerprint
 from kdexport.system.metrics import read_curve
+from kdexport.train.cache import fingerprint_examples
 from kdexport.train.model import load_model, load_tokenizer
 from tests.models import make_llama
 
@@ -169,7 +171,26 @@ def test_a_cache_is_of_one_teacher_vocabulary_text_and_way_of_asking(open_run: O
     assert len({*made}) == len(made)
     same = ["train.lr=1", "train.loss=jsd", "train.batch_size=2", "seed=7", "train.lambda=3"]
     assert place(*same, examples=texts) == made[0]
+    weighted = replace(first, weight=3.0, token_weights=np.zeros(len(first.ids), np.float32))
+    assert place(examples=[weighted, *others]) == made[0]
     assert place("train.targets=hidden", "train.temperature=3") == made[7]
+
+
+def test_a_student_depends_on_the_weights_of_its_texts(open_run: Open) -> None:
+    """And without any, checkpoints are those of before there were weights of tokens."""
+    data = encoded(open_run())
+    first, second, *others = data.train
+    assert data.key == fingerprint(fingerprint_examples(data.train), [1.0] * len(data.train))
+    own = np.ones(len(first.ids), np.float32)
+    ways = [
+        [first, second],
+        [replace(first, weight=2.0), second],
+        [replace(first, token_weights=own), second],
+        [replace(first, token_weights=2 * own), second],
+        [first, replace(second, token_weights=own)],
+    ]
+    keys = {replace(data, train=[*texts, *others]).key for texts in ways}
+    assert len(keys) == len(ways)
 
 
 def test_room_on_the_disk_changes_no_student(open_run: Open) -> None:

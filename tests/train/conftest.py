@@ -60,7 +60,14 @@ def case(models: tuple[Any, Any], llama: Path, tmp_path: Path) -> Case:
         student=models[1],
         kept_ids=KEPT,
         examples=[
-            Encoded(f"e{n}", rng.integers(2, 160, size=int(size)), 1, 4, 1.0 + n / 2)
+            Encoded(
+                f"e{n}",
+                rng.integers(2, 160, size=int(size)),
+                1,
+                4,
+                1.0 + n / 2,
+                token_weights=np.linspace(0, 2, size, dtype=np.float32) if n % 2 else None,
+            )
             for n, size in enumerate((9, 19, 14, 24))
         ],
         objective=Objective(

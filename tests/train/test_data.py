@@ -5,9 +5,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import normalizers
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 
 from kdexport.data.pairs import Pair
+from kdexport.data.spans import Span
 from kdexport.errors import InputError
 from kdexport.train.data import Encoded, collate, encoded, ordered_batches, token_batches
 from tests.models import byte_level_bpe
@@ -60,6 +61,74 @@ def test_a_pair_of_which_nothing_can_be_learnt_is_refused(pair: Pair, eos_id: in
     with pytest.raises(InputError) as caught:
         encoded(pair, tokenizer, lambda _: "Bread? ", eos_id)
     assert caught.value.where == "pair a"
+
+
+def trimmed() -> Tokenizer:
+    """As those of GPT-2 and SmolLM2: the spaces of tokens are no part of their offsets."""
+    tokenizer = byte_level_bpe()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    return tokenizer
+
+
+def in_digits() -> Tokenizer:
+    """As SmolLM2's tokenizer cuts texts."""
+    tokenizer = byte_level_bpe()
+    cuts = [pre_tokenizers.Digits(individual_digits=True), tokenizer.pre_tokenizer]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts)
+    return tokenizer
+
+
+TOKENIZERS = [byte_level_bpe(), trimmed(), in_digits()]
+PIECES = ["Fresh bread", " ", "  ", "\n", "é", "ü", "日本", "🥐", "e\u0301", "20% off", "!", "x"]
+
+
+@given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=9), st.data())
+@pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=["plain", "trimmed", "digits"])
+def test_spans_of_characters_are_those_of_their_tokens(
+    tokenizer: Tokenizer, pieces: list[str], data: st.DataObject
+) -> None:
+    """Against the bytes: a token of this tokenizer spells a byte with each of its letters."""
+    text = f"a{''.join(pieces)}a"
+    cuts = data.draw(st.lists(st.integers(0, len(text)), unique=True, min_size=2).map(sorted))
+    # A span of each second stretch: some touch one another, by a byte of a token or not at all.
+    weights = data.draw(st.lists(st.sampled_from([0.0, 0.5, 3.0, None]), min_size=len(cuts)))
+    spans = tuple(
+        Span(begin, end, weight)
+        for begin, end, weight in zip(cuts[:-1], cuts[1:], weights, strict=False)
+        if weight is not None
+    )
+    pair = replace(PAIR, completion=text, weight=2.0, spans=spans)
+    found = encoded(pair, tokenizer, lambda _: "Bread? ", eos_id=2, prompts_too=True)
+    byte_of = [len(text[:n].encode()) for n in range(len(text) + 1)]
+    expected, begin = [], 0
+    for token in tokenizer.encode(text).tokens:
+        end = begin + len(token)
+        touched = [s.weight for s in spans if byte_of[s.begin] < end and byte_of[s.end] > begin]
+        expected.append(2 * touched[-1] if touched else 2.0)
+        begin = end
+    assert begin == byte_of[-1]
+    n_prompt = found.n_targets - found.n_completion
+    assert n_prompt > 0  # of which the spans say nothing, nor of the text's end
+    assert found.target_weights.tolist() == [*[2.0] * n_prompt, *expected, 2.0]
+
+
+def test_a_normalizer_leaves_characters_in_their_places() -> None:
+    """One that makes two letters of a ligature and three of a fraction, as NFKC does."""
+    tokenizer = byte_level_bpe()
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    spans = (Span(0, 1, 0.5), Span(4, 9, 3.0), Span(10, 11, 0.0))
+    found = encoded(replace(PAIR, completion="ﬁne BREAD ¾", spans=spans), tokenizer, str, 2)
+    own = [tokenizer.id_to_token(i) for i in found.ids[found.first_completion :]]
+    assert own == ["f", "in", "e", "Ġbrea", "d", "Ġ", "3", "â", "ģ", "Ħ", "4", "<|im_end|>"]
+    assert found.target_weights.tolist() == [0.5, 0.5, 1, 3, 3, 1, 0, 0, 0, 0, 0, 1]
+
+
+def test_an_example_without_spans_weighs_the_same_throughout() -> None:
+    found = encoded(replace(PAIR, weight=0.1), byte_level_bpe(), lambda _: "Bread? ", eos_id=2)
+    assert found.token_weights is None
+    batch = collate([found, example("b", 6, first=3)])
+    expected = [np.float32(0.1)] * found.n_targets + [np.float32(1)] * 3
+    assert batch.weights.dtype == torch.float32 and batch.weights.tolist() == expected
 
 
 def test_a_label_is_the_token_after_the_logits_it_is_compared_with() -> None:

@@ -85,6 +85,38 @@ def test_an_example_s_weight_multiplies_its_tokens(
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("prompt_weight", [0.0, 0.5])
+def test_a_token_s_weight_multiplies_it(
+    student: Any, examples: list[Encoded], llama: Path, prompt_weight: float
+) -> None:
+    """In both losses, beside its example's weight, against numpy; padded as packed."""
+    teacher = load_model(llama)
+    rng = np.random.default_rng(4)
+    own = [
+        dataclasses.replace(
+            e, first_target=1, weight=w, token_weights=rng.choice([0.0, 0.5, 3.0], len(e.ids))
+        )
+        for e, w in zip(examples[:3], (0.25, 1.0, 3.0), strict=True)
+    ]
+    own[1] = dataclasses.replace(own[1], token_weights=None)
+    expected = 0.0
+    for e in own:
+        with torch.no_grad():
+            logits = [model(torch.from_numpy(e.ids)[None]).logits for model in (teacher, student)]
+        z = [one[0, :-1].double().numpy() for one in logits]
+        p, q = (one - np.log(np.exp(one).sum(-1, keepdims=True)) for one in z)
+        is_completion = np.arange(1, len(e.ids)) >= e.first_completion
+        kl = (np.exp(p) * (p - q)).sum(-1) * np.where(is_completion, 1.0, prompt_weight)
+        nats = -q[np.arange(len(q)), e.ids[1:]] * is_completion
+        own_weights = 1.0 if e.token_weights is None else e.token_weights[1:]
+        expected += float((e.weight * own_weights * (nats + 2.0 * kl)).sum())
+    targets = live_targets(teacher, None, 1.0)
+    wishes = {"kd_weight": steady(2.0), "prompt_weight": prompt_weight}
+    for row_length in (None, 40):
+        found = loss_of(student, collate(own, row_length), targets, **wishes)
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
 def gradient(student: Any, loss: torch.Tensor) -> torch.Tensor:
     student.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]

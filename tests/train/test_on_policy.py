@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,17 @@ def test_own_samples_have_no_cross_entropy(
     (half, other) = batch.halves()
     parts = [batch_loss(student, b, targets(b), Objective(), 0.5) for b in (half, other)]
     assert sum(float(p.loss.detach()) for p in parts) == pytest.approx(found.divergence, rel=1e-5)
+
+
+def test_weights_of_a_text_s_tokens_are_not_its_sample_s(
+    student: Any, examples: list[Encoded]
+) -> None:
+    weighted = [
+        dataclasses.replace(e, weight=2.0, token_weights=np.zeros(len(e.ids), np.float32))
+        for e in examples[:4]
+    ]
+    (batch,) = policy(1.0).renewed(student, [collate(weighted)], 0, 0.5)
+    assert batch.weights.tolist() == [2.0] * batch.n_targets
 
 
 def test_the_teacher_is_asked_of_own_samples_where_a_cache_has_none(

@@ -100,13 +100,14 @@ def by_hand(case: Case, name: str) -> tuple[float, float]:
         p, q = z_teacher[rows], z_student[rows]
         places = np.arange(example.first_target, len(example.ids))
         is_completion = places >= example.first_completion
-        shares = example.weight * np.where(is_completion, 1.0, case.objective.prompt_weight)
+        weights = np.array([proofs.weight_at(example, int(t)) for t in places])
+        shares = weights * np.where(is_completion, 1.0, case.objective.prompt_weight)
         order = p.topk(case.n_kept, dim=-1).indices if case.way == "cached" else None
         amount, temperature = LOSSES[name].parameter or 0.0, case.objective.temperature
         apart = REFERENCES[name](p, q, temperature, amount, order)
         soft += float((torch.from_numpy(shares) * apart).sum())
         nats = F.cross_entropy(q, torch.from_numpy(example.ids[1:])[rows], reduction="none")
-        task += example.weight * float(nats[torch.from_numpy(is_completion)].sum())
+        task += float((nats * torch.from_numpy(weights * is_completion)).sum())
     return task, soft
 
 
