@@ -13,6 +13,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from bench.exact_kl import lines as exact_kl_lines  # noqa: E402
 from bench.passing import table as passing_table  # noqa: E402
 from bench.passing import verdicts as passing_verdicts  # noqa: E402
 from bench.peers.table import table as peers_table  # noqa: E402
@@ -184,6 +185,7 @@ KINDS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], Lines]]] = {
     "quickstart": ("The quickstart, teacher to int8 student", quickstart),
     "repeatability": ("What a second bench says", repeatability),
     "stopwatch": ("The bench beside a stopwatch", stopwatch),
+    "exact-kl": ("The KL of a reference beside PyTorch's", exact_kl_lines),
     "distill": ("Distillation for equal CPU minutes", quality),
     "ablations": ("Ablations of the quickstart's recipe", quality),
     "passing": ("Pass rates with reviewed texts and raw ones", passing),

@@ -290,7 +290,10 @@ def load_report(path: str | Path) -> BenchReport:
     file = Path(path)
     file = file / "bench.json" if file.is_dir() else file
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        if not text.strip():
+            raise InputError("is empty", where=str(file), remedy="run kdexport bench")
+        raw = json.loads(text)
     except (OSError, ValueError) as error:
         raise InputError(
             f"cannot be read ({error})", where=str(file), remedy="run kdexport bench"

@@ -2,16 +2,17 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from kdexport.bundle import REFERENCE, Bundle, open_bundle
+from kdexport.bundle import REFERENCE, Bundle, open_bundle, verify_bundle
 from kdexport.errors import InputError, ThresholdError
 from kdexport.export import gate as gate_module
 from kdexport.export.bundles import export_bundle
+from kdexport.export.draft import load_draft
 from kdexport.export.gate import Gate
 from kdexport.export.quantize import Wishes, quantize_bundle
 from kdexport.pipeline.stages import export_checkpoint
@@ -20,6 +21,7 @@ from kdexport.runtime.token_scores import Quality
 from kdexport.verdict.conditions import parse_threshold
 from kdexport.verdict.measures import MEASURES
 from tests.models import make_llama
+from tests.shuffled import own_reference, shuffled
 
 FOUND = Quality(
     perplexity=20.0, perplexity_se=1.0, ece=0.1, n_tokens=9, texts={}, kl_mean=0.4, kl_p99=2.5
@@ -83,26 +85,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     folder.mkdir()
     student = make_llama(folder / "student")
-    session = open_session(export_bundle(student, folder / "b", name="x"), n_threads=1)
-    ids = [5, 9, 12, 40, 3, 7]
-    logits = session.score(ids).astype(np.float64)
-    logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    targets = len(ids) - 1
-    size = logprobs.shape[-1]
-    np.savez(
-        folder / REFERENCE,
-        ids=np.asarray(ids, dtype=np.int32),
-        offsets=np.asarray([0, len(ids)]),
-        target=np.arange(1, len(ids)),
-        topk_ids=np.tile(np.arange(size, dtype=np.int32), (targets, 1)),
-        topk_logprobs=logprobs[:-1].astype(np.float32),
-        tail_logprob=np.full(targets, -99.0, dtype=np.float32),
-        drawn_ids=np.zeros((targets, 0), dtype=np.int32),
-        drawn_logprobs=np.zeros((targets, 0), dtype=np.float32),
-        kept_ids=np.arange(size, dtype=np.int32),
-        kept_mass=np.ones(targets, dtype=np.float32),
-        meta=np.frombuffer(b"{}", dtype=np.uint8),
-    )
+    own_reference(export_bundle(student, folder / "b", name="x"), folder / REFERENCE)
     return folder
 
 
@@ -136,6 +119,23 @@ def test_the_quantized_bundle_is_the_one_that_is_asked(run: Path, tmp_path: Path
     with pytest.raises(ThresholdError, match="student-fp32"):
         export_checkpoint(run, tmp_path / "other", "int8")
     assert not (tmp_path / "other").exists()
+
+
+def test_every_tensor_that_is_shuffled_is_caught(run: Path, tmp_path: Path) -> None:
+    """Its hashes are right, and so is its size: only what it says of texts is not."""
+    whole = export_bundle(run / "student", tmp_path / "b", name="x", reference=run / REFERENCE)
+    gate = Gate("student-int8", [parse_threshold("kl_mean>0.005")])
+    n_caught = 0
+    for parent in (whole, quantize_bundle(whole, "int8", tmp_path / "q", Wishes(gate=gate))):
+        for tensor in load_draft(parent.file(parent.manifest.graphs.decode)).weights:
+            bundle = shuffled(parent, tensor, tmp_path / "shuffled")
+            if bundle is None:
+                continue
+            assert verify_bundle(bundle.path) == []
+            with pytest.raises(ThresholdError, match="student-int8: kl_mean is"):
+                gate.check(bundle.path, partial(open_session, bundle, n_threads=1))
+            n_caught += 1
+    assert n_caught > 30
 
 
 def test_a_recipe_of_a_run_that_is_broken_lets_nothing_pass(run: Path, tmp_path: Path) -> None:

@@ -21,9 +21,11 @@ from kdexport.measuring.arms import Arm, ArmSpec, arm_names, bench_bundles
 from kdexport.measuring.scoring import Briefed
 from kdexport.measuring.torch_arm import open_torch
 from kdexport.system.energy import Meter
+from kdexport.verdict.conditions import parse_threshold, report_failures
 from kdexport.verdict.report import BenchSettings
 from kdexport.verdict.timing import Case
 from tests.models import make_llama
+from tests.shuffled import own_reference, shuffled
 
 ROOT = Path(__file__).parents[2]
 FEW = BenchSettings(n_threads=1, prompt_tokens=4, new_tokens=3, n_runs=1)
@@ -218,6 +220,19 @@ def test_a_bundle_s_parent_is_known_by_its_manifest(
     assert [(spec.name, spec.made_from) for spec in seen] == [
         *(("tiny", None), ("child", "tiny"), ("alone", None))
     ]
+
+
+def test_a_shuffled_tensor_fails_the_threshold_that_the_whole_bundle_meets(
+    model: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    reference = own_reference(bundle, tmp_path / "reference.npz")
+    whole = export_bundle(model, tmp_path / "whole", name="whole", reference=reference)
+    tensor = "model.layers.1.mlp.down_proj.weight_t"
+    broken = shuffled(whole, tensor, tmp_path / "broken")
+    assert broken is not None
+    report = bench_bundles([whole.path, broken.path], None, FEW)
+    (line,) = report_failures(report, [parse_threshold("*:kl_mean>0.005")])
+    assert line.startswith("broken: kl_mean is ")
 
 
 def test_a_changed_reference_is_refused(bundle: Bundle, tmp_path: Path) -> None:
