@@ -336,10 +336,14 @@ def bench_bundles(
     ]
     if teacher is not None:
         from kdexport.measuring.teacher_bundle import teacher_bundle_or_why
+        from kdexport.measuring.vocabularies import check_teacher
         from kdexport.sources import resolve_teacher
 
-        reference = next((spec.reference for spec in specs if spec.reference), None)
         model = resolve_teacher(teacher, where="--teacher")
+        scored = zip(bundles, specs, strict=True)
+        bundle, reference = next(((b, s.reference) for b, s in scored if s.reference), (None, None))
+        if bundle is not None and reference is not None:
+            check_teacher(model.path, bundle, reference)
         made = teacher_bundle_or_why(model) if int8_teacher else None
         if isinstance(made, str):
             say(f"{INT8_TEACHER} is left out: {made}")

@@ -16,6 +16,7 @@ from kdexport.data.pairs import Pair, load_pairs
 from kdexport.errors import InputError
 from kdexport.measuring.asking import asked_once, spread
 from kdexport.measuring.scoring import Copies, Written, load_judges, score_copies
+from kdexport.measuring.vocabularies import kept_ids
 from kdexport.runtime.arm import sample_copy
 from kdexport.runtime.generate import Runs
 from kdexport.runtime.quality import log_softmax, target_logits
@@ -143,25 +144,6 @@ def encode(pair: Pair, codec: TextCodec) -> Text:
     head = codec.encode(codec.render_chat(pair.messages))
     tail = codec.tokenizer.encode(pair.completion, add_special_tokens=False).ids
     return Text(np.asarray([*head, *tail, *ends], dtype=np.int64), max(len(head), 1))
-
-
-def kept_ids(own: TextCodec, teacher: TextCodec) -> Array | None:
-    """The teacher's id of each of the model's tokens, int64 [V]; None where they are the same.
-
-    Raises InputError where one of the model's tokens is not the teacher's.
-    """
-    ours, theirs = (codec.tokenizer.get_vocab(with_added_tokens=True) for codec in (own, teacher))
-    if ours == theirs:
-        return None
-    names = sorted(ours, key=ours.__getitem__)
-    missing = next((name for name in names if name not in theirs), None)
-    if missing is not None or sorted(ours.values()) != list(range(len(ours))):
-        raise InputError(
-            f"its token {missing!r} is not the teacher's",
-            where=own.where,
-            remedy="name the teacher that the model was distilled from",
-        )
-    return np.asarray([theirs[name] for name in names], dtype=np.int64)
 
 
 def score_both(text: Text, models: Sequence[Opened], kept: Array | None) -> Iterator[TextScores]:

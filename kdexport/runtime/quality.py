@@ -154,7 +154,11 @@ def target_logits(session: Runs, ids: Array, targets: Array, kept: Array | None 
     read = ids if kept is None else kept[ids]
     cache = session.new_cache(1, len(ids))
     logits = session.run(read[None], cache, logit_rows=targets.astype(np.int64) - 1)
-    return logits if kept is None else logits[:, kept]
+    if kept is None:
+        return logits
+    if kept.max() >= logits.shape[-1]:
+        raise InputError(f"is of token {kept.max()} too, the model of {logits.shape[-1]} tokens")
+    return logits[:, kept]
 
 
 def kl_per_token(reference: Reference, rows: Array, logprobs: Array) -> Array:

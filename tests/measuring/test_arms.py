@@ -132,10 +132,11 @@ def test_the_teacher_is_scored_on_the_first_reference(
         return []
 
     monkeypatch.setattr(arms, "measure_arms", remember)
+    own = own_reference(bundle, tmp_path / "own.npz").read_bytes()
     paths = [
         copy(bundle, tmp_path / "none"),
-        copy(bundle, tmp_path / "first", reference=b"1"),
-        copy(bundle, tmp_path / "second", reference=b"2"),
+        copy(bundle, tmp_path / "first", reference=own),
+        copy(bundle, tmp_path / "second", reference=own),
         copy(bundle, tmp_path / "last"),
     ]
     bench_bundles(paths, str(model), FEW)
@@ -149,6 +150,9 @@ def test_the_teacher_is_scored_on_the_first_reference(
     seen.clear()
     bench_bundles(paths, str(model), FEW, int8_teacher=False)
     assert [spec.name for spec in seen if spec.teacher_vocabulary] == names[:1]
+    other = make_llama(tmp_path / "other", vocab_size=300)
+    with pytest.raises(InputError, match=r"is not the teacher of .*first"):
+        bench_bundles(paths, str(other), FEW)
 
 
 def test_a_teacher_that_cannot_be_exported_has_one_row_and_a_line(
@@ -315,7 +319,10 @@ def test_a_reference_of_another_model_is_one_line(
     )
     arm = Arm(ArmSpec("x", model if in_torch else bundle.path, in_torch=in_torch), 1)
     try:
-        for whole, reason in ((True, "token 999"), (False, "of 6 tokens, the model of 320")):
+        for whole, reason in (
+            (True, "token 999"),
+            (False, "of 6 tokens, the model of 320"),
+        ):
             with pytest.raises(InputError, match=reason) as caught:
                 arm.ask("quality", reference=str(reference), teacher_vocabulary=whole)
             assert str(caught.value).startswith(str(reference))

@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from tokenizers import Tokenizer, models
 
-from kdexport.bundle import Bundle, TextFacts
+from kdexport.bundle import Bundle
 from kdexport.commands.main import cli
 from kdexport.data.pairs import Pair
 from kdexport.errors import InputError, KdexportError
 from kdexport.export.bundles import export_bundle
-from kdexport.measuring.evaluating import encode, evaluate, kept_ids
+from kdexport.measuring.evaluating import encode, evaluate
 from kdexport.runtime.quality import log_softmax
 from kdexport.runtime.session import open_session
-from kdexport.runtime.text import TextCodec, load_text
+from kdexport.runtime.text import load_text
 from kdexport.verdict.scores import Evaluation
+from tests.measuring.test_vocabularies import words
 from tests.models import CORPUS, make_llama
 
 ASK = {"n_threads": 1, "n_texts": None, "n_copies": 0, "new_tokens": 8, "teacher": None}
@@ -121,8 +121,8 @@ def test_the_command_prints_tables_or_json(bundle: Bundle, folder: Path) -> None
     told = CliRunner().invoke(cli, [*asked, "--new", "4", "--json"], catch_exceptions=False)
     assert Evaluation.model_validate_json(told.stdout).n_texts == 2
     shown = CliRunner().invoke(cli, [*asked, "--new", "4"], catch_exceptions=False).output
-    for words in ("perplexity", "ECE", "chrF", "completions"):
-        assert words in shown
+    for word in ("perplexity", "ECE", "chrF", "completions"):
+        assert word in shown
 
 
 @pytest.mark.parametrize(
@@ -151,25 +151,6 @@ def test_what_cannot_be_scored_is_one_line(
 def test_no_bundle_is_one_line(folder: Path) -> None:
     with pytest.raises(InputError, match="is no bundle"):
         evaluate(folder / "teacher", folder / "own.jsonl", **ASK)
-
-
-def words(folder: Path, name: str, *tokens: str) -> TextCodec:
-    """A codec of these tokens."""
-    (folder / name).mkdir()
-    tokenizer = Tokenizer(models.WordLevel({token: n for n, token in enumerate(tokens)}, tokens[0]))
-    tokenizer.save(str(folder / name / "tokenizer.json"))
-    return TextCodec(folder / name / "tokenizer.json", TextFacts(eos_token_ids=[0]), None)
-
-
-def test_a_trimmed_vocabulary_finds_its_tokens_in_the_teacher_s(tmp_path: Path) -> None:
-    teacher = words(tmp_path, "teacher", "end", "tea", "bread", "oven", "hill")
-    student = words(tmp_path, "student", "end", "oven", "bread")
-    found = kept_ids(student, teacher)
-    assert found is not None
-    assert found.tolist() == [0, 3, 2]
-    assert kept_ids(teacher, teacher) is None
-    with pytest.raises(InputError, match=r"student: its token 'soap' is not the teacher's"):
-        kept_ids(words(tmp_path, "other-student", "end", "soap"), teacher)
 
 
 def test_a_text_ends_with_its_end_token(tmp_path: Path) -> None:

@@ -167,3 +167,17 @@ def test_a_reference_of_another_vocabulary_is_one_line(
     )
     with pytest.raises(InputError, match="of 310 tokens, the model of 320"):
         measure_quality(session, load_reference(tmp_path / "r.npz"), teacher_vocabulary=False)
+
+
+def test_a_teacher_without_one_of_the_tokens_is_one_line(
+    llama_bundle: Bundle, tmp_path: Path
+) -> None:
+    """No text has the token, but the distribution is over it."""
+    session = open_session(llama_bundle, n_threads=1)
+    write(tmp_path / "r.npz", [session.score(ids).copy() for ids in TEXTS], k=4)
+    with np.load(tmp_path / "r.npz") as file:
+        arrays = dict(file)
+    arrays["kept_ids"][-1] = 999
+    np.savez(tmp_path / "r.npz", **arrays)
+    with pytest.raises(InputError, match="is of token 999 too, the model of 320 tokens"):
+        measure_quality(session, load_reference(tmp_path / "r.npz"), teacher_vocabulary=True)

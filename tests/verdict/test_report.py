@@ -86,6 +86,22 @@ def test_a_report_of_another_form_is_refused(tmp_path: Path, change: object, mes
 
 
 @pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "bench.json: is empty; run kdexport bench"),
+        (" \n", "bench.json: is empty"),
+        ("{", "bench.json: cannot be read"),
+        ("[]", "bench.json: report: "),
+    ],
+)
+def test_what_is_no_report_is_one_line(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "bench.json").write_text(content)
+    with pytest.raises(InputError) as caught:
+        load_report(tmp_path)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("value", "text"),
     [(1234.4, "1,234"), (538.1, "538"), (14.23, "14.2"), (4.706, "4.71"), (0.43, "0.430")],
 )
