@@ -12,6 +12,7 @@ LIBRARIES = {
     "tensorboard": ("tensorboard",),
     "constrained": ("llguidance",),
     "parquet": ("pyarrow",),
+    "ranking": ("sklearn",),
     "serve": ("starlette", "uvicorn", "sse_starlette", "prometheus_client", "llguidance"),
 }
 

@@ -44,7 +44,7 @@ def beside_of(options: dict[str, Any]) -> Any:
     """The files of a command's options, which are taken from them."""
     from kdexport.copywriting.copywriter import Beside
 
-    names = {"against": "against", "judge": "judge"}
+    names = {"against": "against", "judge": "judge", "ranker": "ranker"}
     names |= {"channels_folder": "channels", "brand_path": "brand", "audiences_path": "audiences"}
     return Beside(**{name: options.pop(option, None) for option, name in names.items()})
 
@@ -57,6 +57,9 @@ def beside_of(options: dict[str, Any]) -> Any:
 @click.option("--keep", type=click.IntRange(1, 64), default=1, help="Rows for each brief.")
 @click.option("--against", type=EXISTING, help="Pairs that were trained on: no copy of those.")
 @judge_option
+@click.option(
+    "--ranker", type=EXISTING, help="Of `content learn`: which of those that pass come first."
+)
 @click.option("--disclose", default="", metavar="TEXT", help="Stands before each copy.")
 @click.option(
     "--google-ads", type=EXISTING, help="Write the ads for Google Ads Editor, too, to this CSV."
@@ -139,6 +142,38 @@ def pairs(
     print_json({"out": str(out), "pairs": len(found)}) if as_json else click.echo(
         f"{out}: {len(found):,} pairs"
     )
+
+
+@content.command()
+@click.argument("clicks", type=EXISTING)
+@click.option("-o", "--out", type=EXISTING, required=True, help="The ranker, JSON.")
+@channels_option
+@json_option
+def learn(clicks: Path, out: Path, channels_folder: Path | None, as_json: bool) -> None:
+    """Learn from how often copy was clicked which is clicked more, for `kdexport write --ranker`.
+
+    CLICKS is a table: text, channel, impressions, clicks, and if known segment and group (texts
+    that were tried for one purpose: their brief). What was learnt is measured on texts held out
+    with all that are like them. Needs kdexport[ranking]; using the ranker does not.
+    """
+    from dataclasses import asdict
+
+    from kdexport.content.channels import load_channels
+    from kdexport.content.clicks import load_clicks
+    from kdexport.copywriting.clicks import learn_clicks
+    from kdexport.copywriting.describe import describe_held_out
+    from kdexport.copywriting.ranker import save_ranker
+    from kdexport.system.console import tracked
+
+    rows = load_clicks(clicks, load_channels(channels_folder))
+    with tracked("ranker learns", "parts") as progress:
+        ranker, found = learn_clicks(rows, str(clicks), progress)
+    save_ranker(out, ranker)
+    if as_json:
+        print_json(asdict(found))
+        return
+    print_rich(describe_held_out(found))
+    click.echo(out)
 
 
 @content.command("eval", context_settings={"show_default": True})

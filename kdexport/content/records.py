@@ -33,13 +33,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Kind(Generic[Record]):
-    """How a row becomes a record. ``key``: the field that tells records apart, once in a file.
+    """How a row becomes a record. ``key``: the field that tells records apart, once in a file;
+    None where records may be equal.
 
     ``make`` raises pydantic's ValidationError, or InputError with the row's place.
     """
 
     model: type[Record]
-    key: str
+    key: str | None
     make: Callable[[Row], Record]
 
 
@@ -79,7 +80,7 @@ def examine_records(
 def _read(path: Path, kind: Kind[Record], *, tolerant: bool) -> Iterator[Record | Problem]:
     """Records, and the problems of rows that are none, in the file's order."""
     bad: list[InputError] = []
-    places: dict[str, str] = {}
+    places: dict[str | None, str] = {}
     for row in read_rows(path, on_bad=bad.append) if tolerant else read_rows(path):
         yield from map(_problem, bad)
         bad.clear()
@@ -92,8 +93,8 @@ def _read(path: Path, kind: Kind[Record], *, tolerant: bool) -> Iterator[Record 
                 field = field_of(one).removesuffix(": ")
                 yield Problem(row.where, field, problem_of(one, kind.model))
         else:
-            name = getattr(record, kind.key)
-            if name in places:
+            name = getattr(record, kind.key) if kind.key else None
+            if kind.key and name in places:
                 yield Problem(row.where, kind.key, f"{name!r} stands in {places[name]} too")
                 continue
             places[name] = row.place

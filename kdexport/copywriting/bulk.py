@@ -89,6 +89,7 @@ def write_file(
         "file of briefs": file_sha256(briefs_path),
         "--against": file_sha256(beside.against) if beside.against else None,
         "--audiences": file_sha256(beside.audiences) if beside.audiences else None,
+        "--ranker": file_sha256(beside.ranker) if beside.ranker else None,
         **depends_on(writer, briefs),
     }
     started = time.monotonic()
@@ -162,6 +163,7 @@ def depends_on(writer: Copywriter, briefs: Sequence[Brief]) -> dict[str, Any]:
         "--brand": writer.brand.model_dump(mode="json") if writer.brand else None,
         "channel": {name: writer.channels[name].model_dump(mode="json") for name in channels},
         "check of the language": writer.checks.identify is not None,
+        "sentiment": writer.sentiment is not None,
         "version of kdexport": __version__,
         **{f"--{name.replace('_', '-')}": value for name, value in vars(writer.asked).items()},
     }

@@ -19,8 +19,10 @@ from kdexport.content.prompts import Message, brief_messages, split_opening
 from kdexport.copywriting.candidates import MAX_ROWS, Answer, Candidate, Overgenerator, Request
 from kdexport.copywriting.checking import Checked, Checks
 from kdexport.copywriting.fluency import Judge
+from kdexport.copywriting.ranker import load_ranker
 from kdexport.copywriting.ranking import ERROR, FAIL, NEARLY, Place, Scored, choose
 from kdexport.copywriting.rows import COLUMNS, Row
+from kdexport.copywriting.sentiment import sentiment_scorer
 from kdexport.data.card import language_identifier
 from kdexport.data.contamination import HeldOut
 from kdexport.data.pairs import Pair, read_pairs
@@ -29,6 +31,7 @@ from kdexport.runtime.text import TextCodec, load_text
 
 TEXTS_A_SHARD = 512
 DIGITS = 4  # of log-probabilities
+MORE_DIGITS = 6  # of the probability of a click
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class Asked:
 @dataclass(frozen=True)
 class Beside:
     """Files that hold for all briefs. ``against``: pairs that were trained on; ``judge``: a bundle
-    that ranks; ``channels``: a folder of them; ``brand``: a style pack; ``audiences``: segments.
+    that ranks; ``channels``: a folder of them; ``brand``: a style pack; ``audiences``: segments;
+    ``ranker``: of `kdexport.copywriting.ranker`.
     """
 
     against: Path | None = None
@@ -58,6 +62,7 @@ class Beside:
     channels: Path | None = None
     brand: Path | None = None
     audiences: Path | None = None
+    ranker: Path | None = None
 
     def briefs(self, path: Path) -> list[Personal]:
         """The briefs of a file, those that name segments once for each."""
@@ -98,6 +103,8 @@ class Copywriter:
         self.asked = asked
         self.bundle: Bundle = open_bundle(bundle)
         self.codec: TextCodec = load_text(self.bundle)
+        self.ranker = load_ranker(beside.ranker) if beside.ranker else None
+        self.sentiment = sentiment_scorer()
         self.judge = Judge(beside.judge, n_threads) if beside.judge else None
         self.trained_on = HeldOut(_copies(beside.against), NEARLY) if beside.against else None
         self.channels = load_channels(beside.channels)
@@ -141,10 +148,18 @@ class Copywriter:
             if key not in known:
                 known[key] = self._check(work, one)
             checked, judged = known[key]
+            logprobs = _short(one.mean_logprob), _short(judged)
             scored.append(
-                Scored(one.number, one.text, checked, _short(one.mean_logprob), _short(judged))
+                Scored(one.number, one.text, checked, *logprobs, self._click_score(work, one.text))
             )
         return scored
+
+    def _click_score(self, work: Work, text: str) -> float | None:
+        """The probability of a click by the ranker, where there is one."""
+        if self.ranker is None:
+            return None
+        segment = "; ".join(names_of(work.brief.segment))
+        return round(self.ranker.score(text, work.brief.channel, segment), MORE_DIGITS)
 
     def _check(self, work: Work, candidate: Candidate) -> tuple[Checked, float | None]:
         """What a text violates, and where it passes, what the judge says."""
@@ -183,6 +198,8 @@ class Copywriter:
             "lengths": list(checked.lengths),
             "mean_logprob": one.logprob,
             "judge_logprob": one.judge_logprob,
+            "click_score": one.click_score,
+            "sentiment": self.sentiment and self.sentiment(one.text, work.brief.language),
             "candidate": one.number,
         }
 

@@ -19,7 +19,8 @@ NO_OTHER = "no other text was written"
 class Scored:
     """A candidate that was checked. ``logprob``, ``judge_logprob``: means over its tokens, nats.
 
-    The judge's is the fluency that counts where there is a judge.
+    The judge's is the fluency that counts where there is a judge. ``click_score``: the probability
+    that it is clicked, by a ranker.
     """
 
     number: int
@@ -27,6 +28,7 @@ class Scored:
     checked: Checked
     logprob: float | None = None
     judge_logprob: float | None = None
+    click_score: float | None = None
 
     @property
     def fluency(self) -> float:
@@ -51,7 +53,8 @@ class Place:
 
 
 def choose(scored: Sequence[Scored], keep: int) -> list[Place]:
-    """``keep`` places. Those that pass come first, by soft violations, then by fluency.
+    """``keep`` places. Those that pass come first, by soft violations, then by click score where
+    there is one, then by fluency.
 
     One that is nearly alike to a better one is passed over. Where too few pass, the places left
     fail, each with the nearest text that stands in no other place: the one with the fewest hard
@@ -76,9 +79,10 @@ def choose(scored: Sequence[Scored], keep: int) -> list[Place]:
     return places + [Place(FAIL)] * (keep - len(places))
 
 
-def _order(one: Scored) -> tuple[int, float, int, float, int]:
+def _order(one: Scored) -> tuple[float, ...]:
     checked = one.checked
-    return len(checked.hard), checked.over, len(checked.soft), -one.fluency, one.number
+    faults = len(checked.hard), checked.over, len(checked.soft)
+    return *faults, -(one.click_score or 0.0), -one.fluency, one.number
 
 
 def _failing(one: Scored, why: str) -> Scored:

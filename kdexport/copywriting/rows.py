@@ -32,6 +32,8 @@ COLUMNS = (
     "lengths",
     "mean_logprob",
     "judge_logprob",
+    "click_score",
+    "sentiment",
     "n_passed",
     "bundle",
     "manifest_sha256",

@@ -21,7 +21,9 @@ from kdexport.copywriting import bulk, copywriter
 from kdexport.copywriting.candidates import Answer, Candidate, Overgenerator, Request
 from kdexport.copywriting.copywriter import Asked
 from kdexport.copywriting.fluency import Judge
+from kdexport.copywriting.ranker import Ranker, save_ranker
 from kdexport.copywriting.rows import CopyJournal, Row, journal_path
+from kdexport.copywriting.sentiment import sentiment_scorer
 from kdexport.data.pairs import Pair
 from kdexport.errors import InputError
 from kdexport.export.bundles import export_bundle
@@ -338,6 +340,58 @@ def test_a_judge_ranks_what_passes(
         (0, -4.0),
         (1, None),
     ]
+
+
+def test_a_ranker_chooses_among_those_that_pass(
+    writer: copywriter.Copywriter, bundle: Bundle, tmp_path: Path
+) -> None:
+    writer.ranker = Ranker(intercept=-3, weights={"word a": 1.0, "word 0": -1.0, "word old": 2})
+    texts = ("Boils in 60 seconds", "Kettle boils in 9 seconds", "An old kettle of a kind")
+    rows = written(writer, *texts)
+    assert [row["candidate"] for row in rows[:3]] == [0, 2, 1]  # the last but strays
+    kettle = KETTLE.model_copy(update={"facts": ()})
+    candidates = [Candidate(n, "", text, True, [-1.0 - n]) for n, text in enumerate(texts)]
+    rows = writer.rows(writer.work(0, kettle), Answer(candidates), "2026-01-02")
+    assert [row["candidate"] for row in rows[:1]] == [2]
+    wanted = writer.ranker.score(texts[2], "ad_headline")
+    assert rows[0]["click_score"] == pytest.approx(wanted, abs=1e-6)
+    segment = KETTLE.model_copy(update={"segment": "s"})
+    writer.ranker = Ranker(intercept=0, weights={"segment s": 1.0})
+    (row, *_) = writer.rows(writer.work(0, segment), Answer(candidates), "2026-01-02")
+    assert row["click_score"] == pytest.approx(1 / (1 + np.exp(-1)), abs=1e-6)
+
+
+def test_a_table_is_not_gone_on_with_by_another_ranker(
+    bundle: Bundle, briefs: Path, tmp_path: Path
+) -> None:
+    out, ranker = tmp_path / "copies.csv", tmp_path / "ranker.json"
+    arguments = ["write", bundle.path, briefs, "-o", out, "--ranker", ranker, *FEW]
+    save_ranker(ranker, Ranker(intercept=0, weights={}))
+
+    def work() -> int:
+        at_row(1, kill)(pytest.MonkeyPatch())
+        return call(*arguments)[0]
+
+    assert forked(work) == -signal.SIGKILL
+    save_ranker(ranker, Ranker(intercept=1, weights={}))
+    code, said = call(*arguments)
+    assert code == 2 and "was begun with another --ranker" in said
+
+
+def test_english_copy_has_a_sentiment(writer: copywriter.Copywriter) -> None:
+    pytest.importorskip("vaderSentiment")
+    row, *_ = written(writer, "A wonderful kettle in 60 seconds")
+    dull, *_ = written(writer, "A terrible kettle in 60 seconds")
+    assert row["sentiment"] > 0.3 > -0.3 > dull["sentiment"]
+    german = KETTLE.model_copy(update={"language": "de"})
+    candidate = Candidate(0, "", "Ein wunderbarer Kessel", True, [-1.0])
+    (row, *_) = writer.rows(writer.work(0, german), Answer([candidate]), "2026-01-02")
+    assert row["sentiment"] is None
+
+
+def test_without_its_package_there_is_no_sentiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert sentiment_scorer() is None
 
 
 def test_a_judge_reads_as_an_evaluation_does(bundle: Bundle) -> None:

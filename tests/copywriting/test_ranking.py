@@ -28,9 +28,11 @@ checks = st.builds(
     soft=st.lists(st.sampled_from(["tone", "strays"]), max_size=2).map(tuple),
     over=st.sampled_from([0.0, 0.1, 1.0]),
 ).map(lambda found: found if found.hard else replace(found, over=0.0))
-candidates = st.lists(
-    st.tuples(texts, checks, st.none() | st.sampled_from([-3.0, -1.0, -0.5])), max_size=8
-).map(lambda found: [Scored(n, *one) for n, one in enumerate(found)])
+fluencies = st.none() | st.sampled_from([-3.0, -1.0, -0.5])
+clicks = st.none() | st.sampled_from([0.01, 0.02, 0.05])
+candidates = st.lists(st.tuples(texts, checks, fluencies, st.none(), clicks), max_size=8).map(
+    lambda found: [Scored(n, *one) for n, one in enumerate(found)]
+)
 
 
 def test_order_is_by_soft_violations_then_by_fluency_of_the_judge() -> None:
@@ -46,6 +48,18 @@ def test_order_is_by_soft_violations_then_by_fluency_of_the_judge() -> None:
         (WARN, 0),
         (FAIL, 3),
     ]
+
+
+def test_what_is_clicked_more_comes_first_among_those_that_pass_alike() -> None:
+    """However likely a text is clicked, it does not come before one that violates less."""
+    scored = [
+        Scored(0, "Fresh bread from our oven", Checked(soft=("tone",)), -0.1, None, 0.9),
+        Scored(1, "Tea in spring", Checked(), -0.2, None, 0.01),
+        Scored(2, "Book your weekend today", Checked(), -0.9, None, 0.02),
+        Scored(3, "Buy two pairs", Checked(hard=("banned",)), 0.0, None, 0.99),
+    ]
+    places = choose(scored, 4)
+    assert [place.scored.number for place in places if place.scored] == [2, 1, 0, 3]
 
 
 def test_of_nearly_equal_texts_the_better_stands_and_the_other_says_why() -> None:
@@ -87,7 +101,10 @@ def test_places_are_kept_whatever_came(scored: list[Scored], keep: int, random: 
     assert all(place.violations for place in failing)
     shown = [place.scored.text for place in places if place.scored]
     assert len(set(shown)) == len(shown)
-    keys = [(len(one.checked.soft), -one.fluency, one.number) for one in passing]
+    keys = [
+        (len(one.checked.soft), -(one.click_score or 0), -one.fluency, one.number)
+        for one in passing
+    ]
     assert keys == sorted(keys)
     others = list(scored)
     random.shuffle(others)
