@@ -59,6 +59,7 @@ def cut(run: Run, before: Path | None) -> None:
     )
     facts = {
         "teacher": run.teacher.source,
+        "licence": run.teacher.licence,
         "kept_layers": made.student.kept_layers,
         "block_influence": made.student.influence,
         "kept_ids": made.kept_ids,

@@ -162,6 +162,7 @@ def export_checkpoint(
         target,
         name=name,
         teacher=facts.get("teacher"),
+        licence=_licence_in(checkpoint / RECIPE) or facts.get("licence"),
         reference=reference if reference.exists() else None,
         backend=backend,
         gate=gate_for(FP32_ARM, last, thresholds),
@@ -183,6 +184,15 @@ def _thresholds_in(path: Path) -> list[Condition]:
             "is no recipe of a run", where=str(path), remedy="run the recipe again, or --allow"
         ) from None
     return section.thresholds
+
+
+def _licence_in(path: Path) -> str | None:
+    """The licence that the recipe of a run names; None where there is none."""
+    try:
+        licence = json.loads(path.read_text("utf-8"))["teacher"]["licence"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return licence if isinstance(licence, str) else None
 
 
 def _sections(*names: str) -> Any:

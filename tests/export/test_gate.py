@@ -107,6 +107,22 @@ def test_a_bundle_that_fails_is_not_written_unless_allowed(run: Path, tmp_path: 
     assert open_bundle(out).manifest_sha256 == again.manifest_sha256
 
 
+def test_what_a_student_says_of_its_teacher_is_carried_over(run: Path, tmp_path: Path) -> None:
+    limit(run)
+    facts = run / "student" / "kdexport.json"
+    facts.write_text(json.dumps({"teacher": "its teacher", "licence": "apache-2.0"}))
+    try:
+        bundles = export_checkpoint(run, tmp_path / "tiny", "int8")
+    finally:
+        facts.unlink()
+    (run / "recipe.json").write_text(json.dumps({"teacher": {"licence": "mit"}, "bench": {}}))
+    [named] = export_checkpoint(run, tmp_path / "named", None)
+    assert named.manifest.licence == "mit"  # of the recipe, which may be changed
+    for bundle in bundles:
+        told = bundle.manifest
+        assert (told.teacher, told.licence) == ("its teacher", "apache-2.0")
+
+
 def test_the_quantized_bundle_is_the_one_that_is_asked(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "exported" / "tiny"
     limit(run, "kl_max>1e-9", "student-fp32:kl_max>1e-3")  # rounding costs more than nothing
