@@ -92,8 +92,8 @@ def _ratios(report: BenchReport) -> list[str]:
     if not told or baseline is None:
         return []
     return [
-        f"Quicker than {baseline.label} by (where another bench would find it, {100 * LEVEL:.0f} %): "
-        f"{'; '.join(told)}."
+        f"Quicker than {baseline.label} by (where another bench would find it, "
+        f"{100 * LEVEL:.0f} %): {'; '.join(told)}."
     ]
 
 
