@@ -153,6 +153,9 @@ def export(checkpoint: Path, quantize: bool, as_json: bool, **asked: Any) -> Non
 @number_options
 @click.option("--logit-bias", multiple=True, metavar="ID=VALUE", help="Add to a token's logit.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. Repeatable.")
+@click.option("--regex", metavar="PATTERN", help="Each text is one that matches, as a whole.")
+@click.option("--choice", "choices", multiple=True, metavar="TEXT", help="... or one of these.")
+@click.option("--schema", type=EXISTING, help="... or JSON by the schema in this file.")
 @click.option("--logprobs", type=click.IntRange(0, 100), help="In --json: each token, N others.")
 @click.option("--prompt-cache", type=EXISTING, help="Keep what prompts begin with in this folder.")
 @click.option("--draft", type=EXISTING, help="A student's bundle guesses; the text is --exact's.")
@@ -161,12 +164,14 @@ def export(checkpoint: Path, quantize: bool, as_json: bool, **asked: Any) -> Non
 @json_option
 def generate(bundle: Path, prompt: str | None, brief_path: Path | None, **options: Any) -> None:
     """Write copy with a bundle, streaming. Needs no torch."""
+    from kdexport.copywriting.text_form import form_of
     from kdexport.copywriting.writing import write_briefs, write_prompt
 
     if (prompt is None) == (brief_path is None):
         raise InputError("give either --prompt or --brief", where="kdexport generate")
     if brief_path is not None and options["raw"]:
         raise InputError("is of --prompt; a brief is asked as a chat", where="--raw")
+    options["form"] = form_of(*(options.pop(name) for name in ("regex", "choices", "schema")))
     if prompt == "-":
         prompt = read_stdin()
     if prompt is not None and not prompt.strip():

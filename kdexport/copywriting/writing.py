@@ -15,11 +15,13 @@ from kdexport.content.briefs import Brief, load_briefs
 from kdexport.content.channels import Channel, load_channels
 from kdexport.content.prompts import Message, brief_messages, split_opening
 from kdexport.content.review import review_copy
+from kdexport.copywriting.text_form import OPTIONS, kept_to
 from kdexport.data.card import language_identifier
 from kdexport.errors import InputError
+from kdexport.runtime.constrain import TextForm
 from kdexport.runtime.generate import Step
 from kdexport.runtime.prompt_cache import PromptCache, Reads
-from kdexport.runtime.sample import TokenSampler, make_sampler
+from kdexport.runtime.sample import Sampler, TokenSampler, make_sampler
 from kdexport.runtime.session import Session, check_ids, open_session
 from kdexport.runtime.speculate import Guesses, Speculation, grouping_error, match_vocabularies
 from kdexport.runtime.stop import StopScanner
@@ -35,7 +37,8 @@ class Writer:
     """An opened bundle and how it is to write.
 
     ``beams`` above 1: by a beam search, of which the best ``variants`` are taken. ``kept`` holds
-    beginnings of prompts; ``speculation`` is the session with a draft beside it.
+    beginnings of prompts; ``speculation`` is the session with a draft beside it; ``constrained``
+    is the sampler where texts have to have a form.
     """
 
     session: Session
@@ -51,6 +54,7 @@ class Writer:
     lists_logprobs: bool = False
     kept: PromptCache | None = None
     speculation: Speculation | None = None
+    constrained: Sampler | None = None
 
     def stream(self, text: str, *, max_new_tokens: int, one_line: bool) -> Iterator[Piece]:
         """The copy for a rendered prompt, piece by piece; ``one_line``: to the first line break."""
@@ -65,7 +69,7 @@ class Writer:
             self.speculation or self.session,
             self.codec,
             ids,
-            self.speculation.choose if self.speculation else self.sampler,
+            self.speculation.choose if self.speculation else self.constrained or self.sampler,
             n=self.variants,
             cache=cache,
             stop=self._stop(one_line),
@@ -135,12 +139,13 @@ def open_writer(
     prompt_cache: Path | None = None,
     draft: Path | None = None,
     exact: bool = False,
+    form: TextForm | None = None,
     warn: Callable[[str], None] = lambda line: None,
     **sampling: Any,
 ) -> Writer:
     """Open a bundle, its hashes checked, and make the sampler; ``sampling`` is what that takes.
 
-    ``exact``, always so with a draft: see `Session`.
+    ``exact``, always so with a draft: see `Session`. ``form``: what each text has to be.
     """
     bias = parse_bias(logit_bias)
     sampler = make_sampler(logit_bias=bias, **sampling)
@@ -155,6 +160,8 @@ def open_writer(
         raise InputError("guesses for one text at a time", where="--draft")
     if prompt_cache is not None and beams > 1:
         raise InputError("is not of a beam search", where="--prompt-cache")
+    if form is not None:
+        _check_form(form, min_new_tokens=min_new_tokens, beams=beams, draft=draft)
     opened = open_bundle(bundle)
     check_ids(np.asarray(list(bias), dtype=np.int64), opened.manifest.model.vocab_size)
     exact = exact or draft is not None
@@ -175,7 +182,16 @@ def open_writer(
         lists_logprobs,
         kept,
         _speculation(session, codec, sampler, draft, threads, warn) if draft else None,
+        kept_to(form, sampler, codec, session.vocab_size) if form else None,
     )
+
+
+def _check_form(form: TextForm, *, min_new_tokens: int, beams: int, draft: Path | None) -> None:
+    """Refuse what chooses tokens in another way than the form, which also says where texts end."""
+    others = {"--min-new-tokens": min_new_tokens, "--beams": beams > 1, "--draft": draft}
+    for option, is_asked in others.items():
+        if is_asked:
+            raise InputError(f"does not go together with {OPTIONS[form.kind]}", where=option)
 
 
 def _speculation(

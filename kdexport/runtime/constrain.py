@@ -5,8 +5,10 @@ vocabulary; the sampler chooses among these. Knows tokens and grammars; no model
 """
 
 import json
-from collections.abc import Sequence
-from typing import Any
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,6 +19,15 @@ from kdexport.runtime.text import TextCodec
 JSON_FORM: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """No white space of the model's own: a small one may write nothing else."""
 Array = np.ndarray[Any, Any]
+NEVER = np.float32(-np.inf)
+
+
+@dataclass(frozen=True)
+class TextForm:
+    """What a text has to be: ``wanted`` is a JSON schema, a regular expression, or some texts."""
+
+    kind: Literal["json", "regex", "choice"]
+    wanted: Any
 
 
 class Grammars:
@@ -36,8 +47,17 @@ class Grammars:
             eos_token=list(codec.facts.eos_token_ids),
         )
 
-    def json_schema(self, sampler: Sampler, schema: dict[str, Any]) -> "Constrained":
-        """A sampler for one text that is JSON by a schema. Raises InputError for one that is none.
+    def keep_to(self, sampler: Sampler, form: TextForm) -> "Constrained":
+        """A sampler for texts of a form. Raises InputError for one that is none."""
+        make: Mapping[str, Callable[[Sampler, Any], Constrained]] = {
+            "json": self.json_schema,
+            "regex": self.regex,
+            "choice": self.choice,
+        }
+        return make[form.kind](sampler, form.wanted)
+
+    def json_schema(self, sampler: Sampler, schema: Mapping[str, Any]) -> "Constrained":
+        """A sampler for texts that are JSON by a schema. Raises InputError for one that is none.
 
         A text that ends for its length is only the beginning of such JSON.
         """
@@ -47,13 +67,13 @@ class Grammars:
         return self._constrained(sampler, grammar)
 
     def regex(self, sampler: Sampler, pattern: str) -> "Constrained":
-        """A sampler for one text that matches a regular expression (of Rust's kind) as a whole."""
+        """A sampler for texts that match a regular expression (of Rust's kind) as a whole."""
         from llguidance import LLMatcher
 
         return self._constrained(sampler, LLMatcher.grammar_from_regex(pattern))
 
     def choice(self, sampler: Sampler, texts: Sequence[str]) -> "Constrained":
-        """A sampler for one text that is one of several."""
+        """A sampler for texts that are one of several."""
         from llguidance import LLMatcher
 
         words = " | ".join(json.dumps(text) for text in texts)
@@ -69,27 +89,58 @@ class Grammars:
 
 
 class Constrained:
-    """A `Sampler` of one text, with what the text may go on with. Made by `Grammars`."""
+    """A `Sampler` that knows how far each text has come, and what it may go on with.
+
+    Made by `Grammars`.
+    """
 
     def __init__(self, sampler: Sampler, matcher: Any, vocab_size: int) -> None:
         self._sampler = sampler
-        self._matcher = matcher
-        self._n_taken = 0
+        self._matcher = matcher  # where every text begins
+        self._texts: dict[int, _Text] = {}
         self._mask = np.zeros((vocab_size + 31) // 32, dtype=np.int32)
 
     def __call__(self, logits: Array, rows: Sequence[Row]) -> Array:
-        """The next token, int64 [1], of logits, float32 [1, V]."""
-        (row,) = rows
-        written = row.ids[row.n_prompt :]
-        self._matcher.consume_tokens(written[self._n_taken :])
-        self._n_taken = len(written)
-        self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
-        if self._matcher.is_error():
-            reason = _first_line(self._matcher.get_error())
+        """The next tokens, int64 [B], of logits, float32 [B, V]."""
+        allowed = [self._allowed(row, logits.shape[1]) for row in rows]
+        tokens = np.array([int(one.argmax()) for one in allowed])
+        open_ = [at for at, one in enumerate(allowed) if np.count_nonzero(one) != 1]
+        if open_:  # what is certain needs no sampler: it draws no number for it
+            masked = np.where(np.stack([allowed[at] for at in open_]), logits[open_], NEVER)
+            tokens[open_] = self._sampler(masked, [rows[at] for at in open_])
+        return tokens
+
+    def _allowed(self, row: Row, size: int) -> Array:
+        """Which tokens may follow in a text, bool [size]."""
+        matcher = self._text_of(row).take(row.ids[row.n_prompt :])
+        matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+        if matcher.is_error():
+            reason = _first_line(matcher.get_error())
             raise InputError(f"the grammar cannot be followed further ({reason})")
         may_come = np.unpackbits(self._mask.view(np.uint8), bitorder="little")
-        allowed = may_come[: logits.shape[1]].astype(bool)
-        return self._sampler(np.where(allowed, logits, np.float32(-np.inf)), rows)
+        return may_come[:size].astype(bool)
+
+    def _text_of(self, row: Row) -> "_Text":
+        known = self._texts.get(id(row))
+        if known is None or known.row() is not row:
+            self._texts = {key: one for key, one in self._texts.items() if one.row() is not None}
+            known = self._texts[id(row)] = _Text(weakref.ref(row), self._matcher.deep_copy())
+        return known
+
+
+@dataclass
+class _Text:
+    """One text under way, as far as its grammar has read it."""
+
+    row: weakref.ref[Row]
+    matcher: Any
+    n_taken: int = 0
+
+    def take(self, written: Sequence[int]) -> Any:
+        """The matcher after all that is written."""
+        self.matcher.consume_tokens(written[self.n_taken :])
+        self.n_taken = len(written)
+        return self.matcher
 
 
 def _first_line(text: str) -> str:

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from kdexport.errors import KdexportError
+from kdexport.runtime.constrain import TextForm
 from kdexport.runtime.sample import Sampler
 from kdexport.serve.copies import CopyForm, Rules, choices
 from kdexport.serve.engine import Engine
@@ -97,14 +98,14 @@ class Api:
 
     def _completion(self, asked: CompletionRequest) -> Form:
         self._check_model(asked.model)
-        return CompletionForm(asked, self.engine.codec, *self._sizes)
+        return CompletionForm(asked, self.engine.codec, *self._sizes, self._keep_to)
 
     def _chat(self, asked: ChatRequest) -> Form:
         self._check_model(asked.model)
         return ChatForm(asked, self.engine.codec, *self._sizes, self._keep_to)
 
-    def _keep_to(self, sampler: Sampler, schema: dict[str, Any]) -> Sampler:
-        return self.engine.grammars.json_schema(sampler, schema)
+    def _keep_to(self, sampler: Sampler, form: TextForm) -> Sampler:
+        return self.engine.grammars.keep_to(sampler, form)
 
     def _copy(self, asked: CopyRequest) -> Form:
         name = self.engine.manifest.name

@@ -1,7 +1,7 @@
 """What may stand in a request, each field with its bounds. Unknown fields are refused by name.
 
-The fields are OpenAI's; ``top_k``, ``min_p``, ``repetition_penalty`` and ``min_tokens`` are as in
-vLLM. null stands for a field's default.
+The fields are OpenAI's; ``top_k``, ``min_p``, ``repetition_penalty``, ``min_tokens`` and
+``structured_outputs`` are as in vLLM. null stands for a field's default.
 """
 
 import secrets
@@ -19,17 +19,21 @@ from pydantic import (
 )
 
 from kdexport.content.briefs import Brief
+from kdexport.runtime.constrain import TextForm
 from kdexport.runtime.sample import TokenSampler, make_sampler
 
 LONGEST_TEXT = 1_000_000  # characters; the model's length is the bound that users meet
 MOST_TEXTS = 128
 MOST_TOKENS = 1_000_000
+LONGEST_PATTERN = 10_000  # characters
+MOST_CHOICES = 1_000
 
 LongText = Annotated[str, Field(max_length=LONGEST_TEXT)]
 ShortText = Annotated[str, Field(min_length=1, max_length=256)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MOST_TOKENS)]
 Stops = Annotated[list[ShortText], Field(max_length=16)]
+Choice = Annotated[str, Field(min_length=1, max_length=1024)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
@@ -79,6 +83,27 @@ class Sampling(Asked):
         )
 
 
+class StructuredOutputs(Asked):
+    """The form that the whole answer has to have: JSON by a schema, a pattern, or a choice."""
+
+    json_: dict[str, Any] | None = Field(default=None, alias="json")
+    regex: Annotated[str, Field(min_length=1, max_length=LONGEST_PATTERN)] | None = None
+    choice: Annotated[list[Choice], Field(min_length=1, max_length=MOST_CHOICES)] | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> "StructuredOutputs":
+        if len(self.model_fields_set) != 1:
+            raise ValueError("one of json, regex and choice is wanted")
+        return self
+
+    @property
+    def form(self) -> TextForm:
+        """The form that it asks for."""
+        if self.json_ is not None:
+            return TextForm("json", self.json_)
+        return TextForm("regex", self.regex) if self.regex else TextForm("choice", self.choice)
+
+
 class Generating(Sampling):
     """What both of OpenAI's routes share."""
 
@@ -89,6 +114,19 @@ class Generating(Sampling):
     stream_options: StreamOptions = StreamOptions()
     min_tokens: int = Field(default=0, ge=0, le=MOST_TOKENS)
     user: str = Field(default="", max_length=256)
+    structured_outputs: StructuredOutputs | None = None
+
+    @property
+    def form(self) -> tuple[str, TextForm] | None:
+        """The form that the answer has to have, and the field that says so."""
+        given = self.structured_outputs
+        return ("structured_outputs", given.form) if given else None
+
+    @model_validator(mode="after")
+    def _may_end(self) -> "Generating":
+        if self.min_tokens and self.form:
+            raise ValueError(f"min_tokens: a text of {self.form[0]} ends where its form does")
+        return self
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -182,6 +220,14 @@ class ResponseFormat(Asked):
             raise ValueError("json_schema belongs to type json_schema, which needs it")
         return self
 
+    @property
+    def form(self) -> TextForm | None:
+        """The form that it asks for."""
+        if self.type == "text":
+            return None
+        schema = self.json_schema.schema_ if self.json_schema else {"type": "object"}
+        return TextForm("json", schema)
+
 
 class ChatRequest(Generating):
     """The body of /v1/chat/completions."""
@@ -197,7 +243,15 @@ class ChatRequest(Generating):
     def _makes_sense(self) -> "ChatRequest":
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs is of logprobs, which is not true")
+        if self.response_format.form and self.structured_outputs:
+            raise ValueError("response_format and structured_outputs do not go together")
         return self
+
+    @property
+    def form(self) -> tuple[str, TextForm] | None:
+        """The form that the answer has to have, and the field that says so."""
+        form = self.response_format.form
+        return ("response_format", form) if form else super().form
 
     @property
     def n_new(self) -> int | None:

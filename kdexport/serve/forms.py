@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from kdexport.errors import InputError
+from kdexport.runtime.constrain import TextForm
 from kdexport.runtime.generate import Step
 from kdexport.runtime.sample import Sampler
 from kdexport.runtime.text import TextCodec
@@ -17,7 +18,7 @@ from kdexport.serve.refusals import RefusedError
 
 Event = dict[str, Any]
 LONGEST_WORD = 64  # characters a token at most, of a text that is worth tokenizing
-Constrain = Callable[[Sampler, dict[str, Any]], Sampler]
+Constrain = Callable[[Sampler, TextForm], Sampler]
 
 
 @dataclass
@@ -120,7 +121,7 @@ def check_ids(ids: Sequence[int], vocab_size: int) -> None:
 
 
 class _OpenAI:
-    """What both of OpenAI's forms share."""
+    """What both of OpenAI's forms share. ``constrain``: a sampler that keeps to a text's form."""
 
     def __init__(self, asked: CompletionRequest | ChatRequest, kind: str, prefix: str) -> None:
         self.streams = asked.stream
@@ -132,6 +133,17 @@ class _OpenAI:
             "created": int(time.time()),
             "model": asked.model,
         }
+
+    @staticmethod
+    def _sampler(asked: CompletionRequest | ChatRequest, constrain: Constrain) -> Sampler:
+        sampler = asked.sampler()
+        if asked.form is None:
+            return sampler
+        param, form = asked.form
+        try:
+            return constrain(sampler, form)
+        except InputError as error:
+            raise RefusedError(400, str(error), param) from None
 
     def _chunk(self, *choices: Event) -> Event:
         none_yet = {"usage": None} if self._has_usage else {}
@@ -147,7 +159,12 @@ class CompletionForm(_OpenAI):
     """/v1/completions."""
 
     def __init__(
-        self, asked: CompletionRequest, codec: TextCodec, longest: int, vocab_size: int
+        self,
+        asked: CompletionRequest,
+        codec: TextCodec,
+        longest: int,
+        vocab_size: int,
+        constrain: Constrain,
     ) -> None:
         super().__init__(asked, "text_completion", "cmpl")
         check_bias(asked.logit_bias, vocab_size)
@@ -161,7 +178,7 @@ class CompletionForm(_OpenAI):
             (prompt if isinstance(prompt, str) else codec.decode(prompt)) if asked.echo else ""
             for prompt in asked.prompts
         ]
-        sampler = asked.sampler()
+        sampler = self._sampler(asked, constrain)
         self.jobs = [
             Job(
                 ids,
@@ -221,7 +238,7 @@ class CompletionForm(_OpenAI):
 
 
 class ChatForm(_OpenAI):
-    """/v1/chat/completions. ``constrain``: a sampler that keeps to a JSON schema."""
+    """/v1/chat/completions."""
 
     def __init__(
         self,
@@ -240,10 +257,11 @@ class ChatForm(_OpenAI):
         ids = read_prompt(codec, prompt, longest, "messages")
         check_room(len(ids), asked.n_new or 1, longest, "messages")
         n_new = asked.n_new or longest - len(ids)
+        sampler = self._sampler(asked, constrain)
         self.jobs = [
             Job(
                 ids,
-                self._sampler(constrain),
+                sampler,
                 n_new,
                 min_new_tokens=min(asked.min_tokens, n_new),
                 stop=asked.stop,
@@ -253,17 +271,6 @@ class ChatForm(_OpenAI):
             )
             for number in range(asked.n)
         ]
-
-    def _sampler(self, constrain: Constrain) -> Sampler:
-        """One a text: what keeps to a schema remembers how far the text has come."""
-        sampler, wanted = self._asked.sampler(), self._asked.response_format
-        if wanted.type == "text":
-            return sampler
-        schema = wanted.json_schema.schema_ if wanted.json_schema else {"type": "object"}
-        try:
-            return constrain(sampler, schema)
-        except InputError as error:
-            raise RefusedError(400, str(error), "response_format") from None
 
     def first(self) -> Iterator[Event]:
         """Who is speaking."""

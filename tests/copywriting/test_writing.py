@@ -1,6 +1,7 @@
 """A kept prompt and a draft change no text that `kdexport generate` writes."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,42 @@ def test_with_a_draft_the_text_is_that_of_exact_to_the_bit(
 
 
 @pytest.mark.parametrize(
+    ("options", "pattern"),
+    [
+        (["--regex", "[a-z]{3,6} [0-9]"], "[a-z]{3,6} [0-9]"),
+        (["--choice", "warm tea", "--choice", "dry"], "warm tea|dry"),
+        (["--schema", "{}"], r'\{"n": [12]\}'),
+    ],
+)
+def test_texts_keep_to_a_form(
+    bundle: Bundle, options: list[str], pattern: str, tmp_path: Path
+) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text(
+        '{"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]'
+        ', "additionalProperties": false}'
+    )
+    options = [one.format(schema) if one == "{}" else one for one in options]
+    arguments = ["generate", str(bundle.path), "-p", PROMPT, "-n", "60", "-t", "1", *options]
+    shown = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert re.fullmatch(pattern, shown.stdout.removesuffix("\n")), shown.stdout
+    several = CliRunner().invoke(cli, [*arguments, "--variants", "4", "--json"])
+    texts = [json.loads(line) for line in several.stdout.splitlines()]
+    assert len(texts) == 4
+    for one in texts:
+        assert re.fullmatch(pattern, one["text"]) and one["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(
     ("options", "where"),
     [
+        (["--regex", "a", "--choice", "b"], "--regex and --choice"),
+        (["--regex", "[a-"], "--regex"),
+        (["--choice", ""], "--choice"),
+        (["--regex", "a", "--beams", "2"], "--beams"),
+        (["--regex", "a", "--min-new-tokens", "2"], "--min-new-tokens"),
+        (["--regex", "a", "--draft", "{}"], "--draft"),
+        (["--schema", "no.json"], "no.json"),
         (["--draft", "{}", "--variants", "2"], "--draft"),
         (["--draft", "{}", "--beams", "2"], "--draft"),
         (["--prompt-cache", "kept", "--beams", "2"], "--prompt-cache"),

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from kdexport.bundle import Bundle
 from kdexport.errors import InputError
-from kdexport.runtime.constrain import Grammars
-from kdexport.runtime.generate import generate
+from kdexport.runtime.constrain import Grammars, TextForm
+from kdexport.runtime.generate import generate, generate_variants
 from kdexport.runtime.sample import Sampler, make_sampler
 from kdexport.runtime.session import Session, open_session
 from kdexport.runtime.text import TextCodec, load_text
@@ -88,6 +88,30 @@ def test_the_likeliest_allowed_token_is_taken(
     sampler = grammars.regex(make_sampler(), "[a-z]{1,9}")
     first = next(generate(session, codec.encode("Fresh"), sampler, max_new_tokens=9))
     assert first.token_id == best
+
+
+def test_texts_of_a_batch_keep_to_it_each_for_itself(
+    session: Session, codec: TextCodec, grammars: Grammars
+) -> None:
+    """One sampler for all: a text is what it is alone."""
+    pattern = "[A-Z][a-z]{2,9}"
+    form = TextForm("regex", pattern)
+    ids = codec.encode("Fresh")
+
+    def texts(sampler: Sampler, n: int) -> list[str]:
+        found: list[list[int]] = [[] for _ in range(n)]
+        for number, step in generate_variants(
+            session, ids, sampler, n=n, max_new_tokens=99, seed=3
+        ):
+            found[number] += [step.token_id] * step.in_text
+        return [codec.decode(one) for one in found]
+
+    sampler = grammars.keep_to(drawn(), form)
+    together = texts(sampler, 4)
+    assert all(re.fullmatch(pattern, text) for text in together) and len(set(together)) > 1
+    assert texts(sampler, 4) == together  # what was written before is forgotten
+    assert len(sampler._texts) <= 8
+    assert texts(grammars.keep_to(drawn(), form), 1) == together[:1]
 
 
 @pytest.mark.parametrize("schema", [{"type": "no such"}, {"allOf": 5}, {"$ref": "#/nowhere"}])

@@ -1,6 +1,7 @@
 """The routes, asked by OpenAI's own client, by lm-eval's requests and by careless ones."""
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -268,6 +269,29 @@ def test_an_answer_keeps_to_a_json_schema(client: openai.OpenAI) -> None:
     assert refused.value.param == "response_format"
 
 
+@pytest.mark.parametrize("route", ["completions", "chat/completions"])
+@pytest.mark.parametrize(
+    ("wanted", "pattern"),
+    [
+        ({"regex": "[A-Z][a-z]{2,5}[0-9]{1,2} %"}, "[A-Z][a-z]{2,5}[0-9]{1,2} %"),
+        ({"choice": ["warm", "dry tea", "трава"]}, "warm|dry tea|трава"),
+        ({"json": {"enum": [1, "two"]}}, '1|"two"'),
+    ],
+)
+def test_an_answer_keeps_to_the_form_that_vllm_s_field_says(
+    client: openai.OpenAI, route: str, wanted: dict[str, Any], pattern: str
+) -> None:
+    extra: Any = {"extra_body": {"structured_outputs": wanted}, "seed": 1, "max_tokens": 60}
+    if route == "completions":
+        asked = client.completions.create(model="tiny", prompt="Fresh", n=3, **extra)
+        texts = [choice.text for choice in asked.choices]
+    else:
+        answer = client.chat.completions.create(model="tiny", messages=USER, n=3, **extra)
+        texts = [choice.message.content or "" for choice in answer.choices]
+    assert len(texts) == 3
+    assert all(re.fullmatch(pattern, text) for text in texts), texts
+
+
 def test_server_sent_events_end_with_done(server: Served) -> None:
     body = {"model": "tiny", "prompt": "Fresh", "max_tokens": 3, "stream": True}
     with server.http() as http:
@@ -350,6 +374,60 @@ def test_copy_streams_its_variants(server: Served) -> None:
             "response_format",
             "json_schema",
         ),
+        (
+            "completions",
+            {"prompt": "a", "structured_outputs": {"regex": "[a-"}},
+            400,
+            "structured_outputs",
+            "no grammar can be made",
+        ),
+        (
+            "chat/completions",
+            {"messages": USER, "structured_outputs": {"regex": "a", "choice": ["b"]}},
+            400,
+            "structured_outputs",
+            "one of json, regex and choice",
+        ),
+        (
+            "completions",
+            {"prompt": "a", "structured_outputs": {"choice": []}},
+            400,
+            "structured_outputs.choice",
+            "at least 1",
+        ),
+        (
+            "completions",
+            {"prompt": "a", "structured_outputs": {"regex": "a" * 10_001}},
+            400,
+            "structured_outputs.regex",
+            "at most 10000",
+        ),
+        (
+            "completions",
+            {"prompt": "a", "structured_outputs": {"grammar": "x"}},
+            400,
+            "structured_outputs.grammar",
+            "not supported",
+        ),
+        (
+            "chat/completions",
+            {
+                "messages": USER,
+                "structured_outputs": {"regex": "a"},
+                "response_format": {"type": "json_object"},
+            },
+            400,
+            None,
+            "do not go together",
+        ),
+        (
+            "completions",
+            {"prompt": "a", "structured_outputs": {"regex": "a"}, "min_tokens": 3},
+            400,
+            None,
+            "ends where its form does",
+        ),
+        ("completions", {"prompt": "a", "guided_regex": "a"}, 400, "guided_regex", "not supported"),
         ("copy", {"brief": {}}, 400, "brief.product", "required"),
         ("copy", {"brief": {"product": "a", "channel": "fax"}}, 400, "brief.channel", "fax"),
         ("copy", {"brief": {"product": "a " * 300}}, 400, "brief", "256 tokens"),
