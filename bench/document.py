@@ -5,6 +5,7 @@ make bench                            # measures the demo again first
 """
 
 import json
+import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from bench.quality.table import rows as quality_rows  # noqa: E402
 from bench.quality.table import verdicts as quality_verdicts  # noqa: E402
 from bench.repeatability import lines as repeatability_lines  # noqa: E402
 from bench.stopwatch import lines as stopwatch_lines  # noqa: E402
+from bench.train_speed import BARS_OF  # noqa: E402
 from bench.train_speed import table as speed_table  # noqa: E402
 from bench.train_speed import verdicts as speed_verdicts  # noqa: E402
 from kdexport.verdict.cases import markdown_cases  # noqa: E402
@@ -112,6 +114,8 @@ def train_speed(found: Mapping[str, Any]) -> Lines:
     )
     yield from ("", *speed_table(found["medians"]), "")
     for other, parts in found["ratios"].items():
+        if other in BARS_OF:  # these are told beside their bars
+            continue
         told = (f"{name} {_range(values)}" for name, values in parts.items())
         yield f"- kdexport over {other}: {'; '.join(told)}"
     yield from (f"- {line}" for line in speed_verdicts(found["ratios"]))
@@ -232,8 +236,7 @@ def _source(file: Path, found: Mapping[str, Any]) -> str:
 
 
 def _range(values: Sequence[float]) -> str:
-    middle = sorted(values)[len(values) // 2]
-    return f"{middle:.2f} ({min(values):.2f} to {max(values):.2f})"
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def document() -> str:

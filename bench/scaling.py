@@ -3,10 +3,13 @@
     python bench/scaling.py            print the tables
     python bench/scaling.py --write    put them into docs/scaling.md
 
-Nothing here is measured. Each table follows from the inputs below; those named as assumptions are
-what a first run of your own should replace. Bytes of a cache are those of the code that writes it.
+Each table but one follows from the inputs below; those named as assumptions are what a first run of
+your own should replace. Bytes of a cache are those of the code that writes it. "measured" is what
+bench/train_speed.py found, on a CPU.
 """
 
+import json
+import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +17,7 @@ from pathlib import Path
 
 from kdexport.train.columns import HALF, id_type
 
+MEASURED = Path(__file__).parent / "results" / "train-speed.json"
 DOCUMENT = Path(__file__).parent.parent / "docs" / "scaling.md"
 GPUS = (8, 16, 32, 64)
 Rows = list[Sequence[str]]
@@ -153,6 +157,23 @@ def per_token() -> Rows:
     ]
 
 
+def measured() -> Rows:
+    """What a token of a text, prompt or completion, took where training was measured."""
+    found = json.loads(MEASURED.read_text("utf-8"))
+    settings, rounds = found["settings"], found["rounds"]["kdexport"]
+    n_tokens, n_threads = settings["tokens"], settings["threads"]
+    n_asked = n_tokens * (1 + settings["batch_size"] / settings["texts"])  # and held-out texts
+    asked = statistics.median(n_asked / one["asked_s"] for one in rounds)
+    each = n_tokens / settings["completion_tokens"]
+    learnt = statistics.median(each * one["tokens_per_s"][1] for one in rounds)
+    rows: Rows = [["a token that", "parameters", "by", "tokens/s a core", "GFLOP/s"]]
+    for name, of, rate in (("teacher reads", 2, asked), ("student learns", 6, learnt)):
+        n = settings[f"{name.split()[0]}_parameters"]
+        told = [f"{rate / n_threads:,.0f}", f"{of * n * rate / n_threads / 1e9:,.0f}"]
+        rows.append([f"the {name}", f"{n / 1e6:.0f} M", f"{of} N", *told])
+    return rows
+
+
 def fits() -> Rows:
     """Whether the teacher fits, and for how many texts at once."""
     rows: Rows = [["GPUs a teacher", "weights a GPU", "left for its cache", "tokens in it"]]
@@ -235,6 +256,7 @@ def memory() -> Rows:
 
 TABLES: dict[str, Callable[[], Rows]] = {
     "per token": per_token,
+    "measured": measured,
     "fits": fits,
     "caches": caches,
     "hours": hours,

@@ -23,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bench.training.task import BATCH_SIZE, LR, N_EPOCHS  # noqa: E402
+from bench.training.task import BATCH_SIZE, LR, N_EPOCHS, load_examples  # noqa: E402
 from kdexport.errors import KdexportError  # noqa: E402
 from kdexport.system.console import say  # noqa: E402
 from kdexport.system.machine import cache_folder, machine_facts, physical_cores  # noqa: E402
@@ -106,6 +106,22 @@ def prepare(task: Path, pairs: Path, n_texts: int) -> None:
             row = {"ids": example.ids.tolist(), "first": example.first_completion}
             file.write(json.dumps(row) + "\n")
     shutil.rmtree(task / "made")
+
+
+def facts_of(task: Path) -> dict[str, int]:
+    """What an epoch holds, and how large the two models are."""
+    from kdexport.train.model import load_model
+
+    examples = load_examples(task)
+    sizes = {
+        f"{name}_parameters": sum(p.numel() for p in load_model(task / name).parameters())
+        for name in ("teacher", "student")
+    }
+    return {
+        "tokens": sum(len(example.ids) for example in examples),
+        "completion_tokens": sum(len(example.ids) - example.first for example in examples),
+        **sizes,
+    }
 
 
 def measure(way: Way, task: Path, n_threads: int) -> dict[str, Any]:
@@ -204,7 +220,8 @@ def main(words: list[str]) -> None:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": ["bench/train_speed.py", *words],
         "machine": machine_facts().model_dump(),
-        "settings": {"texts": given.texts, "batch_size": BATCH_SIZE, "threads": given.threads},
+        "settings": {"texts": given.texts, "batch_size": BATCH_SIZE, "threads": given.threads}
+        | facts_of(task),
         "medians": summary(rounds),
         "ratios": ratios(rounds, given.ways[0]),
         "bars": {**BARS, "memory": MEMORY_BAR},

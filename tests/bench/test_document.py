@@ -101,7 +101,7 @@ def test_bytes_stand_beside_fidelity_and_other_projects(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("paid", "expected"), [([None, 9.0, 8.0], "9.00 (8.00 to 9.00) batches"), ([None], "never")]
+    ("paid", "expected"), [([None, 9.0, 8.0], "8.50 (8.00 to 9.00) batches"), ([None], "never")]
 )
 def test_own_samples_tell_when_an_export_is_paid(
     tmp_path: Path, paid: list[float | None], expected: str
