@@ -152,14 +152,10 @@ def open_writer(
     StopScanner(stop)  # refuses what cannot be one
     if min_new_tokens > max_new_tokens:
         raise InputError("is more than --max-new-tokens", where="--min-new-tokens")
-    if beams > 1 and not sampler.greedy:
-        raise InputError("draws no tokens", where="--beams", remedy="leave out --temperature")
-    if 1 < beams < variants:
-        raise InputError("cannot be more than --beams", where="--variants")
+    if beams > 1:
+        _check_beams(beams, variants, sampler, prompt_cache)
     if draft is not None and max(beams, variants) > 1:
         raise InputError("guesses for one text at a time", where="--draft")
-    if prompt_cache is not None and beams > 1:
-        raise InputError("is not of a beam search", where="--prompt-cache")
     if form is not None:
         _check_form(form, min_new_tokens=min_new_tokens, beams=beams, draft=draft)
     opened = open_bundle(bundle)
@@ -184,6 +180,18 @@ def open_writer(
         _speculation(session, codec, sampler, draft, threads, warn) if draft else None,
         kept_to(form, sampler, codec, session.vocab_size) if form else None,
     )
+
+
+def _check_beams(
+    beams: int, variants: int, sampler: TokenSampler, prompt_cache: Path | None
+) -> None:
+    """Refuse what a beam search is not asked for."""
+    if not sampler.greedy:
+        raise InputError("draws no tokens", where="--beams", remedy="leave out --temperature")
+    if beams < variants:
+        raise InputError("cannot be more than --beams", where="--variants")
+    if prompt_cache is not None:
+        raise InputError("is not of a beam search", where="--prompt-cache")
 
 
 def _check_form(form: TextForm, *, min_new_tokens: int, beams: int, draft: Path | None) -> None:
