@@ -18,7 +18,7 @@ from kdexport.train.model import load_model, load_tokenizer
 from tests.models import byte_level_bpe, make_family
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-STEPS, RATE = 40, 3e-3
+STEPS, RATE = 25, 5e-3
 N_TOKENS = 900
 Chat = tuple[list[Message], str]
 
