@@ -35,7 +35,7 @@ HELD_OUT_DRAWN = 64
 TEACHER_BATCH = 16
 COMPARED = ("cached", "sampled")  # ways to keep targets that say what they cost
 N_COMPARED = 8  # texts on which kept targets are compared with live ones
-FORMAT = 2  # of a cache's files; part of its key
+FORMAT = 3  # of a cache's files; part of its key
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 import torch
 
 from kdexport.train.data import Batch
-from kdexport.train.targets import Targets, runs
+from kdexport.train.targets import LOWEST, Targets, runs
 from kdexport.train.teacher import TargetFn
 
-LOWEST = -100.0  # log of a probability that counts as none
 HIGHEST = 80.0  # log of how many tokens one stands for, within float32
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 
 CHUNK_ELEMENTS = 2**21  # logits of a chunk: 8 MB in float32, small beside any model
 LEAST_ROWS = 32
+LOWEST = -100.0  # log of a probability that counts as none
 NO_TOKEN = -65504.0  # the log-probability of an empty column, the least in half precision
 TENSORS = ("logprobs", "ids", "tail", "hidden", "stands_for")  # of Targets, a row a token
 
@@ -119,8 +120,11 @@ def joined(parts: Sequence[Targets]) -> Targets:
     return replace(parts[0], **joint)
 
 
-def runs(n_rows: int, vocab_size: int = 2**15) -> list[slice]:
-    """Rows in runs of about `CHUNK_ELEMENTS` logits; one empty run where there is none."""
-    step = max(LEAST_ROWS, CHUNK_ELEMENTS // vocab_size)
+def runs(n_rows: int, vocab_size: int = 2**15, n_at_once: int | None = None) -> list[slice]:
+    """Rows in runs of about `CHUNK_ELEMENTS` logits; one empty run where there is none.
+
+    ``n_at_once``: so many rows in each, whatever that makes.
+    """
+    step = n_at_once or max(LEAST_ROWS, CHUNK_ELEMENTS // vocab_size)
     begins = range(0, max(n_rows, 1), step)
     return [slice(begin, min(begin + step, n_rows)) for begin in begins]

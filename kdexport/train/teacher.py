@@ -13,7 +13,7 @@ import torch
 from kdexport.errors import InputError
 from kdexport.train.data import Batch
 from kdexport.train.model import head_is_plain, head_of, low_precision, read_batch
-from kdexport.train.targets import HeadTargets, TargetRows, Targets, joined, log_remainder, runs
+from kdexport.train.targets import LOWEST, HeadTargets, TargetRows, Targets, joined, runs
 
 TargetFn = Callable[[Batch], TargetRows]
 
@@ -74,7 +74,9 @@ def _top_k(whole: Targets, top_k: int, n_drawn: int, generator: torch.Generator)
     """The likeliest tokens, and draws from the rest in proportion to the teacher's distribution."""
     logprobs = whole.logprobs
     best = logprobs.topk(top_k, dim=-1)
-    tail = log_remainder(best.values)
+    # Summed, not one less the others: a sure teacher's tail is lost in float32's rounding of 1.
+    others = logprobs.scatter(1, best.indices, -torch.inf)
+    tail = torch.logsumexp(others, -1).clamp(min=LOWEST)
     if not n_drawn:
         return Targets(best.values, best.indices, tail)
     rest = logprobs.exp().scatter(1, best.indices, 0.0).clamp(min=1e-30)

@@ -7,6 +7,7 @@ import torch
 from kdexport.errors import InputError
 from kdexport.train.data import Encoded, collate
 from kdexport.train.model import load_model, low_precision
+from kdexport.train.targets import Targets
 from kdexport.train.teacher import check_vocabularies, live_targets, top_k_targets
 
 ALL = slice(None)
@@ -42,6 +43,20 @@ def test_the_tail_holds_what_the_top_k_leave(llama: Path) -> None:
     assert top.tail is not None
     expected = 1 - whole.topk(8).values.sum(-1)
     torch.testing.assert_close(top.tail.exp(), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_the_tail_of_a_sure_teacher_is_not_lost_in_rounding() -> None:
+    """Against float64, down to masses that one has no room for in float32, and to none."""
+    logits = torch.randn(6, 200, generator=torch.Generator().manual_seed(0))
+    logits[:, :8] += torch.tensor([2.0, 10.0, 20.0, 40.0, 90.0, 10_000.0])[:, None]
+    batch = collate([Encoded("a", np.arange(7), 1, 1)])
+    ask = top_k_targets(lambda _: Targets(torch.log_softmax(logits, -1)), 8)
+    found = ask(batch).rows(ALL).tail
+    exact = torch.log_softmax(logits.double(), -1)
+    expected = exact.sort(-1).values[:, :-8].logsumexp(-1)
+    assert found is not None
+    torch.testing.assert_close(found[:5].double(), expected[:5], rtol=0, atol=1e-4)
+    assert expected[3] < -30 and found[5] == -100
 
 
 def test_draws_come_from_the_tail_and_stay_the_same(llama: Path) -> None:
