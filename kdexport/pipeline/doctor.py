@@ -1,4 +1,4 @@
-"""`kdexport doctor RECIPE`: the proofs of `train.proofs` on a recipe's own teacher and texts.
+"""`kdexport doctor RECIPE`: the proofs of `train.prove` on a recipe's own teacher and texts.
 
 The student is made as the recipe says, in a folder that is gone afterwards; nothing of a run is
 touched.

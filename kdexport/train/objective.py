@@ -73,20 +73,22 @@ def batch_loss(
     progress: float,
     *,
     precision: str = "float32",
+    chunk_rows: int | None = None,
 ) -> Parts:
     """The loss of a batch as a sum over its target tokens, ready for ``backward``.
 
     L_task counts completions only: nobody asks a student for prompts. The teacher's distribution
     over a prompt's tokens teaches language all the same, at hardly any cost: the student has read
-    the prompt anyway. Each token counts as much as its example's weight says. Nor does L_task count
-    what the student wrote itself.
+    the prompt anyway. Each token counts as much as its example's weight and its own say. Nor does
+    L_task count what the student wrote itself. ``chunk_rows``: of the head at once; None: as many
+    as are quick.
     """
     asked = None if targets is None else targets.to(student.device)
     labels = batch.labels.to(student.device)
     is_completion = batch.is_completion.to(student.device)
-    of_example = batch.weights.to(student.device)
-    weight = of_example * torch.where(is_completion, 1.0, objective.prompt_weight)
-    task_share = of_example * is_completion * (not batch.is_own)
+    given = batch.weights.to(student.device)
+    weight = given * torch.where(is_completion, 1.0, objective.prompt_weight)
+    task_share = given * is_completion * (not batch.is_own)
     kd_weight = objective.kd_weight.at(progress)
     task_weight = objective.task_weight.at(progress)
 
@@ -104,7 +106,7 @@ def batch_loss(
     watched = inside.watch(student) if inside else nullcontext(Seen())
     with low_precision(student, precision), watched as seen:
         reading = read_batch(student, batch)
-    loss, parts = summed_over_rows(student, reading, of_rows, precision)
+    loss, parts = summed_over_rows(student, reading, of_rows, precision, chunk_rows)
     if asked is not None and kd_weight and objective.hidden_weight:
         assert reading.hidden is not None and asked.hidden is not None
         apart = hidden_distance(reading.hidden, asked.hidden)
@@ -131,7 +133,11 @@ def soft_distance(
 
 
 def summed_over_rows(
-    student: Any, reading: Reading, of_rows: RowsLoss, precision: str = "float32"
+    student: Any,
+    reading: Reading,
+    of_rows: RowsLoss,
+    precision: str = "float32",
+    chunk_rows: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The sum of ``of_rows`` over all tokens, and its parts; chunked where the head is plain."""
     if reading.hidden is None:
@@ -140,7 +146,7 @@ def summed_over_rows(
     weight, bias = head_of(student)
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     summed: tuple[torch.Tensor, torch.Tensor] = _Chunked.apply(  # type: ignore[no-untyped-call]
-        reading.hidden, weight, bias, of_rows, dtype
+        reading.hidden, weight, bias, of_rows, dtype, chunk_rows
     )
     return summed
 
@@ -161,6 +167,7 @@ class _Chunked(torch.autograd.Function):
         bias: torch.Tensor | None,
         of_rows: RowsLoss,
         dtype: torch.dtype,
+        chunk_rows: int | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         head = weight.detach().to(dtype).requires_grad_(weight.requires_grad)
         shift = None
@@ -172,7 +179,7 @@ class _Chunked(torch.autograd.Function):
             for of, needs in zip((hidden, weight, bias), asks, strict=True)
         ]
         total, parts = torch.zeros((), device=hidden.device), None
-        for rows in runs(len(hidden), len(weight)):
+        for rows in runs(len(hidden), len(weight), chunk_rows):
             leaf = hidden[rows].detach().to(dtype).requires_grad_(asks[0])
             with torch.enable_grad():
                 loss, of_chunk = of_rows(F.linear(leaf, head, shift).float(), rows)
@@ -198,4 +205,4 @@ class _Chunked(torch.autograd.Function):
             None if grad is None else (grad * outputs[0]).to(dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return (*scaled, None, None)
+        return (*scaled, None, None, None)

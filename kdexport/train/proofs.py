@@ -27,6 +27,7 @@ from kdexport.train.teacher import top_k_targets
 
 MIDDLE = 0.5  # the progress at which schedules are looked at
 N_ROWS = 64  # tokens that losses are tried on
+CHUNK_ROWS = 5  # of the head at once, where chunks are looked at: any text has several
 FAR = 64.0  # a temperature at which every distribution is flat
 FLOAT32 = 1e-4  # of sums that are ordered otherwise
 HALF = 1e-2  # of what is kept in half precision
@@ -215,11 +216,13 @@ def judging_does_not_depend_on_batches(case: Case) -> Iterator[Proof]:
 
 
 def chunks_are_the_plain_loss(case: Case) -> Iterator[Proof]:
-    """Head and loss in chunks give the gradient of the loss of all logits at once."""
+    """Head and loss in small chunks give the gradient of the loss of all logits at once."""
     batch = collate(case.examples)
     plain = replace(case.objective, hidden_weight=0.0, inside=None)
     asked = WAYS[case.way](case)(batch)
-    chunked = objective.batch_loss(case.student, batch, asked, plain, MIDDLE).loss
+    chunked = objective.batch_loss(
+        case.student, batch, asked, plain, MIDDLE, chunk_rows=CHUNK_ROWS
+    ).loss
     found = gradient_of(case.student, chunked)
     logits = case.student(batch.ids.to(case.student.device), use_cache=False).logits
     logits = logits[:, :-1][batch.targets.to(logits.device)].float()
@@ -232,7 +235,7 @@ def chunks_are_the_plain_loss(case: Case) -> Iterator[Proof]:
     strength = plain.kd_weight.at(MIDDLE) * plain.temperature**2
     loss = loss + strength * (share.to(logits.device) * soft).sum()
     apart = relative_norm(gradient_of(case.student, loss), found)
-    n_chunks = len(runs(len(logits), logits.shape[-1]))
+    n_chunks = len(runs(len(logits), n_at_once=CHUNK_ROWS))
     yield Proof("chunks give the plain gradient", apart, 1e-5, f"{n_chunks} chunks; relative")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from kdexport.pipeline import training
+from kdexport.pipeline.preflight import check_training
 from kdexport.pipeline.run import Run
 from kdexport.pipeline.stages import make_student
 from kdexport.pipeline.training import objective_of, precision_of, train_settings
@@ -77,6 +78,28 @@ def test_losses_and_their_schedules_come_from_the_recipe() -> None:
     ]
     assert [found.kd_weight.at(progress) for progress in (0.0, 0.5, 1.0)] == [4.0, 2.5, 1.0]
     assert found.task_weight.at(0.25) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("overrides", "is_told"),
+    [
+        (["train.targets=sampled", "train.temperature=2"], True),
+        (["train.targets=sampled", "train.temperature=1"], False),
+        (["train.targets=sampled", "train.temperature=0.5"], False),
+        (["train.targets=cached", "train.temperature=2"], False),
+        (["train.targets=sampled", "train.temperature=2", "train.lambda=0"], False),
+    ],
+)
+def test_draws_at_a_temperature_that_makes_noise_of_them_are_told_of_in_a_line(
+    open_run: Callable[..., Run],
+    overrides: list[str],
+    is_told: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    check_training(open_run(*overrides))
+    said = capsys.readouterr().err
+    assert ("makes noise of sampled targets" in said) == is_told
+    assert len(said.split("train.temperature")) == 1 + is_told
 
 
 @pytest.mark.parametrize(

@@ -227,7 +227,7 @@ def test_how_a_step_is_cut_changes_nothing(
 ) -> None:
     """Accumulated or not, and in chunks of three rows or all rows at once."""
     monkeypatch.setattr(
-        objective_module, "runs", lambda n, _: [slice(i, min(i + 3, n)) for i in range(0, n, 3)]
+        objective_module, "runs", lambda n, *_: [slice(i, min(i + 3, n)) for i in range(0, n, 3)]
     )
 
     def weights(sizes: list[int], inside: Inside) -> torch.Tensor:

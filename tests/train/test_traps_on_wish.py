@@ -10,7 +10,7 @@ import torch
 
 from kdexport.data.pairs import Pair
 from kdexport.train import inside, losses, on_policy, proofs, proofs_on_wish
-from kdexport.train.case import Across, Case
+from kdexport.train.case import WAYS, Across, Case
 from kdexport.train.data import Batch, encoded
 from kdexport.train.inside import INSIDE, InnerTerm, Inside
 from kdexport.train.model import load_model
@@ -24,6 +24,7 @@ from kdexport.train.uld import pairs_of
 from tests.models import CORPUS, byte_level_bpe, make_gpt2
 from tests.train.traps import Broken, Patch, Traps, is_seen, told
 
+GRADIENT = "has its formula's gradient"
 OTHER = ["Frisches Brot aus dem Ofen, heute noch warm.", "Zwei Paar Schuhe, ein Preis; das Meer."]
 PLAIN = frozenset({"e1", "e3"})
 
@@ -93,6 +94,9 @@ def test_every_proof_holds_over_other_tokens(across: Case, way: str) -> None:
     found = told(prove(dataclasses.replace(across, way=way)))
     assert [row for row in found.values() if not row.ok] == []
     assert "uld is its formula" in found and "jsd is its formula" not in found
+    assert {"live", "hidden"} == {
+        way for way in WAYS if f"uld of {way} targets {GRADIENT}" in found
+    }
     assert "cached hidden states are the live ones" in found
     assert "KL does not depend on batches" not in found
 

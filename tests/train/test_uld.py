@@ -188,7 +188,7 @@ def test_chunks_give_the_plain_gradient(material: Any, monkeypatch: pytest.Monke
         return right(name, z, targets, *more)
 
     monkeypatch.setattr(objective, "distance", watched)
-    monkeypatch.setattr(objective, "runs", lambda n, _: runs_of_seven(n))
+    monkeypatch.setattr(objective, "runs", lambda n, *_: runs_of_seven(n))
     found = objective.batch_loss(student, batch, asked, ULD, 0.5).loss
     chunked = torch.autograd.grad(found, list(student.parameters()))
     one, other = (torch.cat([g.flatten() for g in gs]) for gs in (plain, chunked))
