@@ -125,6 +125,7 @@ def _write_reference(run: Run, ready: Ready, world: World) -> None:
             reference, told_by(kept), examples, ready.kept_ids or range(vocab_size), **around
         )
     else:
+        around["in_step"] = _in_parts(run, world)
         around |= {"top_k": REFERENCE_TOP_K, "n_drawn": REFERENCE_DRAWN, "vocab_size": vocab_size}
         write_reference(reference, teacher, examples, ready.kept_ids, **around)
     if world.is_first:

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from kdexport.errors import InputError
 from kdexport.train.data import Batch, Encoded, ordered_batches
+from kdexport.train.memory import Memory
 from kdexport.train.model import sync, written
 from kdexport.train.world import ALONE, World
 
@@ -44,8 +45,9 @@ def fill_cache(
 
     Each process asks its share, and goes on when all have. A kill loses what was asked in the last
     ``shard_seconds``, an interrupt nothing. Which examples are asked together does not depend on
-    where an earlier run ended, so neither do the targets. ``in_step``: all processes ask equally
-    often, some for nothing. Raises InputError where the disk takes no more.
+    where an earlier run ended, so neither do the targets; only where memory ends fewer are asked at
+    once, which moves their last bits, and draws. ``in_step``: all processes ask equally often, some
+    for nothing, and none may ask for fewer. Raises InputError where the disk takes no more.
     """
     if world.is_first:
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,6 +56,7 @@ def fill_cache(
     held = {name for shard in _shards(folder) for name, _ in _contents(shard)}
     world.wait()  # all have seen the same before any writes
     n_done = 0
+    memory = Memory(at_least=batch_size if in_step else 1)
 
     def is_wanted(batch: Batch) -> bool:
         return not held.issuperset(example.example_id for example in batch.examples)
@@ -64,7 +67,7 @@ def fill_cache(
         while every := list(islice(batches, world.size)):
             own = every[world.rank] if world.rank < len(every) else None
             if own is not None and is_wanted(own):
-                yield own.examples, ask(own)
+                yield own.examples, _joined(own.in_parts(memory, ask))
             elif in_step and any(is_wanted(batch) for batch in every):
                 ask(own or every[0])
             n_done += sum(len(batch.examples) for batch in every)
@@ -73,6 +76,12 @@ def fill_cache(
 
     write_shards(folder, asked(), shard_seconds=shard_seconds, world=world)
     world.wait()
+
+
+def _joined(parts: Sequence[Columns]) -> Columns:
+    if len(parts) == 1:
+        return parts[0]
+    return {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
 
 
 def write_shards(

@@ -7,6 +7,7 @@ so that a resumed run sees the batches that an unbroken one would have seen.
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,10 +16,12 @@ from tokenizers import Tokenizer
 from kdexport.data.pairs import Pair
 from kdexport.data.spans import token_weights
 from kdexport.errors import InputError
+from kdexport.train.memory import Memory
 from kdexport.train.packing import best_fit, next_fit
 from kdexport.train.world import World
 
 BATCHES_PER_BUCKET = 16
+Result = TypeVar("Result")
 Render = Callable[[list[dict[str, str]]], str]
 
 
@@ -89,11 +92,15 @@ class Batch:
         """The same texts in the teacher's ids, of which ``kept_ids`` has one a student's token."""
         return self if kept_ids is None else replace(self, ids=kept_ids[self.ids])
 
-    def halves(self) -> "tuple[Batch, Batch]":
-        """The same examples in two batches."""
-        middle = len(self.examples) // 2
-        first, second = self.examples[:middle], self.examples[middle:]
-        return collate(first, self.row_length), collate(second, self.row_length)
+    def of(self, examples: Sequence[Encoded]) -> "Batch":
+        """A batch of some of its examples; itself where these are all."""
+        if len(examples) == len(self.examples):
+            return self
+        return collate(examples, self.row_length)
+
+    def in_parts(self, memory: Memory, work: Callable[["Batch"], Result]) -> list[Result]:
+        """What ``work`` makes of it, or of its parts in their order where memory ends."""
+        return memory.each(self.examples, lambda examples: work(self.of(examples)))
 
     def share(self, world: World) -> "Batch | None":
         """This process's examples of it; None where there are fewer examples than processes."""

@@ -3,13 +3,15 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from kdexport.train.data import Encoded, ordered_batches
+from kdexport.train.data import Batch, Encoded, ordered_batches
 from kdexport.train.losses import distance
+from kdexport.train.memory import Memory
 from kdexport.train.model import read_batch
 from kdexport.train.objective import summed_over_rows
 from kdexport.train.teacher import TargetFn
@@ -42,11 +44,14 @@ def evaluate(
     *,
     interrupted: Callable[[], bool] = lambda: False,
     world: World = ALONE,
+    memory: Memory | None = None,
 ) -> Evaluation | None:
     """KL to the teacher, top-1 agreement and perplexity, each over all target tokens at once.
 
     Each process reads its share. None where ``interrupted`` said so between two batches of any.
+    ``memory``: how many texts of a batch at once.
     """
+    memory = memory or Memory()
     was_training = student.training
     student.eval()
     sums = torch.zeros(3, dtype=torch.float64)
@@ -57,22 +62,8 @@ def evaluate(
             stops = interrupted()
             if stops:
                 break
-            asked = targets(batch).to(student.device) if targets else None
-            labels = batch.labels.to(student.device)
-
-            def of_rows(
-                logits: torch.Tensor, rows: slice, asked: Any = asked, labels: Any = labels
-            ) -> tuple[torch.Tensor, torch.Tensor]:
-                nats = F.cross_entropy(logits, labels[rows], reduction="sum")
-                if asked is None:
-                    return nats, torch.stack([nats, nats, nats])
-                found = asked.rows(rows)
-                kl = distance("forward_kl", logits, found, 1.0).sum()
-                agree = (logits.argmax(-1) == found.top1()).sum()
-                return nats, torch.stack([kl, agree.to(kl), nats])
-
-            reading = read_batch(student, batch)
-            sums += summed_over_rows(student, reading, of_rows)[1].double().cpu()
+            for found in batch.in_parts(memory, partial(_sums, student, targets)):
+                sums += found
             n_tokens += batch.n_targets
     finally:
         student.train(was_training)
@@ -82,3 +73,21 @@ def evaluate(
     kl, agree, nats = (total / max(n_read, 1) for total in totals)
     perplexity = math.exp(nats) if nats < 700 else math.inf
     return Evaluation(kl, agree, perplexity) if targets else Evaluation(None, None, perplexity)
+
+
+def _sums(student: Any, targets: TargetFn | None, batch: Batch) -> torch.Tensor:
+    """KL, equal top tokens and cross-entropy over a batch's targets, float64 [3]."""
+    asked = targets(batch).to(student.device) if targets else None
+    labels = batch.labels.to(student.device)
+
+    def of_rows(logits: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        nats = F.cross_entropy(logits, labels[rows], reduction="sum")
+        if asked is None:
+            return nats, torch.stack([nats, nats, nats])
+        found = asked.rows(rows)
+        kl = distance("forward_kl", logits, found, 1.0).sum()
+        agree = (logits.argmax(-1) == found.top1()).sum()
+        return nats, torch.stack([kl, agree.to(kl), nats])
+
+    reading = read_batch(student, batch)
+    return summed_over_rows(student, reading, of_rows)[1].double().cpu()

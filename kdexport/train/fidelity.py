@@ -6,11 +6,13 @@ Knows a student and two ways to ask; not how targets are kept.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from kdexport.train.data import Encoded, ordered_batches
+from kdexport.train.memory import Memory
 from kdexport.train.objective import Objective, batch_loss
 from kdexport.train.schedule import ONE, Schedule
 from kdexport.train.teacher import TargetFn
@@ -52,17 +54,26 @@ def compare_targets(
     """
     alone = replace(objective, kd_weight=ONE, task_weight=ZERO, hidden_weight=0.0)
     n_tokens = max(1, sum(example.n_targets for example in examples))
-    sums, gradients = [], []
-    for ask in (live, kept):
-        student.zero_grad(set_to_none=True)
+    memory = Memory()
+
+    def summed(ask: TargetFn) -> float:
         total = 0.0
         for batch in ordered_batches(examples, batch_size):
-            found = batch_loss(student, batch, ask(batch), alone, HALF_WAY)
-            found.loss.backward()  # type: ignore[no-untyped-call]
-            total += found.divergence
-        sums.append(total / n_tokens)
+            for part in map(batch.of, memory.parts(batch.examples)):
+                found = batch_loss(student, part, ask(part), alone, HALF_WAY)
+                found.loss.backward()  # type: ignore[no-untyped-call]
+                total += found.divergence
+        return total
+
+    def forget() -> None:
+        student.zero_grad(set_to_none=True)
+
+    sums, gradients = [], []
+    for ask in (live, kept):
+        forget()
+        sums.append(memory.anew(partial(summed, ask), batch_size, forget) / n_tokens)
         gradients.append([p.grad for p in student.parameters() if p.grad is not None])
-    student.zero_grad(set_to_none=True)
+    forget()
     dot, of_live, of_kept = (
         sum(float(torch.dot(a.double().flatten(), b.double().flatten())) for a, b in pairs)
         for pairs in (

@@ -51,7 +51,8 @@ class Memory:
                 found.append(work(part))
                 continue
             except RuntimeError as error:
-                _check(error)
+                if not is_out_of_memory(error):
+                    raise
             self.shrink(len(part))
             waiting.append(part)
         return found
@@ -66,7 +67,8 @@ class Memory:
             try:
                 return work()
             except RuntimeError as error:
-                _check(error)
+                if not is_out_of_memory(error):
+                    raise
             forget()
             self.shrink(n_items)
 
@@ -91,8 +93,3 @@ class Memory:
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether an error tells that memory ended, on a GPU or a CPU."""
     return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in TOLD_BY)
-
-
-def _check(error: RuntimeError) -> None:
-    if not is_out_of_memory(error):
-        raise error

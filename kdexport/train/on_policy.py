@@ -9,12 +9,14 @@ processes draw what one would.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 
 from kdexport.train.data import Batch, collate
+from kdexport.train.memory import Memory
 from kdexport.train.model import low_precision
 from kdexport.train.schedule import Schedule
 from kdexport.train.targets import TargetRows
@@ -47,12 +49,14 @@ class OnPolicy:
         step: int,
         progress: float,
         world: World = ALONE,
+        memory: Memory | None = None,
     ) -> list[Batch]:
         """This process's share of a step's batches, samples in place of some completions.
 
-        A batch is the student's own in all processes, or in none.
+        A batch is the student's own in all processes, or in none. ``memory``: how many of its texts
+        are written at once.
         """
-        found = []
+        found, memory = [], memory or Memory()
         for number, batch in enumerate(group):
             rng = np.random.default_rng([STREAM, self.seed, step, number])
             is_own = rng.random() < self.fraction.at(progress)
@@ -61,14 +65,21 @@ class OnPolicy:
             if share is None:
                 continue
             own_draws = draws[world.rank :: world.size]  # as `World.share` deals
-            found.append(self._sampled(student, share, own_draws) if is_own else share)
+            if is_own:
+                share = self._sampled(student, share, own_draws, memory)
+            found.append(share)
         return found
 
-    def _sampled(self, student: Any, batch: Batch, draws: np.ndarray) -> Batch:
+    def _sampled(self, student: Any, batch: Batch, draws: np.ndarray, memory: Memory) -> Batch:
         prompts = [example.ids[: example.first_completion] for example in batch.examples]
         rooms = [min(self.max_new_tokens, self.max_length - len(prompt)) for prompt in prompts]
+
+        def write(texts: Sequence[int]) -> list[np.ndarray]:
+            asked = [prompts[text] for text in texts], [rooms[text] for text in texts]
+            return sample(student, *asked, self.temperature, self.end_ids, draws[[*texts]])
+
         with low_precision(student, self.precision):
-            samples = sample(student, prompts, rooms, self.temperature, self.end_ids, draws)
+            samples = chain.from_iterable(memory.each(range(len(prompts)), write))
         written = [
             replace(example, ids=np.concatenate([prompt, new]), is_own=True, token_weights=None)
             for example, prompt, new in zip(batch.examples, prompts, samples, strict=True)
@@ -91,8 +102,6 @@ def sample(
     are read at once, padded on the left; a text that has ended leaves the batch. ``draws``, float64
     [texts, longest room] in [0, 1), are each text's own: other texts change it by rounding alone.
     """
-    was_training = model.training
-    model.eval()
     longest = max(len(prompt) for prompt in prompts)
     ids = torch.zeros(len(prompts), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -102,28 +111,32 @@ def sample(
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     texts: list[list[int]] = [[] for _ in prompts]
     alive, cache = list(range(len(prompts))), None
-    while alive:
-        asked = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-        asked = {name: values.to(model.device) for name, values in asked.items()}
-        out = model(**asked, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        shares = torch.softmax(out.logits[:, -1].float() / temperature, dim=-1)
-        # Of a student that has none, any token: the step is then skipped, and counted.
-        shares = shares.nan_to_num(nan=1.0).cpu()
-        ids = _at(shares, [draws[text, len(texts[text])] for text in alive])
-        for text, token in zip(alive, ids[:, 0].tolist(), strict=True):
-            texts[text].append(token)
-        going = [
-            row
-            for row, text in enumerate(alive)
-            if texts[text][-1] not in end_ids and len(texts[text]) < rooms[text]
-        ]
-        cache = out.past_key_values
-        if going and len(going) < len(alive):
-            cache.batch_select_indices(torch.tensor(going, device=model.device))
-        alive = [alive[row] for row in going]
-        ids, positions = ids[going], positions[going, -1:] + 1
-        mask = torch.cat([mask[going], torch.ones_like(ids)], dim=-1)
-    model.train(was_training)
+    was_training = model.training
+    model.eval()
+    try:
+        while alive:
+            asked = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+            asked = {name: values.to(model.device) for name, values in asked.items()}
+            out = model(**asked, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            shares = torch.softmax(out.logits[:, -1].float() / temperature, dim=-1)
+            # Of a student that has none, any token: the step is then skipped, and counted.
+            shares = shares.nan_to_num(nan=1.0).cpu()
+            ids = _at(shares, [draws[text, len(texts[text])] for text in alive])
+            for text, token in zip(alive, ids[:, 0].tolist(), strict=True):
+                texts[text].append(token)
+            going = [
+                row
+                for row, text in enumerate(alive)
+                if texts[text][-1] not in end_ids and len(texts[text]) < rooms[text]
+            ]
+            cache = out.past_key_values
+            if going and len(going) < len(alive):
+                cache.batch_select_indices(torch.tensor(going, device=model.device))
+            alive = [alive[row] for row in going]
+            ids, positions = ids[going], positions[going, -1:] + 1
+            mask = torch.cat([mask[going], torch.ones_like(ids)], dim=-1)
+    finally:
+        model.train(was_training)
     return [np.asarray(text, dtype=np.int64) for text in texts]
 
 

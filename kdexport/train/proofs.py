@@ -18,6 +18,7 @@ from kdexport.train.case import WAYS, Case, Proof, cached, hidden, live
 from kdexport.train.data import Batch, Encoded, collate
 from kdexport.train.evaluate import evaluate
 from kdexport.train.formulas import REFERENCES
+from kdexport.train.memory import Memory
 from kdexport.train.model import head_is_plain, save_model
 from kdexport.train.objective import Objective, Term
 from kdexport.train.on_policy import by_origin
@@ -194,7 +195,7 @@ def steps_do_not_depend_on_batches(case: Case) -> Iterator[Proof]:
         "padding changes no gradient": step_gradient(case, [wide]),
         "batches of other texts change no gradient": step_gradient(case, halves[::-1]),
         "accumulation changes no gradient": step_gradient(case, [collate([e]) for e in examples]),
-        "halved batches change no gradient": step_gradient(case, [batch], max_examples=1),
+        "halved batches change no gradient": step_gradient(case, [batch], memory=Memory(1)),
     }
     if case.row_length is not None:
         packed = collate(examples, case.row_length)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from kdexport.train.data import Batch, Encoded, ordered_batches
+from kdexport.train.memory import Memory
 from kdexport.train.model import read_batch, written
 from kdexport.train.targets import TargetRows, Targets, runs
 from kdexport.train.teacher import TargetFn, live_targets, top_k_targets
@@ -45,10 +46,12 @@ def write_reference(
     batch_size: int,
     meta: dict[str, Any],
     writes: bool = True,
+    in_step: bool = False,
 ) -> None:
     """Ask a teacher, and write what it tells (`write_told`).
 
-    ``writes``: False in a process that only helps to ask.
+    ``writes``: False in a process that only helps to ask. ``in_step``: all processes ask equally
+    often.
     """
     ask_whole = live_targets(teacher, kept_ids, 1.0)
     mass_of = _kept_mass(teacher, kept_ids)
@@ -59,7 +62,9 @@ def write_reference(
         return Told(few(batch).rows(slice(None)), _target_logprobs(whole, batch), mass_of(batch))
 
     kept = range(vocab_size) if kept_ids is None else kept_ids
-    write_told(path, tell, examples, kept, batch_size=batch_size, meta=meta, writes=writes)
+    at_least = batch_size if in_step else 1
+    around: Any = {"batch_size": batch_size, "meta": meta, "writes": writes}
+    write_told(path, tell, examples, kept, memory=Memory(at_least=at_least), **around)
 
 
 def told_by(kept: TargetFn) -> Tell:
@@ -81,6 +86,7 @@ def write_told(
     batch_size: int,
     meta: dict[str, Any],
     writes: bool = True,
+    memory: Memory | None = None,
 ) -> None:
     """Write an .npz (no pickles) that ``kdexport.runtime.quality`` reads.
 
@@ -90,32 +96,22 @@ def write_told(
     ``drawn_ids`` int32 [M, d] and ``drawn_logprobs`` float32 [M, d] (draws from the tail, with
     replacement), ``target_logprobs`` float32 [M] (of the target tokens themselves), ``kept_ids``
     int32 [V], ``kept_mass`` float32 [M], ``meta`` UTF-8 JSON as uint8, its ``format`` `FORMAT`.
-    Without ``target_logprobs``, where they are not known, its format is 1.
+    Without ``target_logprobs``, where they are not known, its format is 1. ``memory``: how many
+    texts of a batch are asked for at once.
     """
+    memory = memory or Memory()
     columns: dict[str, list[np.ndarray]] = {}
     offset = 0
     offsets = [0]
     for batch in ordered_batches(examples, batch_size):
-        told = tell(batch)
-        targets = told.few
-        if targets.ids is None or targets.tail is None:
-            raise ValueError("a reference needs top-k targets")
+        for told in batch.in_parts(memory, tell):
+            _add(told, columns)
         for example in batch.examples:
             columns.setdefault("ids", []).append(example.ids.astype(np.int32))
             where = np.arange(example.first_target, len(example.ids), dtype=np.int64) + offset
             columns.setdefault("target", []).append(where)
             offset += len(example.ids)
             offsets.append(offset)
-        n_top = targets.ids.shape[-1] - targets.n_drawn
-        ids, logprobs = targets.ids.int().cpu().numpy(), targets.logprobs.float().cpu().numpy()
-        columns.setdefault("topk_ids", []).append(ids[:, :n_top])
-        columns.setdefault("topk_logprobs", []).append(logprobs[:, :n_top])
-        columns.setdefault("drawn_ids", []).append(ids[:, n_top:])
-        columns.setdefault("drawn_logprobs", []).append(logprobs[:, n_top:])
-        columns.setdefault("tail_logprob", []).append(targets.tail.float().cpu().numpy())
-        if told.target_logprobs is not None:
-            columns.setdefault("target_logprobs", []).append(told.target_logprobs)
-        columns.setdefault("kept_mass", []).append(told.kept_mass)
     if not writes:
         return
     arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
@@ -127,6 +123,23 @@ def write_told(
     with written(path):
         np.savez_compressed(beside, **arrays)  # type: ignore[arg-type]
         beside.replace(path)
+
+
+def _add(told: Told, columns: dict[str, list[np.ndarray]]) -> None:
+    """Put what a teacher told behind what it told before."""
+    targets = told.few
+    if targets.ids is None or targets.tail is None:
+        raise ValueError("a reference needs top-k targets")
+    n_top = targets.ids.shape[-1] - targets.n_drawn
+    ids, logprobs = targets.ids.int().cpu().numpy(), targets.logprobs.float().cpu().numpy()
+    columns.setdefault("topk_ids", []).append(ids[:, :n_top])
+    columns.setdefault("topk_logprobs", []).append(logprobs[:, :n_top])
+    columns.setdefault("drawn_ids", []).append(ids[:, n_top:])
+    columns.setdefault("drawn_logprobs", []).append(logprobs[:, n_top:])
+    columns.setdefault("tail_logprob", []).append(targets.tail.float().cpu().numpy())
+    if told.target_logprobs is not None:
+        columns.setdefault("target_logprobs", []).append(told.target_logprobs)
+    columns.setdefault("kept_mass", []).append(told.kept_mass)
 
 
 def _always(targets: TargetRows) -> TargetFn:

@@ -7,14 +7,13 @@ that how the work is cut changes nothing: not in two where memory is short, not 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from kdexport.errors import KdexportError
-from kdexport.system.console import say
 from kdexport.train.data import Batch
+from kdexport.train.memory import Memory
 from kdexport.train.objective import Objective, batch_loss
 from kdexport.train.teacher import TargetFn
 from kdexport.train.world import ALONE, World
@@ -38,7 +37,7 @@ class Done:
 
 @dataclass
 class Stepper:
-    """How to step. ``max_examples``: of a batch at once; halved where memory ends.
+    """How to step. ``memory``: how many examples of a batch at once.
 
     ``rounding``: the block in which the student computes loss and gradient; it has its own weights
     again when they are updated.
@@ -50,7 +49,7 @@ class Stepper:
     clip_norm: float = 1.0
     precision: str = "float32"
     world: World = ALONE
-    max_examples: int | None = None
+    memory: Memory = field(default_factory=Memory)
     rounding: Callable[[Any], AbstractContextManager[None]] = lambda student: nullcontext()
 
     def step(
@@ -67,14 +66,11 @@ class Stepper:
         n_tokens, n_targets = self.world.summed(
             [sum(b.n_completion for b in group), sum(b.n_targets for b in group)]
         )
-        sums: list[float] | None = None
-        while sums is None:
-            try:
-                sums = self._gradients(group, max(n_tokens, 1.0), targets, progress)
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._take_less(group)
+        sums = self.memory.anew(
+            lambda: self._gradients(group, max(n_tokens, 1.0), targets, progress),
+            max((len(batch.examples) for batch in group), default=1),
+            forget=lambda: self.optimizer.zero_grad(set_to_none=True),
+        )
         return self._update(sums, int(n_targets))
 
     def _gradients(
@@ -107,34 +103,6 @@ class Stepper:
         return Done(loss, task, divergence, norm, skipped, n_targets)
 
     def _micro_batches(self, group: Sequence[Batch]) -> Iterator[Batch]:
-        """The group's batches, in halves of halves where they are larger than memory allows."""
-        waiting = list(reversed(group))
-        while waiting:
-            batch = waiting.pop()
-            if self.max_examples and len(batch.examples) > self.max_examples:
-                waiting += reversed(batch.halves())
-            else:
-                yield batch
-
-    def _take_less(self, group: Sequence[Batch]) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        largest = max(len(batch.examples) for batch in group)
-        largest = min(largest, self.max_examples or largest)
-        if largest == 1:
-            raise KdexportError(
-                f"there is not memory enough for {largest} examples at once",
-                where="distill",
-                remedy="lower train.max_length or train.batch_size, or choose a smaller student",
-            )
-        self.max_examples = largest // 2
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        say(
-            f"    out of memory: batches of {self.max_examples} from here on, as many of them as "
-            "make the same step"
-        )
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error tells that memory ended, on a GPU or a CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        """The group's batches, in parts where they are larger than memory allows."""
+        for batch in group:
+            yield from map(batch.of, self.memory.parts(batch.examples))

@@ -72,7 +72,7 @@ class Event:
 class Position:
     """Where a run is; all of it goes into the checkpoint.
 
-    ``max_examples``: of a batch at once, where memory has ended (`Stepper`).
+    ``max_examples``: at once, where memory has ended (`Memory`).
     """
 
     step: int = 0
@@ -150,12 +150,13 @@ def distill(
     saved = load() if world.is_first else None
     world.wait()  # what a kill left half done is put right once
     at = _place(saved if world.is_first else load(), material.feed)
-    stepper.max_examples = at.max_examples
+    stepper.memory.at_most = at.max_examples
     hooks.begins(at)
     started = time.monotonic() - at.elapsed_s
     last_saved = time.monotonic()
 
     def save() -> None:
+        at.max_examples = stepper.memory.at_most
         state = {"fingerprint": fingerprint, "position": vars(at), "feed": material.feed.state()}
         if world.is_first:
             save_checkpoint(checkpoints, at.step, learner, optimizer, state)
@@ -196,7 +197,7 @@ def _look(
 ) -> None:
     """Judge the student, rounded where training is; keep the best."""
     with stepper.rounding(student):
-        found = _judge(student, material, settings, hooks, stepper.world)
+        found = _judge(student, material, settings, hooks, stepper)
         if found is not None:
             _note(at, found, student, hooks)
 
@@ -205,7 +206,6 @@ def _advance(at: Position, done: Done, stepper: Stepper, started: float) -> None
     """A step lies behind; the first process's clock counts."""
     at.step += 1
     at.tokens += done.n_targets
-    at.max_examples = stepper.max_examples
     at.elapsed_s = stepper.world.first(time.monotonic() - started)
 
 
@@ -225,7 +225,9 @@ def _own_part(
         shares = (batch.share(stepper.world) for batch in group)
         return [share for share in shares if share is not None]
     with stepper.rounding(stepper.student):
-        return material.own.renewed(stepper.student, group, step, progress, stepper.world)
+        return material.own.renewed(
+            stepper.student, group, step, progress, stepper.world, stepper.memory
+        )
 
 
 def _rounding(
@@ -245,7 +247,7 @@ def _is_due(at: Position, progress: float, evaluate_steps: int) -> bool:
 
 
 def _judge(
-    student: Any, material: Material, settings: TrainSettings, hooks: Hooks, world: World
+    student: Any, material: Material, settings: TrainSettings, hooks: Hooks, stepper: Stepper
 ) -> Evaluation | None:
     return evaluate(
         student,
@@ -253,7 +255,8 @@ def _judge(
         material.held_out_targets,
         settings.batch_size,
         interrupted=hooks.interrupted,
-        world=world,
+        world=stepper.world,
+        memory=stepper.memory,
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdexport.errors import InputError
+from kdexport.errors import InputError, KdexportError
 from kdexport.train import cache
 from kdexport.train.cache import (
     Columns,
@@ -20,6 +20,7 @@ from kdexport.train.cache import (
     seconds_asked,
 )
 from kdexport.train.data import Batch, Encoded, collate
+from tests.train.shortage import for_at_most
 
 
 @pytest.fixture
@@ -58,6 +59,37 @@ def test_each_example_has_its_own_rows(examples: list[Encoded], tmp_path: Path) 
     assert found["ids"].dtype == torch.uint16
     assert torch.equal(found["ids"].long(), collate(asked).labels)
     assert found["length"].shape == (len(found["ids"]), 2)
+
+
+def test_where_memory_ends_fewer_are_asked_at_once(
+    examples: list[Encoded], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows are each text's own all the same; of what was asked before, they are the same bits."""
+    teacher = Teacher()
+
+    def short(batch: Batch) -> Columns:
+        if len(batch.examples) > 5 and batch.ids.shape[1] > 12:  # of the longer texts
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return teacher(batch)
+
+    fill_cache(tmp_path / "whole", examples, Teacher(), batch_size=16)
+    fill_cache(tmp_path / "short", examples, short, batch_size=16)
+    one, other = columns(tmp_path / "whole", examples), columns(tmp_path / "short", examples)
+    assert torch.equal(one["ids"], other["ids"]) and one["ids"].dtype == other["ids"].dtype
+    before = one["length"] <= 12
+    assert before.any() and torch.equal(one["length"][before], other["length"][before])
+    assert not torch.equal(one["length"], other["length"])  # fewer were asked together
+    assert capsys.readouterr().err.count("out of memory") == 2
+    assert len(list((tmp_path / "short").iterdir())) == 1
+
+
+def test_processes_that_ask_in_step_ask_for_no_fewer(
+    examples: list[Encoded], tmp_path: Path
+) -> None:
+    """The others would wait for an answer that has no question."""
+    short = for_at_most(3, Teacher())
+    with pytest.raises(KdexportError, match="not memory enough for 16 examples"):
+        fill_cache(tmp_path, examples, short, batch_size=16, in_step=True)
 
 
 @pytest.mark.parametrize("stops_at", range(1, 11))

@@ -13,6 +13,7 @@ from kdexport.train.fidelity import Fidelity, compare_targets
 from kdexport.train.model import load_model
 from kdexport.train.objective import Objective
 from kdexport.train.teacher import live_targets
+from tests.train.shortage import for_at_most
 
 
 @pytest.fixture
@@ -38,6 +39,24 @@ def test_live_targets_differ_in_nothing(
     assert found.live == found.kept and found.bias == 0.0
     assert found.cosine == pytest.approx(1.0) and found.length == pytest.approx(1.0)
     assert all(p.grad is None for p in student.parameters())
+
+
+@pytest.mark.parametrize("ends_in", ["live", "kept"])
+def test_where_memory_ends_fewer_texts_are_compared_at_once(
+    student: Any, teacher: Any, examples: list[Encoded], ends_in: str
+) -> None:
+    """Also where a part of the gradient was summed up already: it is begun anew."""
+    ask, n_asked = live_targets(teacher, None, 1.0), 0
+
+    def short(batch: Any) -> Any:
+        nonlocal n_asked
+        n_asked += 1
+        return (for_at_most(2, ask) if n_asked > 2 else ask)(batch)
+
+    asked = (short, ask) if ends_in == "live" else (ask, short)
+    found = compare_targets(student, examples, *asked, Objective(), batch_size=4)
+    assert found.bias == pytest.approx(0.0, abs=1e-5)
+    assert found.cosine == pytest.approx(1.0) and found.length == pytest.approx(1.0)
 
 
 def test_64_tokens_give_nearly_the_live_loss(

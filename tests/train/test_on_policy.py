@@ -13,6 +13,7 @@ import torch
 from kdexport.train.data import Batch, Encoded, collate
 from kdexport.train.evaluate import evaluate
 from kdexport.train.feed import Epochs
+from kdexport.train.memory import Memory
 from kdexport.train.model import load_model, read_batch
 from kdexport.train.objective import Objective, Term, batch_loss
 from kdexport.train.on_policy import OnPolicy, by_origin, end_ids_of, sample
@@ -21,6 +22,7 @@ from kdexport.train.step import Stepper
 from kdexport.train.teacher import live_targets
 from kdexport.train.trainer import Hooks, Material, TrainSettings, distill
 from kdexport.train.world import World
+from tests.train.shortage import reads_at_most
 
 NEVER = frozenset({10**6})
 
@@ -141,9 +143,29 @@ def test_own_samples_have_no_cross_entropy(
     found = batch_loss(student, batch, targets(batch), Objective(), 0.5)
     assert found.task == 0 and found.divergence > 0
     assert float(found.loss.detach()) == pytest.approx(found.divergence, rel=1e-6)
-    (half, other) = batch.halves()
+    half, other = batch.of(batch.examples[:2]), batch.of(batch.examples[2:])
     parts = [batch_loss(student, b, targets(b), Objective(), 0.5) for b in (half, other)]
     assert sum(float(p.loss.detach()) for p in parts) == pytest.approx(found.divergence, rel=1e-5)
+
+
+def test_where_memory_ends_samples_are_written_by_fewer_at_once(
+    student: Any,
+    examples: list[Encoded],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each with its own draws: the texts are the same; and the student goes on training."""
+    group, own = [collate(examples[:8]), collate(examples[8:14], 40)], policy(1.0)
+    student.train()
+    expected = own.renewed(student, group, 3, 0.5)
+    given, memory = reads_at_most(3, student, monkeypatch), Memory()
+    found = own.renewed(student, group, 3, 0.5, memory=memory)
+    assert [batch.row_length for batch in found] == [None, 40]
+    for one, other in zip(found, expected, strict=True):
+        assert [e.ids.tolist() for e in one.examples] == [e.ids.tolist() for e in other.examples]
+    assert student.training and memory.at_most == 2
+    assert [n for n in given if n > 3] == [8, 4]  # and the second batch was not tried whole
+    assert capsys.readouterr().err.count("out of memory") == 2
 
 
 def test_weights_of_a_text_s_tokens_are_not_its_sample_s(

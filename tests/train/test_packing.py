@@ -16,6 +16,7 @@ from kdexport.train import targets as targets_module
 from kdexport.train.cache import TargetCache, fill_cache
 from kdexport.train.columns import Form, hidden_form, top_k_form
 from kdexport.train.data import Encoded, collate, token_batches
+from kdexport.train.memory import Memory
 from kdexport.train.model import check_packing, load_model, read_batch, recompute_activations
 from kdexport.train.objective import Objective, batch_loss
 from kdexport.train.packing import best_fit, next_fit
@@ -65,7 +66,7 @@ def test_a_packed_row_is_laid_out_one_text_after_another() -> None:
     for name in ("labels", "is_completion", "weights"):
         assert getattr(batch, name).tolist() == getattr(alone, name).tolist()
     assert batch.n_completion == alone.n_completion
-    first, second = batch.halves()
+    first, second = batch.of(batch.examples[:1]), batch.of(batch.examples[1:])
     assert first.row_length == second.row_length == 8
     assert (first.examples, second.examples) == (tuple(texts[:1]), tuple(texts[1:]))
 
@@ -191,7 +192,7 @@ def test_where_memory_ends_a_packed_step_is_the_same(llama: Path, texts: list[En
     for most in (None, 2):
         model = load_model(llama)
         stepper = Stepper(
-            model, torch.optim.SGD(model.parameters(), lr=1.0), Objective(), max_examples=most
+            model, torch.optim.SGD(model.parameters(), lr=1.0), Objective(), memory=Memory(most)
         )
         targets = live_targets(load_model(llama), None, 2.0)
         found.append(stepper.step([collate(texts, ROW)], targets, 1.0, 0.5))

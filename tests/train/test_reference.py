@@ -17,6 +17,7 @@ from kdexport.train.model import load_model, save_model
 from kdexport.train.reference import write_reference
 from kdexport.train.sizes import StudentSpec
 from kdexport.train.student import Origin, prune
+from tests.train.shortage import reads_at_most
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,21 @@ def write(path: Path, teacher: Any, examples: list[Encoded], kept: list[int] | N
         batch_size=8,
         meta={"teacher": "t"},
     )
+
+
+def test_where_memory_ends_a_reference_is_asked_of_fewer_texts_at_once(
+    teacher: Any, examples: list[Encoded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "whole.npz", teacher, examples, None)
+    reads_at_most(3, teacher, monkeypatch)
+    write(tmp_path / "short.npz", teacher, examples, None)
+    one, other = (np.load(tmp_path / name) for name in ("whole.npz", "short.npz"))
+    assert one.files == other.files
+    for name in ("ids", "offsets", "target", "kept_ids", "kept_mass", "meta"):
+        assert np.array_equal(one[name], other[name])
+    for name in ("topk_logprobs", "tail_logprob", "target_logprobs"):
+        assert one[name].shape == other[name].shape
+        np.testing.assert_allclose(other[name], one[name], rtol=1e-4, atol=1e-4)
 
 
 def direct(model: Any, texts: list[np.ndarray], kept: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from kdexport.train.evaluate import Evaluation, evaluate
 from kdexport.train.feed import Epochs
 from kdexport.train.fresh import from_scratch
 from kdexport.train.inside import InnerTerm, Inside
+from kdexport.train.memory import Memory
 from kdexport.train.model import load_model
 from kdexport.train.objective import Objective
 from kdexport.train.schedule import Budget, Schedule
@@ -33,6 +34,7 @@ from kdexport.train.trainer import (
     distill,
     make_optimizer,
 )
+from tests.train.shortage import for_at_most, reads_at_most
 
 
 def test_frozen_parameters_stay(student: Any, examples: list[Encoded], llama: Path) -> None:
@@ -277,6 +279,64 @@ def test_evaluation_does_not_depend_on_the_batch_size(
     assert one.kl == pytest.approx(eight.kl, rel=1e-5)
     assert one.perplexity == pytest.approx(eight.perplexity, rel=1e-5)
     assert one.top1 == eight.top1
+
+
+@pytest.mark.parametrize("ends_in", ["teacher", "student"])
+def test_where_memory_ends_an_evaluation_goes_on_in_smaller_batches(
+    student: Any,
+    examples: list[Encoded],
+    llama: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ends_in: str,
+) -> None:
+    targets = live_targets(load_model(llama), None, 1.0)
+    whole, memory = evaluate(student, examples, targets, 8), Memory()
+    if ends_in == "teacher":
+        targets = for_at_most(3, targets)
+    else:
+        reads_at_most(3, student, monkeypatch)
+    for _ in range(2):
+        found = evaluate(student, examples, targets, 8, memory=memory)
+        assert found is not None and whole is not None
+        assert found.kl == pytest.approx(whole.kl, rel=1e-5)
+        assert found.perplexity == pytest.approx(whole.perplexity, rel=1e-5)
+        assert found.top1 == whole.top1
+    assert capsys.readouterr().err.count("out of memory") == 2
+
+
+def test_what_memory_holds_is_known_in_samples_steps_evaluations_and_checkpoints(
+    student: Any,
+    examples: list[Encoded],
+    llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Found out once, by the first of them to need it; a run that goes on knows it."""
+    teacher = load_model(llama)
+    held_out = for_at_most(3, live_targets(teacher, None, 1.0))  # the first evaluation ends it
+    given, fed = list[int](), live_targets(teacher, None, 1.0)
+
+    def targets(batch: Batch) -> Any:
+        given.append(len(batch.examples))
+        return fed(batch)
+
+    def run(n_steps: int) -> Position:
+        return distill(
+            student,
+            Material(Epochs(examples[:16], 8, 0), targets, examples[16:], held_out),
+            settings(batch_size=8, evaluate_steps=1, budget=Budget(max_steps=n_steps)),
+            Hooks(),
+            checkpoints=tmp_path,
+            fingerprint="f",
+        )
+
+    assert run(3).max_examples == 2
+    assert given == [8, *[2] * 4, *[2] * 4]
+    assert run(5).max_examples == 2
+    assert given[9:] == [2] * 8
+    assert capsys.readouterr().err.count("out of memory") == 2
 
 
 def test_a_teacher_is_at_no_distance_from_itself(llama: Path, examples: list[Encoded]) -> None:
