@@ -14,7 +14,7 @@ from pydantic import (
     field_validator,
 )
 
-from kdexport.content.channels import Channels, load_channels
+from kdexport.content.channels import ChannelName, Channels
 from kdexport.content.data_files import did_you_mean
 from kdexport.content.languages import load_languages
 from kdexport.content.records import Kind, Problem, examine_records, listed, load_records
@@ -44,7 +44,7 @@ class Brief(BaseModel):
     product: str = Field(min_length=1)
     facts: tuple[str, ...] = Field(default=(), max_length=8)
     audience: str = "everyone"
-    channel: str = "social_post"
+    channel: ChannelName = "social_post"
     campaign: str = "none"
     objective: str = ""
     tone: str = "friendly"
@@ -58,14 +58,6 @@ class Brief(BaseModel):
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     segment: str | tuple[str, ...] = ()
     split: Split = "train"
-
-    @field_validator("channel")
-    @classmethod
-    def _known_channel(cls, value: str, info: ValidationInfo) -> str:
-        channels = (info.context or {}).get("channels") or load_channels()
-        if value not in channels:
-            raise ValueError(f"unknown channel {value!r}{did_you_mean(value, list(channels))}")
-        return value
 
     @field_validator("language")
     @classmethod

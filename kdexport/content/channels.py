@@ -6,10 +6,19 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
+from typing import Annotated
 
 import regex
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from kdexport.content.counting import COUNTERS
 from kdexport.content.data_files import did_you_mean, load_model
@@ -176,6 +185,17 @@ def load_channels(folder: Path | None = None) -> Channels:
         places[channel.name] = path
         channels[channel.name] = channel
     return MappingProxyType(channels)
+
+
+def _known(name: str, info: ValidationInfo) -> str:
+    channels = (info.context or {}).get("channels") or load_channels()
+    if name not in channels:
+        raise ValueError(f"unknown channel {name!r}{did_you_mean(name, list(channels))}")
+    return name
+
+
+ChannelName = Annotated[str, AfterValidator(_known)]
+"""A name of the context's ``channels``; of the built-in ones where it has none."""
 
 
 @cache

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from kdexport.content.channels import Channels, load_channels
-from kdexport.content.data_files import did_you_mean
+from kdexport.content.channels import ChannelName, Channels
 from kdexport.content.records import Kind, load_records
 from kdexport.data.tables import Row
 
@@ -20,19 +19,11 @@ class Clicked(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
 
     text: str = Field(min_length=1)
-    channel: str
+    channel: ChannelName
     segment: str = ""
     group: str = ""
     impressions: int = Field(ge=1)
     clicks: int = Field(ge=0)
-
-    @field_validator("channel")
-    @classmethod
-    def _known_channel(cls, value: str, info: ValidationInfo) -> str:
-        channels = (info.context or {}).get("channels") or load_channels()
-        if value not in channels:
-            raise ValueError(f"unknown channel {value!r}{did_you_mean(value, list(channels))}")
-        return value
 
     @model_validator(mode="after")
     def _counts_fit(self) -> "Clicked":

@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch.nn import functional as F  # noqa: N812
 
 from kdexport.train import losses, objective
@@ -19,7 +18,7 @@ from kdexport.train.data import Batch, Encoded, collate
 from kdexport.train.evaluate import evaluate
 from kdexport.train.formulas import REFERENCES
 from kdexport.train.memory import Memory
-from kdexport.train.model import head_is_plain, save_model
+from kdexport.train.model import head_is_plain
 from kdexport.train.objective import Objective, Term
 from kdexport.train.on_policy import by_origin
 from kdexport.train.step import Stepper
@@ -324,59 +323,6 @@ def _divergence(case: Case, batch: Batch, asked: Any) -> float:
     return objective.batch_loss(case.student, batch, asked, wish, MIDDLE).divergence
 
 
-# Tokens, files, texts
-
-
-def tokens_are_the_same(case: Case) -> Iterator[Proof]:
-    """Each of the student's tokens is the teacher's, and logits are as wide on both sides."""
-    if case.across:
-        return
-    theirs = range(len(case.student_tokens)) if case.kept_ids is None else case.kept_ids
-    asked = {i: case.teacher_tokens.get(their) for i, their in enumerate(theirs)}
-    other = sum(asked.get(i) != token for i, token in case.student_tokens.items())
-    note = f"of {len(case.student_tokens)} tokens"
-    yield Proof("the tokens are the teacher's, one by one", other, 0, note)
-    z_teacher, z_student, _ = read_alone(case, case.examples[0])
-    apart = abs(z_teacher.shape[-1] - z_student.shape[-1])
-    yield Proof("logits are as wide on both sides", apart, 0, "columns more or fewer")
-
-
-def every_example_has_targets(case: Case) -> Iterator[Proof]:
-    """A text without a token to learn would divide by nothing."""
-    without = sum(e.n_completion <= 0 or e.first_target < 1 for e in case.examples)
-    yield Proof("every text has a token to learn", without, 0, f"of {len(case.examples)} texts")
-
-
-def tied_weights_are_written_once(case: Case) -> Iterator[Proof]:
-    """The file of weights has the bytes of the weights, each counted once."""
-    folder = case.folder / "written"
-    save_model(case.student, folder, tokenizer_from=case.tokenizer_from)
-    on_disk = 0
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118
-                tensor = tensors.get_tensor(name)
-                on_disk += tensor.numel() * tensor.element_size()
-    unique = {
-        t.data_ptr(): t.numel() * t.element_size() for t in case.student.state_dict().values()
-    }
-    apart = abs(on_disk - sum(unique.values()))
-    yield Proof("weights are written once", apart, 0, f"bytes off {sum(unique.values()):,}")
-
-
-def splits_are_disjoint(case: Case) -> Iterator[Proof]:
-    """No text that quality is measured on was trained on."""
-    trained = {_plain(text) for text in case.splits.get("train", ())}
-    for split in ("validation", "test"):
-        texts = case.splits.get(split, ())
-        both = sum(_plain(text) in trained for text in texts)
-        yield Proof(f"{split} texts are not trained on", both, 0, f"of {len(texts)} texts")
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
-
-
 def relative(found: float, expected: float) -> float:
     """How far a number is off, beside what it should be."""
     return abs(found - expected) / max(abs(expected), 1e-12)
@@ -396,8 +342,4 @@ PROOFS: Sequence[Callable[[Case], Iterator[Proof]]] = (
     chunks_are_the_plain_loss,
     teacher_is_at_rest,
     caches_are_near_the_teacher,
-    tokens_are_the_same,
-    every_example_has_targets,
-    tied_weights_are_written_once,
-    splits_are_disjoint,
 )

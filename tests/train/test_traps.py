@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from kdexport.recipe.train import PARTS
 from kdexport.train import case as material
 from kdexport.train import losses, model, objective, proofs, step, teacher
+from kdexport.train import proofs_on_files as on_files
 from kdexport.train.cache import Columns, TargetCache
 from kdexport.train.case import WAYS, Case
 from kdexport.train.data import Batch, Encoded
@@ -319,7 +320,7 @@ def head_written_twice(patch: Patch, case: Case) -> None:
         every = {name: tensor.clone() for name, tensor in student.state_dict().items()}
         save_file(every, folder / "model.safetensors")
 
-    patch.setattr(proofs, "save_model", twice)
+    patch.setattr(on_files, "save_model", twice)
 
 
 def trained_on_test_texts(patch: Patch, case: Case) -> Case:
@@ -357,11 +358,14 @@ TRAPS: Traps = {
     teacher_with_gradient: (proofs.teacher_is_at_rest, "the teacher gets no gradient"),
     teacher_reads_padding: (proofs.teacher_is_at_rest, "the teacher says the same of a text alone"),
     cache_by_place: (proofs.caches_are_near_the_teacher, "cached targets are the live ones"),
-    other_tokens: (proofs.tokens_are_the_same, "the tokens are the teacher's, one by one"),
-    padded_vocabulary: (proofs.tokens_are_the_same, "logits are as wide on both sides"),
-    nothing_to_learn: (proofs.every_example_has_targets, "every text has a token to learn"),
-    head_written_twice: (proofs.tied_weights_are_written_once, "weights are written once"),
-    trained_on_test_texts: (proofs.splits_are_disjoint, "test texts are not trained on"),
+    other_tokens: (on_files.tokens_are_the_same, "the tokens are the teacher's, one by one"),
+    padded_vocabulary: (on_files.tokens_are_the_same, "logits are as wide on both sides"),
+    nothing_to_learn: (
+        on_files.every_example_has_targets,
+        "every text has a token to learn",
+    ),
+    head_written_twice: (on_files.tied_weights_are_written_once, "weights are written once"),
+    trained_on_test_texts: (on_files.splits_are_disjoint, "test texts are not trained on"),
 }
 
 
@@ -373,4 +377,4 @@ def test_what_real_projects_got_wrong_is_seen(
 
 
 def test_every_proof_can_fail() -> None:
-    assert {rows for rows, _ in TRAPS.values()} == set(proofs.PROOFS)
+    assert {rows for rows, _ in TRAPS.values()} == {*proofs.PROOFS, *on_files.ON_FILES}
