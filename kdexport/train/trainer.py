@@ -17,7 +17,7 @@ import torch
 
 from kdexport.errors import KdexportError
 from kdexport.system.interrupts import Interrupted
-from kdexport.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from kdexport.train.checkpoint import State, list_checkpoints, load_checkpoint, save_checkpoint
 from kdexport.train.data import Batch, Encoded
 from kdexport.train.evaluate import Evaluation, evaluate
 from kdexport.train.feed import Feed
@@ -147,9 +147,7 @@ def distill(
     )
     seed = torch.initial_seed()
     load = partial(load_checkpoint, checkpoints, learner, optimizer, fingerprint)
-    saved = load() if world.is_first else None
-    world.wait()  # what a kill left half done is put right once
-    at = _place(saved if world.is_first else load(), material.feed)
+    at = _place(_loaded(load, world), material.feed)
     stepper.memory.at_most = at.max_examples
     hooks.begins(at)
     started = time.monotonic() - at.elapsed_s
@@ -209,7 +207,14 @@ def _advance(at: Position, done: Done, stepper: Stepper, started: float) -> None
     at.elapsed_s = stepper.world.first(time.monotonic() - started)
 
 
-def _place(saved: dict[str, Any] | None, feed: Feed) -> Position:
+def _loaded(load: Callable[[], State | None], world: World) -> State | None:
+    """What every process reads of the newest checkpoint; the first alone mends what a kill left."""
+    first = load() if world.is_first else None
+    world.wait()
+    return first if world.is_first else load()
+
+
+def _place(saved: State | None, feed: Feed) -> Position:
     """Where a run goes on, its feed included; at the beginning without a checkpoint."""
     if saved is None:
         return Position()
