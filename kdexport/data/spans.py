@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from kdexport.data.jsonl import parse_json
 from kdexport.errors import InputError
 
@@ -66,14 +64,14 @@ def _span(value: Any, text: str, where: str) -> Span:
     return Span(int(begin), int(end), float(weight))
 
 
-def token_weights(spans: Sequence[Span], offsets: Sequence[tuple[int, int]]) -> np.ndarray:
-    """What each token counts, float32 [n]: as the last span says that touches it, else 1.
+def token_weights(spans: Sequence[Span], offsets: Sequence[tuple[int, int]]) -> list[float]:
+    """What each token counts: as the last span says that touches it, else 1.
 
     ``spans``: in their order. ``offsets``: where each token's characters begin and end. Spaces that
     a tokenizer leaves out of them belong to the token that follows.
     """
     begins = [span.begin for span in spans]
-    weights = np.ones(len(offsets), dtype=np.float32)
+    weights = [1.0] * len(offsets)
     reached = 0
     for number, (begin, end) in enumerate(offsets):
         last = bisect_left(begins, end) - 1  # that begins before the token ends
