@@ -117,7 +117,7 @@ def _write_reference(run: Run, ready: Ready, world: World) -> None:
         "split": data.measured_on,
     }
     around: Any = {"batch_size": TEACHER_BATCH, "meta": meta, "writes": world.is_first}
-    teacher = _teacher_of(run, settled(run.recipe, world), world)
+    teacher = _teacher_of(run, device_of(run.recipe.train.device, world), world)
     if teacher is None:
         kept = imported_held_out(run, split, examples)
         assert kept is not None  # or the teacher would have been opened
