@@ -11,21 +11,12 @@ from kdexport.pipeline.run import open_run, run_stages
 from kdexport.recipe import load_recipe
 from tests.tea import make_tea_run
 
-RECIPE = """\
-name: tiny
-teacher: {source: TEACHER, licence: apache-2.0}
-data: {pairs: pairs.jsonl}
-student: {n_layers: 2, vocab_size: 300}
-train: {lambda: 4, lr: 3e-3, batch_size: 4, max_steps: 4, evaluate_steps: 4}
-output: {runs: RUNS, exported: EXPORTED}
-"""
-
 
 def test_both_say_the_same_of_a_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "REFERENCE_TOP_K", 299)  # all but one: exact
-    run = open_run(load_recipe(make_tea_run(tmp_path, RECIPE) / "recipe.yaml"))
+    run = open_run(load_recipe(make_tea_run(tmp_path) / "recipe.yaml"))
     run_stages(run, until="export")
     out = tmp_path / "exact-kl.json"
     exact_kl.main([str(run.folder), str(run.student_bundle), "--out", str(out)])

@@ -16,19 +16,10 @@ from kdexport.pipeline.run import open_run, run_stages
 from kdexport.recipe import load_recipe
 from tests.tea import make_tea_run
 
-RECIPE = """\
-name: tiny
-teacher: {source: TEACHER, licence: apache-2.0}
-data: {pairs: pairs.jsonl}
-student: {n_layers: 2, vocab_size: 300}
-train: {lambda: 4, lr: 3e-3, batch_size: 4, max_steps: 4, evaluate_steps: 4}
-output: {runs: RUNS, exported: EXPORTED}
-"""
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tea_run(tmp_path_factory.mktemp("quality"), RECIPE)
+    return make_tea_run(tmp_path_factory.mktemp("quality"))
 
 
 def said(
