@@ -10,17 +10,21 @@ medians over texts; and how long the grammars of a vocabulary, and a form's own,
 import argparse
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kdexport.bundle import open_bundle
-from kdexport.runtime.constrain import Grammars, TextForm
-from kdexport.runtime.sample import Sampler, make_sampler, new_row
-from kdexport.runtime.text import load_text
-from kdexport.system.machine import machine_facts
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bench.record import record  # noqa: E402
+from kdexport.bundle import open_bundle  # noqa: E402
+from kdexport.runtime.constrain import Grammars, TextForm  # noqa: E402
+from kdexport.runtime.sample import Sampler, make_sampler, new_row  # noqa: E402
+from kdexport.runtime.text import load_text  # noqa: E402
 
 SCHEMA = {
     "type": "object",
@@ -92,7 +96,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=30)
     given = parser.parse_args()
     found = [measure(bundle, given.texts) for bundle in given.bundle]
-    print(json.dumps({"machine": machine_facts().model_dump(), "vocabularies": found}, indent=1))
+    print(json.dumps({**record(__file__), "vocabularies": found}, indent=1))
 
 
 if __name__ == "__main__":

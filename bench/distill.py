@@ -9,12 +9,10 @@ to read it.
 
 import argparse
 import importlib.metadata
-import json
 import platform
 import random
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +22,11 @@ sys.path.insert(0, str(ROOT))
 from bench.quality.arms import OURS, THEIRS, TRL, Arm, Budget, Result, arms_of, run_arm  # noqa: E402
 from bench.quality.prepare import prepare  # noqa: E402
 from bench.quality.table import BARS, ratio, rows, verdicts  # noqa: E402
+from bench.record import record, save, shortened  # noqa: E402
 from kdexport.errors import KdexportError  # noqa: E402
 from kdexport.recipe import load_recipe  # noqa: E402
 from kdexport.system.console import say  # noqa: E402
-from kdexport.system.machine import cache_folder, machine_facts, physical_cores  # noqa: E402
+from kdexport.system.machine import cache_folder, physical_cores  # noqa: E402
 
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
 ABLATIONS = ROOT / "recipes" / "ablations"
@@ -56,7 +55,7 @@ def measure(
 
 
 def as_json(
-    found: Mapping[str, Mapping[int, Result]], base: str, budget: Budget, command: Sequence[str]
+    found: Mapping[str, Mapping[int, Result]], base: str, budget: Budget, words: Sequence[str]
 ) -> dict[str, Any]:
     """All that a reader needs to take the intervals anew: KL of each text, arm and seed."""
     arms = {
@@ -66,7 +65,7 @@ def as_json(
                 "nats": [float(f"{value:.4g}") for value in one.kl.nats],
                 "n_parameters": one.n_parameters,
                 "did": dict(one.did),
-                "command": [_short(word) for word in one.command],
+                "command": [shortened(word) for word in one.command],
             }
             for seed, one in by_seed.items()
         }
@@ -74,9 +73,7 @@ def as_json(
     }
     first = next(iter(found[base].values()))
     return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": list(command),
-        "machine": machine_facts().model_dump(),
+        **record(__file__, words),
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES}
         | {"python": platform.python_version()},
         "budget": vars(budget),
@@ -86,11 +83,6 @@ def as_json(
         "tokens": first.kl.tokens.tolist(),
         "arms": arms,
     }
-
-
-def _short(word: str) -> str:
-    """Without what is this machine's own."""
-    return word.replace(str(ROOT), ".").replace(str(Path.home()), "~")
 
 
 def main(words: list[str]) -> None:
@@ -124,9 +116,7 @@ def main(words: list[str]) -> None:
     except KdexportError as error:
         raise SystemExit(str(error)) from None
     print("\n".join([*rows(found, base), "", *verdicts(found, base)]).rstrip())
-    if given.out:
-        result = as_json(found, base, budget, ["bench/distill.py", *words])
-        given.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    save(as_json(found, base, budget, words), given.out)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,11 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from bench.record import record, save  # noqa: E402
 from kdexport.runtime.quality import Reference, load_reference, measure_quality  # noqa: E402
 from kdexport.runtime.session import open_session  # noqa: E402
 from kdexport.sources import resolve_teacher  # noqa: E402
 from kdexport.system.console import Tracker, tracked  # noqa: E402
-from kdexport.system.machine import machine_facts  # noqa: E402
 from kdexport.train.model import load_model  # noqa: E402
 
 BAR = 1e-4  # nats
@@ -58,7 +57,7 @@ def exact_kl(teacher: Any, student: Any, reference: Reference, progress: Tracker
 
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
     """What came out, and the bar."""
-    n_tokens, n_texts = sum(found["tokens"]), len(found["tokens"])
+    n_tokens, n_texts = int(sum(found["tokens"])), len(found["tokens"])
     of_bench, exact = (sum(found[way]) / n_tokens for way in ("bench", "exact"))
     apart = np.subtract(found["bench"], found["exact"])
     error = math.sqrt(n_texts) * apart.std(ddof=1) / n_tokens
@@ -90,16 +89,13 @@ def main(words: Sequence[str] | None = None) -> None:
     with tracked("exact", "texts") as progress:
         exact = exact_kl(teacher, load_model(given.run / "student"), reference, progress)
     found = {
-        "machine": machine_facts().model_dump(mode="json"),
-        "command": ["python", "bench/exact_kl.py", *(words or sys.argv[1:])],
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        **record(__file__, words),
         "tokens": quality.texts["tokens"],
         "bench": quality.texts["kl"],
         "exact": exact,
     }
     print("\n".join(lines(found)))
-    if given.out:
-        given.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    save(found, given.out)
 
 
 if __name__ == "__main__":

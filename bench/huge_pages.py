@@ -90,9 +90,10 @@ def main() -> None:
         answer = one_arm(given.bundle[0], given.arm == "huge", given.threads, given.texts)
         print(json.dumps(answer))
         return
-    from kdexport.system.machine import machine_facts
+    sys.path.insert(0, str(ROOT))
+    from bench.record import record, save
 
-    result: dict[str, Any] = {"machine": machine_facts().model_dump(mode="json"), "bundles": {}}
+    result: dict[str, Any] = {**record(__file__), "bundles": {}}
     for bundle in given.bundle:
         one = argparse.Namespace(**{**vars(given), "bundle": bundle})
         rounds = [
@@ -102,8 +103,7 @@ def main() -> None:
         ]
         result["bundles"][bundle.name] = {**compared(rounds), "rounds": rounds}
         print(bundle.name, json.dumps(compared(rounds), indent=1))
-    if given.out:
-        given.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    save(result, given.out)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ down, so the shares say more than the sum. Writes JSON to stdout.
 import argparse
 import collections
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,13 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from kdexport.bundle import Graphs, open_bundle
-from kdexport.runtime.session import Session
-from kdexport.system.machine import machine_facts, physical_cores
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bench.record import record, save  # noqa: E402
+from kdexport.bundle import Graphs, open_bundle  # noqa: E402
+from kdexport.runtime.session import Session  # noqa: E402
+from kdexport.system.machine import physical_cores  # noqa: E402
 
 N_WARM, N_TOKENS = 16, 64
 SIZED = ("MatMul", "MatMulNBits", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
@@ -76,6 +81,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--depth", type=int, default=128)
     parser.add_argument("--rows", type=int, default=1, help="texts side by side")
+    parser.add_argument("--out", type=Path, metavar="FILE.json")
     given = parser.parse_args()
     bundle = open_bundle(given.bundle)
     name = bundle.manifest.graphs.decode
@@ -85,14 +91,15 @@ def main() -> None:
         decode(session, given.depth, given.rows)
         found = shares(Path(graph.end_profiling()))
     result = {
+        **record(__file__),
         "bundle": bundle.manifest.name,
         "scheme": bundle.manifest.scheme,
         "depth": given.depth,
         "rows": given.rows,
-        "machine": machine_facts().model_dump(mode="json"),
         "operators": found,
     }
     print(json.dumps(result, indent=1))
+    save(result, given.out)
 
 
 if __name__ == "__main__":

@@ -16,20 +16,22 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from kdexport.export.bundles import export_bundle
-from kdexport.runtime.generate import generate_batch
-from kdexport.runtime.sample import make_sampler
-from kdexport.runtime.session import open_session
-from kdexport.system.machine import machine_facts
-from kdexport.train.model import load_model
-from kdexport.train.on_policy import sample
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bench.record import record, save  # noqa: E402
+from kdexport.export.bundles import export_bundle  # noqa: E402
+from kdexport.runtime.generate import generate_batch  # noqa: E402
+from kdexport.runtime.sample import make_sampler  # noqa: E402
+from kdexport.runtime.session import open_session  # noqa: E402
+from kdexport.train.model import load_model  # noqa: E402
+from kdexport.train.on_policy import sample  # noqa: E402
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -77,9 +79,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     saved = [(torch_s - onnx_s) / n_tokens for torch_s, onnx_s in taken]
     even = [round(e / s) if s > 0 else None for e, s in zip(export_s, saved, strict=True)]
     return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": ["bench/own_samples.py", *sys.argv[1:]],
-        "machine": machine_facts().model_dump(),
+        **record(__file__),
         "student_parameters": model.num_parameters(),
         "threads": torch.get_num_threads(),
         "batch_size": len(rows),
@@ -102,10 +102,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    found = json.dumps(measure(given), indent=1)
-    print(found)
-    if given.out:
-        given.out.write_text(found + "\n", "utf-8")
+    found = measure(given)
+    print(json.dumps(found, indent=1))
+    save(found, given.out)
 
 
 if __name__ == "__main__":

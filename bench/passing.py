@@ -16,7 +16,6 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench.quality.arms import OURS, Arm, Budget, answer_of, command_of, print_of  # noqa: E402
 from bench.quality.prepare import prepare, run_in  # noqa: E402
+from bench.record import record, save  # noqa: E402
 from kdexport.content.briefs import Brief  # noqa: E402
 from kdexport.copywriting.copywriter import Asked, Beside, Copywriter  # noqa: E402
 from kdexport.copywriting.passing import passed, written  # noqa: E402
@@ -35,7 +35,7 @@ from kdexport.export.quantize import Wishes, quantize_bundle  # noqa: E402
 from kdexport.pipeline.preflight import load_asked_briefs  # noqa: E402
 from kdexport.recipe import Recipe, load_recipe  # noqa: E402
 from kdexport.system.console import say  # noqa: E402
-from kdexport.system.machine import cache_folder, machine_facts, physical_cores  # noqa: E402
+from kdexport.system.machine import cache_folder, physical_cores  # noqa: E402
 from kdexport.train.model import staged_folder  # noqa: E402
 from kdexport.verdict.bootstrap import Interval  # noqa: E402
 from kdexport.verdict.pass_rates import ALL, Group, Passed, groups, total  # noqa: E402
@@ -157,9 +157,7 @@ def as_json(
     """All that the table and its intervals are taken from."""
     compared = compare(prepared.briefs, found, given.candidates)
     return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": ["bench/passing.py", *given.words],
-        "machine": machine_facts().model_dump(),
+        **record(__file__, given.words),
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES}
         | {"python": platform.python_version()},
         "recipe": given.recipe.name,
@@ -282,8 +280,7 @@ def main(words: list[str]) -> None:
     except KdexportError as error:
         raise SystemExit(str(error)) from None
     print("\n".join([*table(found), "", *verdicts(found)]))
-    if given.out:
-        given.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    save(found, given.out)
 
 
 if __name__ == "__main__":

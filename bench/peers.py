@@ -6,13 +6,10 @@ One process an engine, taking turns in rounds; two threads, greedy, batch 1, tok
 inside the time. bench/README.md says what is measured and how to read it.
 """
 
-import json
-import shlex
 import subprocess
 import sys
 from argparse import Namespace
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +31,10 @@ from bench.peers.prepare import (  # noqa: E402
 from bench.peers.process import Entrant  # noqa: E402
 from bench.peers.table import Verdict, table, verdicts  # noqa: E402
 from bench.peers.text import PACKAGE, corpus_texts, cut_windows, fetch_corpus, file_texts  # noqa: E402
+from bench.record import record, save  # noqa: E402
 from kdexport.errors import KdexportError  # noqa: E402
 from kdexport.system.console import say, tracked  # noqa: E402
-from kdexport.system.machine import cache_folder, machine_facts  # noqa: E402
+from kdexport.system.machine import cache_folder  # noqa: E402
 
 PINNED = ("torch", "transformers", "tokenizers", "onnx", "optimum", "gguf", "llama", "numpy")
 BUSY = 0.05  # cores: with more than that in other programs, a run is not to be trusted
@@ -98,12 +96,10 @@ def report(bench: Bench, source: str, given: Namespace, held: list[Verdict]) -> 
     for name in bench.facts.keys() & PEERS.keys():
         bench.facts[name]["made_by"] = peer_options(name)
     return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        **record(__file__),
         "model": source,
         "text": str(given.text or PACKAGE),
         "tree": git_state(),
-        "machine": machine_facts().model_dump(),
         "peer_versions": pinned_versions(),
         "settings": asdict(bench.settings),
         "busy_with_others": asdict(bench.watch),
@@ -140,10 +136,7 @@ def main(words: list[str]) -> None:
     print("\n".join([*table(bench.series), "", *(verdict.line for verdict in held)]))
     if bench.watch.strangers > BUSY:
         say(f"other programs used {bench.watch.strangers:.2f} cores meanwhile: run it again")
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(report(bench, source, given, held), indent=1, ensure_ascii=False)
-        given.out.write_text(text + "\n", "utf-8")
+    save(report(bench, source, given, held), given.out)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,11 @@ KL to the teacher is measured on the bundles. bench/README.md says how to read i
 """
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -23,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 from bench.quality.bundles import bundle_kl  # noqa: E402
 from bench.quality.statistics import KlSums, share_won_back  # noqa: E402
 from bench.quality.table import shown  # noqa: E402
+from bench.record import record, save  # noqa: E402
 from kdexport.errors import InputError, KdexportError  # noqa: E402
 from kdexport.pipeline.run import Run, open_run  # noqa: E402
 from kdexport.pipeline.stages import make_bundle, make_quantized  # noqa: E402
@@ -30,7 +28,7 @@ from kdexport.pipeline.training import train_student  # noqa: E402
 from kdexport.recipe import load_recipe  # noqa: E402
 from kdexport.runtime.quality import Reference, load_reference  # noqa: E402
 from kdexport.system.console import say  # noqa: E402
-from kdexport.system.machine import cache_folder, machine_facts, physical_cores  # noqa: E402
+from kdexport.system.machine import cache_folder, physical_cores  # noqa: E402
 
 WAYS: Mapping[str, float | None] = {"as it was": None, "control": 0.0, "aware": 1.0}
 """How to go on -> `train.quantize_aware`; None: not at all."""
@@ -103,22 +101,19 @@ def main(words: list[str]) -> None:
     met = won.value >= BAR and won.low > 0
     print("\n".join(table(found)))
     print(f"won back: {shown(won)}, bar ≥ {BAR:g}: {'met' if met else 'NOT met'}")
-    if given.out:
-        result: dict[str, Any] = {
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": ["bench/quantize_aware.py", *words],
-            "machine": machine_facts().model_dump(),
-            "settings": {"scheme": given.scheme, "steps": given.steps, "lr": lr},
-            "kl": {way: {s: one.mean for s, one in of.items()} for way, of in found.items()},
-            "won_back": vars(won),
-            "bar": BAR,
-            "tokens": control["fp32"].tokens.tolist(),
-            "nats": {
-                way: {s: [float(f"{v:.5g}") for v in one.nats] for s, one in of.items()}
-                for way, of in found.items()
-            },
-        }
-        given.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    result = {
+        **record(__file__, words),
+        "settings": {"scheme": given.scheme, "steps": given.steps, "lr": lr},
+        "kl": {way: {s: one.mean for s, one in of.items()} for way, of in found.items()},
+        "won_back": vars(won),
+        "bar": BAR,
+        "tokens": control["fp32"].tokens.tolist(),
+        "nats": {
+            way: {s: [float(f"{v:.5g}") for v in one.nats] for s, one in of.items()}
+            for way, of in found.items()
+        },
+    }
+    save(result, given.out)
 
 
 if __name__ == "__main__":

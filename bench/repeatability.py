@@ -10,12 +10,10 @@ stands how many measures `kdexport bench --compare` takes for changed where noth
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from bench.record import record, save  # noqa: E402
 from kdexport.verdict.bootstrap import Interval  # noqa: E402
 from kdexport.verdict.cases import gains, interval_text, quicker  # noqa: E402
 from kdexport.verdict.compare import compare_reports  # noqa: E402
@@ -142,9 +141,7 @@ def main(words: Sequence[str] | None = None) -> None:
     given, of_bench = parser.parse_known_args(words)
     reports, seconds = zip(*(bench(of_bench) for _ in range(given.times)), strict=True)
     found = {
-        "machine": reports[0].machine.model_dump(mode="json"),
-        "command": ["python", "bench/repeatability.py", *(words or sys.argv[1:])],
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        **record(__file__, words),
         "settings": reports[0].settings.model_dump(mode="json"),
         **judge(reports, seconds),
         "runs": [
@@ -153,8 +150,7 @@ def main(words: Sequence[str] | None = None) -> None:
         ],
     }
     print("\n".join(lines(found)))
-    if given.out:
-        given.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    save(found, given.out)
 
 
 if __name__ == "__main__":

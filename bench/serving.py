@@ -22,7 +22,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from kdexport.bundle import open_bundle
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bench.record import record  # noqa: E402
+from kdexport.bundle import open_bundle  # noqa: E402
 
 HEALTH_SECONDS = 0.02  # between two questions
 
@@ -157,7 +161,7 @@ def main() -> None:
         if not found or "is loaded" not in server.stderr.readline():
             raise SystemExit(told)
         measured = measure(found[1], asked, manifest.name, manifest.model.vocab_size)
-        print(json.dumps(asyncio.run(measured), indent=2))
+        print(json.dumps({**record(__file__), **asyncio.run(measured)}, indent=2))
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(60)

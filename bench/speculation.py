@@ -12,25 +12,29 @@ depend on how tokens are grouped into calls, on which that hangs.
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kdexport.runtime.generate import Step, generate
-from kdexport.runtime.prompt_cache import PromptCache
-from kdexport.runtime.quality import load_reference
-from kdexport.runtime.sample import make_sampler
-from kdexport.runtime.session import Session, open_session
-from kdexport.runtime.speculate import (
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bench.record import record, save  # noqa: E402
+from kdexport.runtime.generate import Step, generate  # noqa: E402
+from kdexport.runtime.prompt_cache import PromptCache  # noqa: E402
+from kdexport.runtime.quality import load_reference  # noqa: E402
+from kdexport.runtime.sample import make_sampler  # noqa: E402
+from kdexport.runtime.session import Session, open_session  # noqa: E402
+from kdexport.runtime.speculate import (  # noqa: E402
     Speculation,
     Vocabularies,
     grouping_error,
     match_vocabularies,
 )
-from kdexport.runtime.text import load_text
-from kdexport.system.machine import machine_facts
+from kdexport.runtime.text import load_text  # noqa: E402
 
 SAMPLING: dict[str, dict[str, float]] = {
     "greedy": {},
@@ -55,23 +59,20 @@ def main() -> None:
     tokens = match_vocabularies(load_text(asked.teacher), load_text(asked.draft))
     prompts = held_out_prompts(asked.draft, tokens, asked.texts)
     result: dict[str, Any] = {
+        **record(__file__),
         "teacher": f"{teacher.manifest.name} {teacher.manifest.scheme}",
         "draft": f"{draft.manifest.name} {draft.manifest.scheme}",
         "asked": {name: n for name, n in vars(asked).items() if not isinstance(n, Path)},
         "grouping_error": grouping_error(teacher, prompts[0]),
         "grouping_error_usual": grouping_error(usual, prompts[0]),
-        "machine": machine_facts().model_dump(),
     }
     for name, options in SAMPLING.items():
         sampler = make_sampler(**options)
         guessing = Speculation(teacher, draft, tokens, sampler, most=asked.most, sure=asked.sure)
         result[name] = compare(usual, teacher, guessing, prompts, sampler, asked.new_tokens)
     result["kept_prompts"] = kept_prompts(teacher, prompts)
-    text = json.dumps(result, indent=1)
-    print(text)
-    if asked.out:
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
-        asked.out.write_text(text + "\n", "utf-8")
+    print(json.dumps(result, indent=1))
+    save(result, asked.out)
 
 
 def held_out_prompts(draft: Path, tokens: Vocabularies, n: int) -> list[list[int]]:

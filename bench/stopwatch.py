@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +91,8 @@ def ratios(rounds: Sequence[Mapping[str, Sequence[float]]]) -> list[float]:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    from kdexport.system.machine import machine_facts, physical_cores
+    from bench.record import record, save
+    from kdexport.system.machine import physical_cores
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -117,15 +117,12 @@ def main(words: Sequence[str] | None = None) -> None:
         order = list(WAYS) if number % 2 else list(reversed(WAYS))
         rounds.append({way: WAYS[way](given) for way in order})
     found = {
-        "machine": machine_facts().model_dump(mode="json"),
-        "command": ["python", "bench/stopwatch.py", *(words or sys.argv[1:])],
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        **record(__file__, words),
         "settings": {name: getattr(given, name) for name in ("threads", "texts", "prompt", "new")},
         "rounds": rounds,
     }
     print("\n".join(lines(found)))
-    if given.out:
-        given.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    save(found, given.out)
 
 
 if __name__ == "__main__":

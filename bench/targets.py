@@ -12,27 +12,28 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kdexport.pipeline.run import open_run
-from kdexport.pipeline.splits import encode_splits
-from kdexport.pipeline.stages import make_pairs, make_student
-from kdexport.recipe import load_recipe
-from kdexport.system.console import say
-from kdexport.system.machine import machine_facts
-from kdexport.train.columns import Form, hidden_form, sampled_form, top_k_form
-from kdexport.train.data import Batch, Encoded, ordered_batches
-from kdexport.train.fidelity import compare_targets
-from kdexport.train.model import load_facts, load_model, load_tokenizer
-from kdexport.train.objective import Objective
-from kdexport.train.targets import TargetRows, Targets, runs
-from kdexport.train.teacher import TargetFn, live_targets
-
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bench.record import record, save  # noqa: E402
+from kdexport.pipeline.run import open_run  # noqa: E402
+from kdexport.pipeline.splits import encode_splits  # noqa: E402
+from kdexport.pipeline.stages import make_pairs, make_student  # noqa: E402
+from kdexport.recipe import load_recipe  # noqa: E402
+from kdexport.system.console import say  # noqa: E402
+from kdexport.train.columns import Form, hidden_form, sampled_form, top_k_form  # noqa: E402
+from kdexport.train.data import Batch, Encoded, ordered_batches  # noqa: E402
+from kdexport.train.fidelity import compare_targets  # noqa: E402
+from kdexport.train.model import load_facts, load_model, load_tokenizer  # noqa: E402
+from kdexport.train.objective import Objective  # noqa: E402
+from kdexport.train.targets import TargetRows, Targets, runs  # noqa: E402
+from kdexport.train.teacher import TargetFn, live_targets  # noqa: E402
+
 PAIRS = ROOT / "recipes" / "data" / "marketing-pairs.jsonl"
 BATCH_SIZE = 8
 OTHERS = {"DistillKit, recommended": 300, "DistillKit, budget": 114}
@@ -154,8 +155,7 @@ def main() -> None:
         rows[name] = measure(form(), live, student, texts, asked.gradient_texts)
         say(f"{name}: {json.dumps(rows[name])}")
     found = {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": ["bench/targets.py", *sys.argv[1:]],
+        **record(__file__),
         "teacher": "the quickstart's",
         "n_texts": len(texts),
         "n_tokens": sum(text.n_targets for text in texts),
@@ -163,9 +163,8 @@ def main() -> None:
         "vocabulary": len(kept_ids),
         "rows": rows,
         "bytes_per_token_of_others": OTHERS,
-        "machine": machine_facts().model_dump(),
     }
-    asked.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    save(found, asked.out)
 
 
 if __name__ == "__main__":

@@ -16,17 +16,17 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from bench.record import record, save  # noqa: E402
 from bench.training.task import BATCH_SIZE, LR, N_EPOCHS, load_examples  # noqa: E402
 from kdexport.errors import KdexportError  # noqa: E402
 from kdexport.system.console import say  # noqa: E402
-from kdexport.system.machine import cache_folder, machine_facts, physical_cores  # noqa: E402
+from kdexport.system.machine import cache_folder, physical_cores  # noqa: E402
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 TRL = ROOT / ".peers" / "trl" / "bin" / "python"
@@ -217,9 +217,7 @@ def main(words: list[str]) -> None:
             rounds[name].append(found)
             say(f"round {number + 1}, {name}: {found}")
     result = {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": ["bench/train_speed.py", *words],
-        "machine": machine_facts().model_dump(),
+        **record(__file__, words),
         "settings": {"texts": given.texts, "batch_size": BATCH_SIZE, "threads": given.threads}
         | facts_of(task),
         "medians": summary(rounds),
@@ -228,8 +226,7 @@ def main(words: list[str]) -> None:
         "rounds": rounds,
     }
     print("\n".join([*table(summary(rounds)), "", *verdicts(ratios(rounds, given.ways[0]))]))
-    if given.out:
-        given.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    save(result, given.out)
 
 
 if __name__ == "__main__":

@@ -10,17 +10,21 @@ Writes JSON to stdout: texts a minute of each and the ratio of the first to both
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdexport.content.briefs import load_briefs
-from kdexport.copywriting.copywriter import Asked, Copywriter, Work, shards
-from kdexport.runtime.prompt_cache import PromptCache
-from kdexport.runtime.sample import make_sampler
-from kdexport.runtime.stream import write_text
-from kdexport.system.machine import machine_facts
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bench.record import record  # noqa: E402
+from kdexport.content.briefs import load_briefs  # noqa: E402
+from kdexport.copywriting.copywriter import Asked, Copywriter, Work, shards  # noqa: E402
+from kdexport.runtime.prompt_cache import PromptCache  # noqa: E402
+from kdexport.runtime.sample import make_sampler  # noqa: E402
+from kdexport.runtime.stream import write_text  # noqa: E402
 
 N_SLICES = 3
 
@@ -91,7 +95,7 @@ def main() -> None:
             found[f"times {name}"] = round(found["together"] / found[name], 2)
         slices.append(found)
     facts = {"bundle": writers[1].bundle.manifest_sha256, "n_briefs": len(work), **vars(asked)}
-    facts |= {"machine": vars(machine_facts()), "texts_a_minute": slices}
+    facts |= {**record(__file__), "texts_a_minute": slices}
     print(json.dumps(facts, indent=1))
 
 
