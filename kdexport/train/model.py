@@ -250,8 +250,10 @@ def recompute_activations(model: Any) -> None:
     2 H bytes a token and layer, and a step takes a third longer. Raises InputError for a family
     that cannot.
     """
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    enable = enable or model.gradient_checkpointing_enable  # its name in older transformers
     try:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable({"use_reentrant": False})
     except ValueError as error:
         raise InputError(
             f"{model.config.model_type} models cannot compute their layers again",

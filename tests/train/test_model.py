@@ -135,6 +135,7 @@ def test_a_size_of_nothing_is_one_line_too(llama: Path, tmp_path: Path) -> None:
         load_config(folder)
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")  # of a name that is going to be removed
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_layers_computed_again_give_the_same_gradient(
     family: str, request: pytest.FixtureRequest
