@@ -5,7 +5,6 @@ teacher numbers them; ``first``, the index of the first token whose distribution
 token from there on, ``top_ids`` and ``top_logprobs``, the likeliest tokens at temperature 1.
 """
 
-import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,11 @@ from kdexport.errors import InputError
 from kdexport.train.cache import Columns
 from kdexport.train.columns import id_type
 from kdexport.train.data import Encoded
-from kdexport.train.targets import NO_TOKEN
+from kdexport.train.targets import LOWEST, NO_TOKEN
 
 TOO_MUCH = 1e-3  # of a log-probability over 0, or of a sum over 1: what rounding may leave
-LEAST_MASS = 1e-6  # of the tokens that a student has
+ROUNDING = 4e-6  # of a sum of float32 log-probabilities, each of which is a difference of logits
+TINY = float(np.finfo(np.float64).tiny)
 
 
 @dataclass(frozen=True)
@@ -170,18 +170,33 @@ def _columns(
 ) -> Columns:
     kept_ids = np.zeros((len(ids), top_k), dtype=np.int64)
     kept = np.full((len(ids), top_k), NO_TOKEN)
-    tail = np.zeros(len(ids))
+    tail = np.full(len(ids), LOWEST)
     for number, (tokens, values) in enumerate(zip(ids, logprobs, strict=True)):
         is_known = own[tokens] >= 0
-        lost = float(np.exp(values[~is_known]).sum())
-        known = values[is_known] - math.log(max(1.0 - lost, LEAST_MASS))
-        best = np.argsort(-known, kind="stable")[:top_k]
-        kept[number, : len(best)] = known[best]
+        known = values[is_known]
+        order = np.argsort(-known, kind="stable")
+        best, others = order[:top_k], order[top_k:]
+        rest = max(np.exp(known[others]).sum() + _not_given(values, len(own)), TINY)
+        log_mass = np.log(np.exp(known[best]).sum() + rest)
+        kept[number, : len(best)] = known[best] - log_mass
         kept_ids[number, : len(best)] = own[tokens[is_known][best]]
-        covered = float(np.exp(known[best]).sum())
-        tail[number] = math.log(max(1.0 - covered, 1e-7))
+        tail[number] = max(np.log(rest) - log_mass, LOWEST)
     return {
         "ids": torch.from_numpy(kept_ids).to(id_type(vocab_size)),
         "logprobs": torch.from_numpy(kept).half(),
         "tail": torch.from_numpy(tail).half(),
     }
+
+
+def _not_given(logprobs: np.ndarray, n_tokens: int) -> float:
+    """The mass of those of ``n_tokens`` that are not given: what the given ones leave of 1.
+
+    Given are the likeliest, and maybe one more, as vLLM adds a text's own token: none of the others
+    is likelier than the last but one. Where what is left is no more than rounding, it is taken for
+    as many tokens as are given, each as likely as that one.
+    """
+    least = float(np.exp(np.sort(logprobs)[:2][-1]))
+    left = 1.0 - float(np.exp(logprobs).sum())
+    if left < ROUNDING:
+        left = min(ROUNDING, len(logprobs) * least)
+    return min(left, (n_tokens - len(logprobs)) * least)

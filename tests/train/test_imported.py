@@ -79,6 +79,37 @@ def test_tokens_that_the_student_lacks_are_renormalised_away(tmp_path: Path) -> 
     torch.testing.assert_close(columns["tail"].float().exp(), tails, rtol=1e-3, atol=1e-3)
 
 
+SURE = np.concatenate([[25.0], np.linspace(0, -6, V - 1)])  # logits; all but the first: 1e-10
+
+
+def said(logits: np.ndarray, n: int) -> dict[str, Any]:
+    """A line of the ``n`` likeliest tokens, in float32 as a program on a GPU has them."""
+    z = logits.astype(np.float32) + np.float32(20)
+    logprobs = (z - np.log(np.exp(z - z.max()).sum()) - z.max())[:n]
+    return changed(top_ids=[list(range(n))] * 2, top_logprobs=[logprobs.tolist()] * 2)
+
+
+@pytest.mark.parametrize(("n", "top_k"), [(V - 1, 4), (12, 4), (12, 12)])
+def test_the_tail_of_a_sure_teacher_is_not_lost_in_rounding(
+    tmp_path: Path, n: int, top_k: int
+) -> None:
+    """What was given is summed; what was not is guessed from the least of it."""
+    p = np.exp(SURE - SURE.max())
+    p /= p.sum()
+    assert p[4:].sum() < 1e-10  # of which float32 has none beside 1
+    found = read(tmp_path, said(SURE, n), top_k=top_k)["tail"].double()
+    close = 0.05 if n == V - 1 else math.log(5)
+    assert found.tolist() == pytest.approx([math.log(p[top_k:].sum())] * 2, abs=close)
+
+
+def test_a_text_s_own_token_behind_the_likeliest_does_not_bound_the_others(tmp_path: Path) -> None:
+    """vLLM gives it whatever its rank: here one of 1e-9, with a fifth of the mass not given."""
+    rows = [[0.5, 0.3, 1e-9]] * 2
+    line = changed(top_ids=[[9, 1, 20]] * 2, top_logprobs=np.log(rows).tolist())
+    tails = read(tmp_path, line, top_k=3)["tail"].float().exp()
+    torch.testing.assert_close(tails, torch.tensor([0.2, 0.2]), rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if not loss.whole])
 def test_an_empty_column_adds_nothing_to_loss_or_gradient(tmp_path: Path, name: str) -> None:
     few = read_top_k(read(tmp_path, LINE, top_k=2))
