@@ -4,6 +4,7 @@ Knows a feed of batches, a function that gives targets, and a student; not where
 from. What is minimised is told in `objective`, how one update is made in `step`.
 """
 
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 from kdexport.errors import KdexportError
+from kdexport.system.files import write_whole
 from kdexport.system.interrupts import Interrupted
 from kdexport.train.checkpoint import State, list_checkpoints, load_checkpoint, save_checkpoint
 from kdexport.train.data import Batch, Encoded
@@ -29,6 +31,8 @@ from kdexport.train.teacher import TargetFn
 from kdexport.train.world import ALONE, World
 
 SKIPS_IN_A_ROW = 3  # steps without finite numbers that end a run
+NAMED = 8  # texts of such a step in a line; more are in a file
+DIVERGED = "diverged.json"  # that file, beside the checkpoints
 
 
 @dataclass(frozen=True)
@@ -179,7 +183,7 @@ def distill(
         own = _own_part(group, material, stepper, at.step, progress)
         done = stepper.step(own, material.targets, lr, progress)
         _advance(at, done, stepper, started)
-        _count_skips(at, done, group, checkpoints)
+        _count_skips(at, done, group, checkpoints, world)
         hooks.report(_event(at, done, settings.budget, lr))
     student.eval()
     return at
@@ -280,7 +284,9 @@ def _note(at: Position, found: Evaluation, student: Any, hooks: Hooks) -> None:
     hooks.evaluated(at, found)
 
 
-def _count_skips(at: Position, done: Done, group: Sequence[Batch], checkpoints: Path) -> None:
+def _count_skips(
+    at: Position, done: Done, group: Sequence[Batch], checkpoints: Path, world: World
+) -> None:
     """Count steps without finite numbers; end a run that has three in a row."""
     at.skipped_in_a_row = at.skipped_in_a_row + 1 if done.skipped else 0
     at.skipped += done.skipped
@@ -288,7 +294,14 @@ def _count_skips(at: Position, done: Done, group: Sequence[Batch], checkpoints: 
         return
     saved = "".join(f"; the last good checkpoint is {c}" for c in list_checkpoints(checkpoints)[:1])
     names = [example.example_id for batch in group for example in batch.examples]
-    shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+    shown = ", ".join(names[:NAMED])
+    if len(names) > NAMED:
+        listed = checkpoints / DIVERGED
+        if world.is_first:
+            content = json.dumps({"step": at.step, "examples": names}, ensure_ascii=False, indent=1)
+            checkpoints.mkdir(parents=True, exist_ok=True)
+            write_whole(listed, [content])
+        shown += f" and {len(names) - NAMED} more, all of them in {listed}"
     raise DivergedError(
         f"training has diverged: loss or gradient of {SKIPS_IN_A_ROW} steps in a row were not "
         f"finite, the last at step {at.step} on {shown}",

@@ -1,5 +1,6 @@
 import copy
 import itertools
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -221,10 +222,12 @@ def straying(targets: TargetFn, on: Callable[[int], bool]) -> TargetFn:
     return ask
 
 
+@pytest.mark.parametrize("size", [4, 7])
 def test_three_steps_in_a_row_without_finite_numbers_end_a_run_and_name_its_texts(
-    student: Any, examples: list[Encoded], llama: Path, tmp_path: Path
+    student: Any, examples: list[Encoded], llama: Path, tmp_path: Path, size: int
 ) -> None:
     """From step 7 on; what is named is the batches of step 9, and the checkpoint is whole."""
+    folder = tmp_path / "checkpoints"
     asked: list[list[str]] = []
     right = live_targets(load_model(llama), None, 1.0)
     stray = straying(right, lambda call: call > 12)  # two batches a step
@@ -233,21 +236,32 @@ def test_three_steps_in_a_row_without_finite_numbers_end_a_run_and_name_its_text
         asked.append([example.example_id for example in batch.examples])
         return stray(batch)
 
-    loop = settings(accumulate=2, checkpoint_seconds=0.0, evaluate_steps=100)
+    always = 0.0 if size == 4 else 60.0
+    loop = settings(accumulate=2, checkpoint_seconds=always, evaluate_steps=100)
     events: list[Event] = []
     with pytest.raises(DivergedError) as caught:
         distill(
             student,
-            Material(Epochs(examples, 4, 0), noted, examples[20:], right),
+            Material(Epochs(examples[:21], size, 0), noted, examples[20:], right),
             loop,
             Hooks(report=events.append),
-            checkpoints=tmp_path,
+            checkpoints=folder,
             fingerprint="f",
         )
     assert [event.skipped for event in events] == [0] * 6 + [1, 2]  # the third ends it
     assert len(asked) == 18
-    assert f"the last at step 9 on {', '.join(asked[16] + asked[17])};" in str(caught.value)
-    good = tmp_path / "step-000008"
+    names = asked[16] + asked[17]
+    listed = folder / "diverged.json"
+    shown = ", ".join(names[:8])
+    if size > 4:  # and nothing was saved yet
+        assert len(names) == 14
+        shown += f" and 6 more, all of them in {listed}"
+        assert json.loads(listed.read_text("utf-8")) == {"step": 9, "examples": names}
+    assert f"the last at step 9 on {shown};" in str(caught.value)
+    assert listed.exists() == (size > 4)
+    if size > 4:
+        return
+    good = folder / "step-000008"
     assert str(caught.value).endswith(f"the last good checkpoint is {good}")
     own = load_file(good / "model.safetensors")
     assert own and all(weights.isfinite().all() for weights in own.values())
