@@ -4,6 +4,7 @@ Knows texts; no models. Meaning and language are judged by packages, where they 
 """
 
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +83,11 @@ class Copies:
         """What a text must be about."""
         brief = self.briefed.briefs.get(name) if self.briefed else None
         return brief.facts if brief else ()
+
+    def place(self, name: str) -> tuple[str, str]:
+        """Channel and language of a text, within which it must not be another's; "" if unknown."""
+        brief = self.briefed.briefs.get(name) if self.briefed else None
+        return (brief.channel, brief.language) if brief else ("", "")
 
     def faults(self, names: Sequence[str]) -> Faults | None:
         """What all checks find in some texts; None where not all of them are for briefs."""
@@ -196,11 +202,11 @@ def _own_scores(
 
 def _failures(copies: Copies, names: Sequence[str]) -> list[str | None]:
     """Why copy would be dropped, as the teacher's is when data is made; None for what passes."""
-    seen: set[str] = set()
+    seen: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
     reasons = []
     for name in names:
-        written = copies.texts[name]
-        reason = why_drop(written.text, finished=written.finished, seen=seen)
+        written, place = copies.texts[name], copies.place(name)
+        reason = why_drop(written.text, finished=written.finished, seen=seen[place])
         if reason is None and strays(written.added or written.text, copies.facts(name)):
             reason = "stray"
         reasons.append(reason)

@@ -1,7 +1,7 @@
 """Which of a teacher's drafts become pairs, and why others do not. Knows no models, no files."""
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -126,7 +126,11 @@ def choose_drafts(
 
 
 class _Chooser:
-    """Takes from the candidates of one brief after another; remembers what was taken before."""
+    """Takes from the candidates of one brief after another; remembers what was taken before.
+
+    The same words for another channel or in another language are no duplicate: a prompt of its own
+    asks for them.
+    """
 
     def __init__(
         self,
@@ -139,7 +143,7 @@ class _Chooser:
         self._brand = brand
         self._scorer = scorer
         self._review = review
-        self._seen: set[str] = set()
+        self._seen: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
         self.n_passing = 0
         self.faults: Counter[str] = Counter()
 
@@ -154,16 +158,17 @@ class _Chooser:
         self.n_passing += len(passing)
         for copy_id, of_copy in groupby(candidates, key=lambda job: job.copy_id):
             job = max(of_copy, key=lambda job: self._scorer(job, self._drafts[job.id]))
-            yield _Taken(copy_id, job, self._why_unusable(job, self._seen))
+            yield _Taken(copy_id, job, self._why_unusable(job, self._seen_like(job.brief)))
 
     def _by_review(self, candidates: Sequence[Job], review: Review) -> Iterator[_Taken]:
         scored: list[Scored] = []
         unusable: list[str] = []
+        seen = self._seen_like(candidates[0].brief)
         for number, job in enumerate(candidates):
             draft = self._drafts[job.id]
             text = "".join(_added(job, draft)).strip()
             why = self._why_unusable(job, set())
-            if why is None and words_key(text) in self._seen:
+            if why is None and words_key(text) in seen:
                 why = "duplicate"
             if why is not None:
                 unusable.append(why)
@@ -182,11 +187,15 @@ class _Chooser:
             job = candidates[place.scored.number]
             fault = check_of(place.violations[0]) if place.status == FAIL else None
             key = words_key(place.scored.text)
-            if fault is not None and (key in self._seen or not review.keeps):
-                yield _Taken(copy_id, job, dropped="duplicate" if key in self._seen else fault)
+            if fault is not None and (key in seen or not review.keeps):
+                yield _Taken(copy_id, job, dropped="duplicate" if key in seen else fault)
                 continue
-            self._seen.add(key)
+            seen.add(key)
             yield _Taken(copy_id, job, fault=fault)
+
+    def _seen_like(self, brief: Brief) -> set[str]:
+        """The words of what was taken for a brief's channel in its language."""
+        return self._seen[brief.channel, brief.language]
 
     def _why_unusable(self, job: Job, seen: set[str]) -> str | None:
         """Why a draft is of no use, whatever the review; ``seen`` grows as in `why_drop`."""

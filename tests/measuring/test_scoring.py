@@ -103,6 +103,13 @@ def test_checks_are_those_of_the_data() -> None:
     assert "chrf" not in found.intervals
 
 
+def test_the_same_words_in_another_channel_are_no_duplicate() -> None:
+    same = copies([LINES[0]] * 3, briefs({}, {"channel": "sms"}, {"language": "de"}))
+    assert score_copies(same, None, Judges()).failed == {}
+    same = copies([LINES[0]] * 3, briefs({}, {"channel": "sms"}, {"channel": "sms"}))
+    assert score_copies(same, None, Judges()).reasons == {"b2": "duplicate"}
+
+
 OURS = ["Bread at 5 am", "Cheap bread, now", "Bread for $3", "Fresh bread", "Brot, ganz frisch"]
 THEIRS = ["Bread at 5 am", "Good bread, now", "Bread for a song", "Fresh bread", "Brot, 3 Sorten"]
 WISHES: list[dict[str, Any]] = [

@@ -128,6 +128,21 @@ def test_what_another_brief_has_is_not_taken_again() -> None:
     assert chosen(BOILS, before=before).dropped == {"duplicate": ["b0"]}
 
 
+@pytest.mark.parametrize("review", [None, "drop"])
+@pytest.mark.parametrize("other", [{"channel": "meta_description"}, {"language": "es"}])
+def test_the_same_words_elsewhere_are_no_duplicate(
+    other: dict[str, str], review: str | None
+) -> None:
+    """Those of a greedy teacher, for one."""
+    brief = KETTLE.model_copy(update={"channel": "email_preheader"})
+    before = [brief.model_copy(update={"id": "a0", **other})]
+    found = chosen(BOILS, brief=brief, before=before, review=review)
+    assert (len(found.pairs), found.dropped) == (2, {})
+    before.append(brief.model_copy(update={"id": "a1"}))
+    found = chosen(BOILS, brief=brief, before=before, review=review)
+    assert (len(found.pairs), found.dropped) == (2, {"duplicate": ["b0"]})
+
+
 def test_test_texts_are_not_picked_by_what_is_measured_on_them() -> None:
     for split, kept in (("train", BOILS), ("validation", BOILS), ("test", LONG)):
         brief = KETTLE.model_copy(update={"split": split})
