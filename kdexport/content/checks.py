@@ -1,37 +1,49 @@
 """Is a text usable as copy? Cleaning what a model wraps around it, and reasons to drop it."""
 
-import re
-from collections import Counter
 from collections.abc import Iterable
+from functools import cache
 
 import regex
 
-QUOTES = {'"': '"', "“": "”", "'": "'", "«": "»", "„": "“"}
-LABEL = re.compile(
-    r"^(?:here(?:'s| is| are)[^\n:]{0,80}:|"
-    r"(?:sms|ad|headline|ad headline|ad description|description|subject|subject line|email subject"
-    r"|post|social post|push note|push notification|product description|copy|text|title):)\s*",
-    re.IGNORECASE,
-)
+from kdexport.content.languages import load_languages
+
+QUOTES = {'"': '"', "“": "”", "'": "'", "«": "»", "„": "“", "「": "」", "『": "』"}
 LEAST_OF_FACTS = 0.25  # share of the facts' words that copy has to use
 SMALL_WORDS = {"a", "an", "and", "as", "at", "by", "for", "from", "in", "is", "it", "no", "not"}
 SMALL_WORDS |= {"of", "off", "on", "or", "per", "the", "to", "up", "with", "you", "your"}
-SHORTEST_COPY = 8  # characters
+SHORTEST_COPY = 8  # by `extent`
 MOST_REPEATS = 3  # of one run of four words
 SPACELESS = regex.compile(r"\p{Han}|\p{Hiragana}|\p{Katakana}")
 WORDS = regex.compile(r"\p{Han}|\p{Hiragana}|\p{Katakana}|\w+")
 
 
-def clean_copy(text: str) -> str:
+def clean_copy(text: str, language: str = "en") -> str:
     """Strip white space, a leading label ("Subject: …"), and quotes around the whole."""
-    before = None
+    before, label = None, _label(language)
     text = text.strip()
     while text != before:
         before = text
-        text = LABEL.sub("", text, count=1).strip()
+        text = label.sub("", text, count=1).strip()
         if len(text) > 1 and QUOTES.get(text[0]) == text[-1] and text[0] not in text[1:-1]:
             text = text[1:-1].strip()
     return text
+
+
+@cache
+def _label(language: str) -> regex.Pattern[str]:
+    """What a model begins with before its copy, in a language or in English."""
+    known = [load_languages()[code] for code in dict.fromkeys((language, "en"))]
+    leads = "|".join(regex.escape(word) for one in known for word in one.leads)
+    labels = "|".join(regex.escape(word) for one in known for word in one.labels)
+    colon = r":\uff1a"
+    return regex.compile(
+        rf"^(?:(?:{leads})[^\n{colon}]{{0,80}}|(?:{labels})\s?)[{colon}]\s*", regex.IGNORECASE
+    )
+
+
+def extent(text: str) -> int:
+    """Characters; one of Chinese or Japanese says as much as two."""
+    return len(text) + len(SPACELESS.findall(text))
 
 
 def why_drop(text: str, *, finished: bool, seen: set[str]) -> str | None:
@@ -39,7 +51,7 @@ def why_drop(text: str, *, finished: bool, seen: set[str]) -> str | None:
 
     ``seen`` holds the `words_key` of what was kept so far; a usable text's is added to it.
     """
-    if len(text) < SHORTEST_COPY:
+    if extent(text) < SHORTEST_COPY:
         return "empty"
     if not finished:
         return "truncated"
@@ -57,45 +69,51 @@ def words_key(text: str) -> str:
     return " ".join(words_of(text))
 
 
-def share_passed(opening: str, added: str, *, finished: bool, facts: Iterable[str]) -> float:
+def share_passed(
+    opening: str, added: str, *, finished: bool, facts: Iterable[str], language: str = "en"
+) -> float:
     """The share of checks that copy passes: long enough, ended, not repetitive, about the facts.
 
     ``added``: what was written on after ``opening``; without any, none is passed.
     """
     text = opening + added
     passed = [
-        len(text) >= SHORTEST_COPY,
+        extent(text) >= SHORTEST_COPY,
         finished,
         not is_repetitive(text),
-        not strays(added, facts),
+        not strays(added, facts, language),
     ]
     return sum(passed) / len(passed) if added else 0.0
 
 
-def strays(text: str, facts: Iterable[str]) -> bool:
-    """Whether a text uses hardly any of the facts' words: it is about something else."""
+def strays(text: str, facts: Iterable[str], language: str = "en") -> bool:
+    """Whether a text uses hardly any of the facts' words: it is about something else.
+
+    Told of English only: facts may be English in a brief for another language, and others have more
+    forms of a word.
+    """
+    if language != "en":
+        return False
     asked = {word for fact in facts for word in words_of(fact)} - SMALL_WORDS
     used = asked & set(words_of(text))
     return bool(asked) and len(used) < LEAST_OF_FACTS * len(asked)
 
 
 def words_of(text: str) -> list[str]:
-    """The words and numbers of a text, without their case."""
-    return re.findall(r"\w+", text.casefold())
+    """The words and numbers of a text, without their case; a Chinese character or kana is one."""
+    words: list[str] = WORDS.findall(text.casefold())
+    return words
 
 
 def is_repetitive(text: str) -> bool:
-    """Whether a run of four words, or a line, comes again and again."""
-    words = words_of(text)
-    runs = Counter(zip(words, words[1:], words[2:], words[3:], strict=False))
-    lines = Counter(line.strip().casefold() for line in text.splitlines() if line.strip())
-    return max(runs.values(), default=0) > MOST_REPEATS or max(lines.values(), default=0) > 2
+    """Whether a run of words, or a line, comes again and again."""
+    return repeated_span(text) is not None
 
 
 def repeated_span(text: str) -> tuple[int, int] | None:
     """Where what makes a text repetitive stands for the last time; None where nothing does.
 
-    As `is_repetitive`; Chinese characters and kana are words, of which a run has eight.
+    A run of words has four, of Chinese characters and kana eight.
     """
     words = [(match[0].casefold(), match.span()) for match in WORDS.finditer(text)]
     n = 8 if any(SPACELESS.match(word) for word, _ in words) else 4

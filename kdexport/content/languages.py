@@ -20,6 +20,7 @@ class Language(BaseModel):
     ``inflections``: ``ending>base``, by which forms of a word are known as one (`words_match`);
     ``undouble``: what a rule leaves may end in a letter twice; ``irregular``: forms that no rule
     finds; ``uninflected``: words that rules would take for a form of another.
+    ``leads`` and ``labels``: what a model begins with before its copy ("Here is …:", "Subject:").
     ``elisions``: what stands before an apostrophe as a word of its own.
     ``months``: twelve, each with its abbreviations.
     """
@@ -37,6 +38,8 @@ class Language(BaseModel):
     words: dict[str, str] = {}
     inflections: tuple[str, ...] = ()
     undouble: bool = False
+    leads: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
     irregular: tuple[tuple[str, ...], ...] = ()
     uninflected: tuple[str, ...] = ()
     elisions: tuple[str, ...] = ()

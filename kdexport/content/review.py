@@ -11,7 +11,7 @@ from typing import Any
 from kdexport.content.brands import Brand
 from kdexport.content.briefs import Brief
 from kdexport.content.channels import Channel, Limit
-from kdexport.content.checks import repeated_span
+from kdexport.content.checks import extent, repeated_span
 from kdexport.content.counting import COUNTERS, UNITS
 from kdexport.content.figures import Figure, figures_of, unsupported
 from kdexport.content.matching import Span, Token, find_phrase, tokens_of
@@ -19,7 +19,7 @@ from kdexport.content.parts import Piece, split_parts
 from kdexport.content.sms import count_sms
 
 Identify = Callable[[str], str]
-ENOUGH_TO_TELL = 20  # characters of which a language can be told
+ENOUGH_TO_TELL = 20  # by `extent`: of so much a language can be told
 SMS_UNITS = {"GSM-7": "septets", "UCS-2": "16-bit units"}
 
 
@@ -127,7 +127,7 @@ def _checks(
         "claim": brand and brand.claims,
         "facts": True,
         "repetition": True,
-        "language": identify and len(text) >= ENOUGH_TO_TELL,
+        "language": identify and extent(text) >= ENOUGH_TO_TELL,
         "keyword": brief.keywords,
         "call to action": brief.call_to_action,
     }
@@ -250,6 +250,6 @@ def _repetition(text: str) -> Iterator[Finding]:
 
 
 def _language(text: str, brief: Brief, identify: Identify | None) -> Iterator[Finding]:
-    code = identify(text) if identify and len(text) >= ENOUGH_TO_TELL else "und"
+    code = identify(text) if identify and extent(text) >= ENOUGH_TO_TELL else "und"
     if code not in (brief.language, "und"):
         yield Finding("language", f"reads as {code}, wanted is {brief.language}", (0, len(text)))

@@ -54,7 +54,7 @@ class Checks:
         soft = [f"{one.check}: {one.message}" for one in review.findings if not one.hard]
         if not finished:
             hard.append("truncated: it had not ended")
-        if brief.language == "en" and strays(text, brief.facts):
+        if strays(text, brief.facts, brief.language):
             soft.append("strays: hardly a word of the facts")
         return Checked(tuple(hard), tuple(soft), _lengths(review), _over(review))
 

@@ -79,15 +79,9 @@ class Copies:
     texts: Mapping[str, Written]
     briefed: Briefed | None = None
 
-    def facts(self, name: str) -> Sequence[str]:
-        """What a text must be about."""
-        brief = self.briefed.briefs.get(name) if self.briefed else None
-        return brief.facts if brief else ()
-
-    def place(self, name: str) -> tuple[str, str]:
-        """Channel and language of a text, within which it must not be another's; "" if unknown."""
-        brief = self.briefed.briefs.get(name) if self.briefed else None
-        return (brief.channel, brief.language) if brief else ("", "")
+    def brief(self, name: str) -> Brief | None:
+        """That of a request; None where it is none."""
+        return self.briefed.briefs.get(name) if self.briefed else None
 
     def faults(self, names: Sequence[str]) -> Faults | None:
         """What all checks find in some texts; None where not all of them are for briefs."""
@@ -202,12 +196,14 @@ def _own_scores(
 
 def _failures(copies: Copies, names: Sequence[str]) -> list[str | None]:
     """Why copy would be dropped, as the teacher's is when data is made; None for what passes."""
-    seen: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+    seen: defaultdict[tuple[str, str] | None, set[str]] = defaultdict(set)
     reasons = []
     for name in names:
-        written, place = copies.texts[name], copies.place(name)
+        written, brief = copies.texts[name], copies.brief(name)
+        place = (brief.channel, brief.language) if brief else None
         reason = why_drop(written.text, finished=written.finished, seen=seen[place])
-        if reason is None and strays(written.added or written.text, copies.facts(name)):
+        added = written.added or written.text
+        if reason is None and brief and strays(added, brief.facts, brief.language):
             reason = "stray"
         reasons.append(reason)
     return reasons

@@ -205,7 +205,7 @@ class _Chooser:
             return "empty"
         text = opening + added
         reason = why_drop(text, finished=draft.finished, seen=seen)
-        reason = reason or ("stray" if strays(added, job.brief.facts) else None)
+        reason = reason or ("stray" if strays(added, job.brief.facts, job.brief.language) else None)
         faults = () if reason else review_wording(text, job.brief, self._brand)
         return reason or next((fault.check for fault in faults), None)
 
@@ -219,7 +219,9 @@ def _added(job: Job, draft: Draft) -> tuple[str, str]:
     _, opening = split_opening(job.messages)
     if opening:
         return opening, draft.text.rstrip()
-    return "", draft.text.strip() if job.channel.parts else clean_copy(draft.text)
+    if job.channel.parts:
+        return "", draft.text.strip()
+    return "", clean_copy(draft.text, job.brief.language)
 
 
 Scorer = Callable[[Job, Draft], tuple[float, ...]]
@@ -238,7 +240,13 @@ def _by_checks(job: Job, draft: Draft) -> tuple[float, ...]:
 
 def _share_passed(job: Job, draft: Draft) -> float:
     opening, added = _added(job, draft)
-    return share_passed(opening, added, finished=draft.finished, facts=job.brief.facts)
+    return share_passed(
+        opening,
+        added,
+        finished=draft.finished,
+        facts=job.brief.facts,
+        language=job.brief.language,
+    )
 
 
 SCORERS: Mapping[str, Scorer] = {"likelihood": _by_likelihood, "checks": _by_checks}

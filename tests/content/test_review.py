@@ -132,9 +132,9 @@ def test_a_review_names_the_checks_that_had_something_to_look_for() -> None:
     brief = Brief(product="Tern Kettle", channel="sms")
     checks = [
         review_copy(text, brief, CHANNELS["sms"], identify=lambda text: "en").checks
-        for text in ("a" * 20, "a" * 19)
+        for text in ("a" * 20, "a" * 19, "茶" * 10, "茶" * 9)
     ]
-    assert ["language" in names for names in checks] == [True, False]
+    assert ["language" in names for names in checks] == [True, False, True, False]
 
 
 def test_lengths_are_told_in_the_channel_s_own_counting() -> None:
@@ -201,8 +201,14 @@ def test_parts_that_are_joined_come_apart_again(
 
 @given(st.lists(st.sampled_from(["tea", "for", "you", "Now", "\n"]), max_size=60).map(" ".join))
 def test_what_is_repetitive_is_found(text: str) -> None:
+    """Beside a count of all runs of four words and of all lines."""
+    words, lines = text.casefold().split(), [line.strip() for line in text.casefold().split("\n")]
+    runs = [tuple(words[at : at + 4]) for at in range(len(words) - 3)]
+    is_found = max(map(runs.count, runs), default=0) > 3 or any(
+        lines.count(line) > 2 for line in filter(None, lines)
+    )
     span = repeated_span(text)
-    assert (span is not None) == is_repetitive(text)
+    assert (span is not None) == is_found == is_repetitive(text)
     assert span is None or text[slice(*span)].strip()
 
 

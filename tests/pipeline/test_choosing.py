@@ -198,3 +198,17 @@ def test_texts_that_break_a_brand_s_rules_are_dropped(added: str, reason: str | 
     assert found.dropped == ({reason: ["b0"]} if reason else {})
     assert len(found.pairs) == (reason is None)
     assert choose_drafts([plain], drafts).dropped == {}
+
+
+@pytest.mark.parametrize(
+    ("language", "label", "text"),
+    [("zh", "标题", "一升大壶 两分钟烧开"), ("de", "Betreff", "Ein Liter, und schon kocht er")],
+)
+def test_copy_in_other_languages_is_cleaned_and_kept(language: str, label: str, text: str) -> None:
+    facts = ("holds one litre", "boils in two minutes")
+    brief = Brief(
+        id="b0", product="Kettle", facts=facts, channel="email_preheader", language=language
+    )
+    for review in (None, "drop"):
+        found = chosen(f"{label}: {text}", brief=brief, review=review)
+        assert (taken(found), found.dropped) == ([text], {})
