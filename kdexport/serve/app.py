@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from kdexport.errors import KdexportError
 from kdexport.runtime.constrain import TextForm
@@ -135,8 +135,11 @@ def make_app(
     rules: Rules | None = None,
     key: str | None = None,
     hosts: Collection[str] | None = None,
-) -> Starlette:
-    """The application, which starts the engine and ends it. ``key``, ``hosts``: see `Guard`."""
+) -> ASGIApp:
+    """The application, which starts the engine and ends it. ``key``, ``hosts``: see `Guard`.
+
+    The guard is around all of it: Starlette answers what nobody caught outside its own middleware.
+    """
     api = Api(engine, rules or Rules())
     routes = [
         Route("/health", api.health),
@@ -171,12 +174,10 @@ def make_app(
         ClientDisconnect,
         Exception,
     )
-    return Starlette(
-        routes=routes,
-        lifespan=life,
-        middleware=[Middleware(Guard, key, hosts, count)],
-        exception_handlers=dict.fromkeys(refused, _refuse),
+    app = Starlette(
+        routes=routes, lifespan=life, exception_handlers=dict.fromkeys(refused, _refuse)
     )
+    return Guard(app, key, hosts, count)
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

@@ -21,6 +21,7 @@ from kdexport.runtime.sample import make_sampler
 from kdexport.runtime.session import Session, open_session
 from kdexport.runtime.stream import write_text
 from kdexport.runtime.text import TextCodec, load_text
+from kdexport.serve.guard import HEADERS
 from tests.serve.serving import Served, served
 
 USER: Any = [{"role": "user", "content": "Fresh bread"}]
@@ -486,8 +487,11 @@ def test_a_mistake_of_ours_is_500_without_its_words(
     monkeypatch.setattr(server.engine.codec, "render_chat", fail)
     with server.http() as http:
         answer = http.post("/v1/chat/completions", json={"model": "tiny", "messages": USER})
+        measures = http.get("/metrics").text
     assert answer.status_code == 500 and answer.json()["error"]["code"] == "internal_error"
     assert "secret" not in answer.text
+    assert {name: answer.headers[name] for name in HEADERS} == HEADERS
+    assert 'kdexport_requests_total{route="/v1/chat/completions",status="500"} 1.0' in measures
 
 
 def test_null_is_the_default(server: Served) -> None:
