@@ -22,6 +22,7 @@ from kdexport.system.machine import make_folder, need_room
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 REFERENCE = "reference.npz"  # the teacher's distribution, to measure quality without it
+ORIGIN = "origin.json"  # how its model came to be, in words, where that is known
 CARD = "README.md"  # written after the rest, and for people: no hash vouches for it
 LEDGER = "ledger.json"  # of a mix of kernels: what each product got, and is expected to cost
 WEIGHTS = "onnx/model.onnx_data"
@@ -233,7 +234,7 @@ def weights_location(graph: str, weights: str) -> str:
 
 def served_bytes(sizes: Mapping[str, int]) -> int:
     """Bytes of what a bundle needs to run, from the sizes of its files by name."""
-    return sum(n_bytes for name, n_bytes in sizes.items() if name not in (REFERENCE, CARD))
+    return sum(n_bytes for name, n_bytes in sizes.items() if name not in (REFERENCE, ORIGIN, CARD))
 
 
 def copy_companions(bundle: Bundle, folder: Path) -> None:

@@ -117,9 +117,10 @@ def test_a_run_ends_with_bundles_and_a_report(
         assert (folder / "runs" / "tiny" / name).is_file()
     for name in ("tiny", "tiny-int8", "tiny-teacher-int8"):
         assert in_process(folder, "verify", f"exported/{name}")
-    for name in ("tiny", "tiny-int8"):
+    labels = {"tiny": "student ONNX fp32", "tiny-int8": "student ONNX int8"}
+    for name, label in (labels | {"tiny-teacher-int8": "teacher ONNX int8"}).items():
         card = (folder / "exported" / name / "README.md").read_text("utf-8")
-        assert "distilled with" in card and "| **student ONNX int8** |" in card
+        assert ("distilled with" in card) == (name in labels) and f"| **{label}** |" in card
 
 
 def test_every_draft_is_kept_or_counted(

@@ -1,6 +1,7 @@
 """A Hugging Face folder becomes a float32 bundle, committed only when its parity holds."""
 
 import importlib.metadata
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 
 from kdexport import __version__
 from kdexport.bundle import (
+    ORIGIN,
     REFERENCE,
     WEIGHTS,
     Bundle,
@@ -74,13 +76,15 @@ def export_bundle(
     licence: str | None = None,
     recipe_fingerprint: str | None = None,
     reference: Path | None = None,
+    origin: Mapping[str, str] | None = None,
     backend: str = "mobius",
     gate: Gate | None = None,
 ) -> Bundle:
     """Write a float32 bundle of a Hugging Face folder, with a quality reference if there is one.
 
-    ``backend``: of BACKENDS. Writes nothing and raises InputError for a model that cannot be built,
-    ParityError for a graph that computes something else, and ThresholdError where ``gate`` does.
+    ``origin``: how the model came to be, for its card. ``backend``: of BACKENDS. Writes nothing and
+    raises InputError for a model that cannot be built, ParityError for a graph that computes
+    something else, and ThresholdError where ``gate`` does.
     """
     _check_libraries()
     from kdexport.train.model import load_config
@@ -120,6 +124,9 @@ def export_bundle(
                 (staging / "chat_template.jinja").write_text(codec.template, "utf-8", newline="")
             if reference is not None:
                 shutil.copyfile(reference, staging / REFERENCE)
+            if origin:
+                told = json.dumps(origin, indent=1, ensure_ascii=False)
+                (staging / ORIGIN).write_text(told + "\n", "utf-8")
             session = Session(manifest, open_graphs(staging, graphs, None), graphs)
             parity = check_parity(checkpoint, session, codec)
             if gate is not None:

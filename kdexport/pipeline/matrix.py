@@ -20,7 +20,8 @@ from kdexport.content.channels import load_channels
 from kdexport.data.pairs import read_pairs
 from kdexport.data.tables import read_rows
 from kdexport.errors import InputError
-from kdexport.measuring.arms import bench_bundles, settings_of
+from kdexport.measuring.arms import arm_names, bench_bundles, settings_of
+from kdexport.measuring.cards import write_cards, write_first_card
 from kdexport.pipeline.preflight import check_bench, check_training
 from kdexport.pipeline.run import Run, open_run, plan, run_stages
 from kdexport.pipeline.variants import variant_stages
@@ -185,6 +186,9 @@ def _side_by_side(base: Run, column: str, members: Sequence[Member]) -> Matrix:
         say("side by side: measured before")
         return known
     report = bench_bundles(bundles, None, settings)
+    write_cards(report, dict(zip(arm_names(bundles), bundles, strict=True)))
+    for unmeasured in {member.run.student_bundle for member in members} - {*bundles}:
+        write_first_card(open_bundle(unmeasured))
     arms = {arm.arm: arm for arm in report.arms}
     rows = [_row(column, member, arms) for member in members]
     content = {"key": key, "students": rows, "bench": report.model_dump(mode="json")}

@@ -22,6 +22,7 @@ from kdexport.system.journal import Journal, file_sha256, fingerprint
 from kdexport.system.machine import make_folder, need_room
 
 RECIPE = "recipe.json"  # in a run's folder: what was last asked for, overrides included
+METRICS = "metrics.jsonl"
 CODE_VERSION = 1  # raised when a stage's output changes though its inputs do not
 
 
@@ -70,7 +71,7 @@ class Run:
     @property
     def metrics(self) -> Path:
         """What was logged of training."""
-        return self.folder / "metrics.jsonl"
+        return self.folder / METRICS
 
     @property
     def reference(self) -> Path:

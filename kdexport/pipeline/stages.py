@@ -12,6 +12,7 @@ from kdexport.bundle import Bundle, check_target
 from kdexport.content.audiences import load_segments
 from kdexport.content.languages import load_languages
 from kdexport.content.prompts import load_openings
+from kdexport.data.card import in_words, read_card
 from kdexport.errors import InputError, require_extras
 from kdexport.pipeline.dataset import make_pairs
 from kdexport.pipeline.importing import imported_fingerprint
@@ -23,12 +24,14 @@ from kdexport.pipeline.preflight import (
     check_student,
     check_training,
 )
-from kdexport.pipeline.run import RECIPE, Run, Stage, data_fingerprint
+from kdexport.pipeline.run import METRICS, RECIPE, Run, Stage, data_fingerprint
 from kdexport.recipe import DATA_PATHS
 from kdexport.recipe.sections import BenchSection
 from kdexport.system.console import say
 from kdexport.system.journal import fingerprint
+from kdexport.verdict.card import how_made
 from kdexport.verdict.conditions import Condition
+from kdexport.verdict.report import INT8_TEACHER, training_points
 
 ASIDE: Any = {  # where files are, and what must not come out, changes no result
     "output": True,
@@ -81,6 +84,7 @@ def make_bundle(run: Run) -> None:
         licence=run.teacher.licence,
         recipe_fingerprint=fingerprint(run.recipe.model_dump(mode="json", exclude=ASIDE)),
         reference=run.known_reference,
+        origin=origin_of(run.folder),
         gate=_gate_of(run, FP32_ARM),
     )
 
@@ -117,7 +121,7 @@ def measure(run: Run) -> None:
 
     report = bench_run(run)
     quantized = run.recipe.export.scheme != "fp32"
-    bundles = {FP32_ARM: run.student_bundle}
+    bundles = {INT8_TEACHER: run.teacher_bundle, FP32_ARM: run.student_bundle}
     write_cards(report, bundles | ({QUANTIZED_ARM: run.quantized_bundle} if quantized else {}))
 
 
@@ -132,11 +136,13 @@ def export_checkpoint(
 ) -> Sequence[Bundle]:
     """`kdexport export`: a run's student, or any Hugging Face folder, to one or two bundles.
 
-    A bundle that fails the thresholds of the run's recipe is not written, unless ``allow``.
+    A bundle that fails the thresholds of the run's recipe is not written, unless ``allow``. Each
+    gets a model card of what is known before a bench.
     """
     require_extras(BACKEND_EXTRAS[backend])
     from kdexport.export.bundles import export_bundle
     from kdexport.export.quantize import SCHEMES, Wishes, quantize_bundle
+    from kdexport.measuring.cards import write_first_card
     from kdexport.model_folder import check_model_folder, read_config
 
     if scheme is not None and scheme not in SCHEMES:
@@ -162,15 +168,25 @@ def export_checkpoint(
         target,
         name=name,
         teacher=facts.get("teacher"),
-        licence=_licence_in(checkpoint / RECIPE) or facts.get("licence"),
+        licence=_licence_in(checkpoint) or facts.get("licence"),
         reference=reference if reference.exists() else None,
+        origin=origin_of(checkpoint),
         backend=backend,
         gate=gate_for(FP32_ARM, last, thresholds),
     )
+    write_first_card(bundle)
     if scheme is None:
         return [bundle]
     wishes = Wishes(calibrate, max_kl, gate_for(QUANTIZED_ARM, last, thresholds))
-    return [bundle, quantize_bundle(bundle, scheme, quantized, wishes)]
+    bundles = [bundle, quantize_bundle(bundle, scheme, quantized, wishes)]
+    write_first_card(bundles[-1])
+    return bundles
+
+
+def origin_of(folder: Path) -> dict[str, str]:
+    """How the student of a run's folder came to be, in words; nothing of another folder."""
+    training, data = training_points(folder / METRICS), in_words(read_card(folder))
+    return how_made(_recipe_in(folder), training, data)
 
 
 def _thresholds_in(path: Path) -> list[Condition]:
@@ -186,12 +202,19 @@ def _thresholds_in(path: Path) -> list[Condition]:
     return section.thresholds
 
 
-def _licence_in(path: Path) -> str | None:
-    """The licence that the recipe of a run names; None where there is none."""
+def _recipe_in(folder: Path) -> dict[str, Any]:
+    """What a run's folder says that it was asked for; empty where it says nothing."""
     try:
-        licence = json.loads(path.read_text("utf-8"))["teacher"]["licence"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        found = json.loads((folder / RECIPE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _licence_in(folder: Path) -> str | None:
+    """The licence that the recipe of a run names; None where there is none."""
+    teacher = _recipe_in(folder).get("teacher")
+    licence = teacher.get("licence") if isinstance(teacher, dict) else None
     return licence if isinstance(licence, str) else None
 
 

@@ -1,13 +1,16 @@
-"""A bundle's model card: README.md, with the metadata that model hubs read, from a bench's report.
+"""A bundle's model card: README.md, with the metadata that model hubs read.
+
+It tells what is known of the bundle, and what a bench found, where one has measured it.
 
 The metadata is that of Hugging Face's model cards (``model-index``: Papers with Code's results).
 """
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,18 @@ import yaml
 from kdexport.verdict.cases import interval_text, markdown_cases
 from kdexport.verdict.measures import MEASURES, read_measure
 from kdexport.verdict.pass_rates import Group
-from kdexport.verdict.report import ArmResult, BenchReport, quality_texts, summary
+from kdexport.verdict.report import (
+    INT8_TEACHER,
+    ArmResult,
+    BenchReport,
+    TrainPoint,
+    quality_texts,
+    summary,
+)
 from kdexport.verdict.table import markdown_table
 
 TEMPLATE = "card.md.j2"
+HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)@\w+")  # hubs take the id, without the commit
 TOLD = ("perplexity", "kl_mean", "kl_p99", "top1", "pass_rate", "decode_tok_s", "size_mb")
 """The measures that stand in the metadata."""
 TOLD_OF_RECIPE: Sequence[tuple[str, str, Sequence[str]]] = (
@@ -38,7 +49,11 @@ TOLD_OF_RECIPE: Sequence[tuple[str, str, Sequence[str]]] = (
 
 @dataclass(frozen=True)
 class Origin:
-    """What a bundle's manifest says of it."""
+    """What a bundle says of itself.
+
+    ``parity_kl``: the most that a token of it differed from what it was made from, in nats.
+    ``facts``: how its student came to be (`how_made`), as far as that is known.
+    """
 
     name: str
     scheme: str
@@ -48,10 +63,28 @@ class Origin:
     n_layers: int
     vocab_size: int
     max_length: int
+    parity_kl: float | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
-def model_card(report: BenchReport, arm: ArmResult, origin: Origin) -> str:
-    """The card of the bundle that ``arm`` measured, as Markdown."""
+def how_made(
+    recipe: Mapping[str, Any], training: Sequence[TrainPoint], data: Mapping[str, str]
+) -> dict[str, str]:
+    """How a student came to be, a fact a row: from its recipe, training log and data card."""
+    told = {name: _words(recipe.get(part), names) for name, part, names in TOLD_OF_RECIPE}
+    if training:
+        last = training[-1]
+        told["training took"] = (
+            f"{last.step:,} steps, {last.tokens:,} tokens, {last.elapsed_s / 60:.0f} minutes"
+        )
+    told |= {f"texts, {name.replace('_', ' ')}": words for name, words in data.items()}
+    return {name: words for name, words in told.items() if words}
+
+
+def model_card(
+    origin: Origin, report: BenchReport | None = None, arm: ArmResult | None = None
+) -> str:
+    """The card of a bundle, as Markdown; ``arm`` of ``report``: what a bench measured of it."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=False,  # Markdown
@@ -60,16 +93,28 @@ def model_card(report: BenchReport, arm: ArmResult, origin: Origin) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    metadata = card_metadata(report, arm, origin)
+    made = _made(origin, report, arm)
     return environment.get_template(TEMPLATE).render(
-        metadata=yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True),
+        metadata=yaml.safe_dump(
+            card_metadata(origin, report, arm), sort_keys=False, allow_unicode=True
+        ),
         name=origin.name,
-        summary=summary(report),
         scheme=origin.scheme,
-        facts=[(fact, value.replace("|", "\\|")) for fact, value in _facts(report, origin)],
-        table=markdown_table(report).rstrip(),
-        cases=markdown_cases(report).rstrip(),
-        losses=[
+        teacher=origin.teacher,
+        is_student=bool(made),
+        facts=[(name, _in_cell(words)) for name, words in _facts(origin, made).items()],
+        licence=origin.licence,
+        found=None if report is None or arm is None else _found(report, arm),
+    )
+
+
+def _found(report: BenchReport, arm: ArmResult) -> dict[str, Any]:
+    """What a bench found, for the template."""
+    return {
+        "summary": summary(report, arm),
+        "table": markdown_table(report, of=arm).rstrip(),
+        "cases": markdown_cases(report).rstrip(),
+        "losses": [
             {
                 "arm": _label(report, loss.arm),
                 "made_from": _label(report, loss.made_from),
@@ -78,55 +123,75 @@ def model_card(report: BenchReport, arm: ArmResult, origin: Origin) -> str:
             }
             for loss in report.losses
         ],
-        passing=[_passing(group) for group in (arm.copies.pass_rates if arm.copies else ())],
-        machine=report.machine.cpu,
-        created=report.created,
-        command=shlex.join(report.command) or "kdexport bench",
-        licence=origin.licence,
-    )
-
-
-def card_metadata(report: BenchReport, arm: ArmResult, origin: Origin) -> dict[str, Any]:
-    """The YAML at a card's head."""
-    values = {name: read_measure(report, arm, name) for name in TOLD}
-    metrics = [
-        {"type": name, "value": round(value, 6), "name": f"{name} {MEASURES[name].unit}".rstrip()}
-        for name, value in values.items()
-        if value is not None
-    ]
-    result = {
-        "task": {"type": "text-generation"},
-        "dataset": {"name": quality_texts(report), "type": report.name, "split": arm.quality_split},
-        "metrics": metrics,
+        "passing": [_passing(group) for group in (arm.copies.pass_rates if arm.copies else ())],
+        "machine": report.machine.cpu,
+        "created": report.created,
+        "command": shlex.join(report.command) or "kdexport bench",
     }
+
+
+def card_metadata(
+    origin: Origin, report: BenchReport | None = None, arm: ArmResult | None = None
+) -> dict[str, Any]:
+    """The YAML at a card's head. A teacher that is not of a hub is no link there."""
+    is_student = bool(_made(origin, report, arm))
+    hub = HUB_ID.fullmatch(origin.teacher or "")
+    is_quantized = hub is not None and origin.scheme != "fp32" and not is_student
+    results = [] if report is None or arm is None else [_result(report, arm)]
     stated: Mapping[str, Any] = {
         "license": origin.licence,
-        "base_model": origin.teacher,
-        "base_model_relation": "quantized" if origin.scheme != "fp32" else None,
+        "base_model": hub and hub[1],
+        "base_model_relation": "quantized" if is_quantized else None,
         "library_name": "kdexport",
         "pipeline_tag": "text-generation",
-        "tags": ["onnx", "distillation", "marketing", origin.scheme],
-        "model-index": [{"name": origin.name, "results": [result]}] if metrics else None,
+        "tags": ["onnx", *(["distillation"] if is_student else []), "marketing", origin.scheme],
+        "model-index": [{"name": origin.name, "results": results}] if results else None,
     }
     return {name: value for name, value in stated.items() if value is not None}
 
 
-def _facts(report: BenchReport, origin: Origin) -> Iterator[tuple[str, str]]:
-    yield "teacher", origin.teacher or "unknown"
-    yield (
-        "student",
-        f"{origin.n_parameters / 1e6:.1f} M parameters, {origin.n_layers} layers, vocabulary of "
-        f"{origin.vocab_size:,}, texts up to {origin.max_length:,} tokens",
-    )
-    for fact, part, names in TOLD_OF_RECIPE:
-        if told := _words(report.recipe.get(part), names):
-            yield fact, told
-    if report.training:
-        last = report.training[-1]
-        yield (
-            "training took",
-            f"{last.step:,} steps, {last.tokens:,} tokens, {last.elapsed_s / 60:.0f} minutes",
+def _result(report: BenchReport, arm: ArmResult) -> dict[str, Any]:
+    values = {name: read_measure(report, arm, name) for name in TOLD}
+    return {
+        "task": {"type": "text-generation"},
+        "dataset": {"name": quality_texts(report), "type": report.name, "split": arm.quality_split},
+        "metrics": [
+            {
+                "type": name,
+                "value": round(value, 6),
+                "name": f"{name} {MEASURES[name].unit}".rstrip(),
+            }
+            for name, value in values.items()
+            if value is not None
+        ],
+    }
+
+
+def _made(origin: Origin, report: BenchReport | None, arm: ArmResult | None) -> Mapping[str, str]:
+    """How a student came to be, as its bundle tells it, or else its run's report."""
+    if origin.facts or report is None or arm is None or arm.arm == INT8_TEACHER:
+        return origin.facts
+    return how_made(report.recipe, report.training, report.data)
+
+
+def _facts(origin: Origin, made: Mapping[str, str]) -> dict[str, str]:
+    """A fact a row."""
+    told = {
+        "teacher": origin.teacher or "unknown",
+        "model": f"{origin.n_parameters / 1e6:.1f} M parameters, {origin.n_layers} layers, "
+        f"vocabulary of {origin.vocab_size:,}, texts up to {origin.max_length:,} tokens",
+        **made,
+    }
+    if origin.parity_kl is not None:
+        beside = "the model in PyTorch" if origin.scheme == "fp32" else "its float32 bundle"
+        told["checked when exported"] = (
+            f"KL to {beside} at most {origin.parity_kl:.2g} nats, on arbitrary tokens"
         )
+    return told
+
+
+def _in_cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _passing(group: Group) -> dict[str, str]:

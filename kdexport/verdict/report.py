@@ -215,9 +215,9 @@ def short(value: float) -> str:
     return f"{value:,.{decimals}f}"
 
 
-def summary(report: BenchReport) -> str:
-    """One sentence of plain text for the top of the page and the end of the log."""
-    hero, baseline = report.hero, report.baseline_arm
+def summary(report: BenchReport, of: ArmResult | None = None) -> str:
+    """One sentence of plain text about an arm, by default the one that the report is about."""
+    hero, baseline = of or report.hero, report.baseline_arm
     if hero is None:
         return "No arm was measured."
     parts = [f"The {_NOUNS.get(hero.arm, hero.arm)} is {short(hero.size_mb)} MB"]

@@ -198,9 +198,9 @@ def _broken(text: str) -> str:
     return "\n".join(text.split())
 
 
-def markdown_table(report: BenchReport, *, notes: bool = True) -> str:
-    """The table in GitHub's Markdown, the report's own arm in bold, footnotes below it."""
-    hero = report.hero
+def markdown_table(report: BenchReport, *, notes: bool = True, of: ArmResult | None = None) -> str:
+    """The table in GitHub's Markdown, ``of`` or the report's own arm in bold, footnotes below."""
+    hero = of or report.hero
     headers = [column.header for column in COLUMNS]
     lines = [
         "| | " + " | ".join(headers) + " |",

@@ -78,6 +78,9 @@ def test_a_student_for_each_value_from_one_teacher(
     for row, arm in zip(found.rows, list(arms.values())[1:], strict=True):
         assert row["kl_mean"] == arm.kl_mean and arm.kl_mean is not None
     assert found.rows[0]["kl_mean"] != found.rows[1]["kl_mean"]
+    for name in ("tiny-fashion", "tiny-fashion-int8"):
+        card = (folder / "exported" / name / "README.md").read_text("utf-8")
+        assert "distilled with" in card and ("Not measured yet." in card) == (name[-4:] != "int8")
     kept = json.loads((run / "matrix.json").read_text())
     assert kept["students"] == found.rows
     capsys.readouterr()
