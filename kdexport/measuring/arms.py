@@ -389,7 +389,8 @@ def _bundle_arm(
 
 
 def _command() -> list[str]:
-    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+    name = Path(sys.argv[0]).name
+    return ["kdexport" if name == "__main__.py" else name, *sys.argv[1:]]  # python -m kdexport
 
 
 def _now() -> str:

@@ -16,6 +16,13 @@ from kdexport.verdict.report import ArmResult, BenchReport, short
 from kdexport.verdict.timing import Timed, percentile
 
 CASE_COLUMNS = ("TTFT p50 ms", "TPOT p50/p99 ms", "prefill tok/s", "decode tok/s", "speed-up")
+TIME_COLUMNS = ("TTFT p50/p90/p99 ms", "TPOT p50/p90/p99 ms", "prefill tok/s", "steady RSS MB")
+TIMED = (
+    *(("ttft_p50_ms", "ttft_p90_ms", "ttft_p99_ms"), ("tpot_p50_ms", "tpot_p90_ms", "tpot_p99_ms")),
+    *(("prefill_tok_s",), ("steady_rss_mb",)),
+)
+"""The measures of each of these columns."""
+
 FAR = 2.0  # a gap of so many medians is told
 
 
@@ -52,6 +59,14 @@ def _cells(one: Timed, against: Timed | None) -> tuple[str, ...]:
         short(one.prefill_tok_s),
         short(speed),
         "" if gain is None else interval_text(gain),
+    )
+
+
+def time_cells(report: BenchReport, arm: ArmResult) -> tuple[str, ...]:
+    """An arm's cells in the order of `TIME_COLUMNS`; empty where nothing was measured."""
+    columns = ([read_measure(report, arm, name) for name in names] for names in TIMED)
+    return tuple(
+        " / ".join(short(value) for value in values if value is not None) for values in columns
     )
 
 

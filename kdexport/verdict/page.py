@@ -4,6 +4,7 @@ Knows which number goes where; what it looks like is in `page.html.j2`, the draw
 """
 
 import importlib.util
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,7 @@ def render_html(report: BenchReport) -> str:
         samples=_samples(report),
         stages=[(name, _duration(seconds)) for name, seconds in report.stages.items()],
         total=_duration(sum(report.stages.values())),
+        command=shlex.join(report.command),
         recipe=yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True),
     )
 

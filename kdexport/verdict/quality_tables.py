@@ -1,4 +1,4 @@
-"""The small tables: other cases, quality token by token, what each stage cost, and the copy.
+"""The small tables: times in detail and in other cases, quality by token, cost of stages, copy.
 
 Each for the terminal and the page. Knows which numbers stand where; measures nothing.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kdexport.verdict.bootstrap import COVERED, Interval
-from kdexport.verdict.cases import CASE_COLUMNS, case_rows
+from kdexport.verdict.cases import CASE_COLUMNS, TIME_COLUMNS, case_rows, time_cells
 from kdexport.verdict.pass_rates import LEAST_PASSED, Group
 from kdexport.verdict.report import ARM_LABELS, REFERENCE_ARM, BenchReport
 from kdexport.verdict.scores import CopyScores, Evaluation, StageLoss, TokenQuality
@@ -42,7 +42,8 @@ class Grid:
 
 def grids(report: BenchReport) -> list[Grid]:
     """The tables that the report has numbers for."""
-    found = [*_cases(report), _tokens(report), _losses(report), _copies(report), _passing(report)]
+    found = [_times(report), *_cases(report)]
+    found += [_tokens(report), _losses(report), _copies(report), _passing(report)]
     return [grid for grid in found if grid is not None]
 
 
@@ -97,6 +98,17 @@ def loss_label(loss: StageLoss) -> str:
 
 
 _LATER = ("student-fp32", "student-int8")  # which no stage makes of the teacher
+
+
+def _times(report: BenchReport) -> Grid | None:
+    rows = tuple(
+        Row(arm.arm, arm.label, tuple(cell or MISSING for cell in time_cells(report, arm)))
+        for arm in report.ordered_arms
+    )
+    notes = (
+        "Prefill: tokens of the prompt over the time to first token. Steady RSS: after the runs.",
+    )
+    return Grid("Time and memory in detail", TIME_COLUMNS, rows, notes) if rows else None
 
 
 def _cases(report: BenchReport) -> list[Grid]:

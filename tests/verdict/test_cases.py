@@ -119,7 +119,7 @@ def test_energy_is_told_where_there_is_a_meter_and_missed_where_there_is_none() 
 @pytest.mark.parametrize("width", [80, 140])
 def test_a_case_is_a_table_of_its_own_in_a_terminal_and_on_the_page(width: int) -> None:
     report = with_case(TIMES)
-    grid = grids(report)[0]
+    grid = grids(report)[1]
     assert grid.title == "With 1 thread, batch 4, prompt 512"
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(render_grid(grid, "student-int8", width))

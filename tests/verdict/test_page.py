@@ -75,6 +75,17 @@ def test_it_shows_arms_charts_samples_and_stages() -> None:
     assert report.machine.cpu in parsed.text
 
 
+def test_it_says_on_which_machine_and_how_it_was_measured() -> None:
+    report = example_report()
+    assert "governor" not in render_html(report) and "Measured by" not in render_html(report)
+    machine = report.machine.model_copy(update={"governor": "powersave", "cpu_quota": 1.5})
+    command = ["kdexport", "bench", "exported/my tea", "--runs", "3"]
+    told = report.model_copy(update={"machine": machine, "command": command})
+    parsed = Page(render_html(told))
+    for words in ("powersave", "2, of which the time of 1.5", "bench 'exported/my tea' --runs 3"):
+        assert words in parsed.text
+
+
 def test_whatever_a_model_writes_is_escaped() -> None:
     report = example_report()
     evil = "<script>alert(1)</script><b onclick='x'>&"

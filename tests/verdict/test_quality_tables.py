@@ -21,7 +21,8 @@ def by_title(report: BenchReport) -> dict[str, Grid]:
 def test_each_kind_of_quality_has_its_table() -> None:
     found = by_title(example_report())
     assert list(found) == [
-        *("Quality by token", "What each stage cost", "Copy", "Passing all checks, %")
+        *("Time and memory in detail", "Quality by token", "What each stage cost"),
+        *("Copy", "Passing all checks, %"),
     ]
     tokens = found["Quality by token"]
     assert len(tokens.rows) == 5
@@ -119,7 +120,26 @@ def test_they_fit_the_terminal(width: int) -> None:
                 )
 
 
+def test_what_the_first_table_has_no_room_for_is_told_of_every_arm() -> None:
+    report = example_report()
+    grid = by_title(report)["Time and memory in detail"]
+    assert [row.arm for row in grid.rows] == [arm.arm for arm in report.ordered_arms]
+    hero = report.arms[-1].model_copy(
+        update={
+            "ttft_ms": [float(n) for n in range(101)],
+            "itl_ms": [n / 10 for n in range(101)],
+            "prefill_tok_s": 1234.5,
+            "steady_rss_mb": 99.0,
+        }
+    )
+    told = by_title(report.model_copy(update={"arms": [hero]}))["Time and memory in detail"]
+    assert told.rows[0].cells == ("50.0 / 90.0 / 99.0", "5.00 / 9.00 / 9.90", "1,234", "99.0")
+    assert grid.rows[0].cells[-1] == "–"  # noqa: RUF001
+
+
 def test_a_report_without_quality_has_none_of_them() -> None:
     report = example_report()
     bare = [arm.model_copy(update={"texts": None, "copies": None}) for arm in report.arms]
-    assert grids(report.model_copy(update={"arms": bare, "losses": []})) == []
+    found = grids(report.model_copy(update={"arms": bare, "losses": []}))
+    assert [grid.title for grid in found] == ["Time and memory in detail"]
+    assert grids(report.model_copy(update={"arms": [], "losses": []})) == []
