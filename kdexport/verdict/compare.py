@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from kdexport.verdict.measures import MEASURES, Measure, read_measure
+from kdexport.verdict.measures import MEASURES, TIMED, Measure, read_measure
 from kdexport.verdict.repeats import LEVEL, N_DRAWS, runs_drawn, student_t
 from kdexport.verdict.report import ArmResult, BenchReport
 from kdexport.verdict.scores import TextSums
@@ -37,7 +37,8 @@ REGRESSIONS: Mapping[str, Measure] = {
 @dataclass(frozen=True)
 class Change:
     """A measure of one arm, before and after. ``ratio`` is new over old; ``low`` to ``high`` its
-    interval, None where its noise is not known.
+    interval, None where its noise is not known. ``case``: in which of the further ones; "" for the
+    report's own.
     """
 
     arm: str
@@ -48,6 +49,7 @@ class Change:
     low: float | None
     high: float | None
     verdict: Verdict
+    case: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,13 +85,11 @@ class Comparison:
 
 def compare_reports(old: BenchReport, new: BenchReport) -> Comparison:
     """What changed from one report to another, for each arm that both have."""
-    arms = [arm.arm for arm in new.ordered_arms if old.arm(arm.arm)]
-    changes = [
-        change
-        for name in arms
-        for measure in MEASURES
-        if (change := _change(old, new, name, measure)) is not None
-    ]
+    arms = _in_both(old, new)
+    changes = [*_changes(old, new, MEASURES)]
+    for case in new.settings.others:
+        if case in old.settings.others:
+            changes += _changes(old.in_case(case), new.in_case(case), TIMED, case.label)
     alone = [
         f"{arm.arm} is in the {which} report alone"
         for which, one in (("old", old), ("new", new))
@@ -100,7 +100,22 @@ def compare_reports(old: BenchReport, new: BenchReport) -> Comparison:
     return Comparison(changes, list(_differences(old, new)), alone, hero.arm if hero else None)
 
 
-def _change(old: BenchReport, new: BenchReport, arm: str, name: str) -> Change | None:
+def _in_both(old: BenchReport, new: BenchReport) -> list[str]:
+    return [arm.arm for arm in new.ordered_arms if old.arm(arm.arm)]
+
+
+def _changes(
+    old: BenchReport, new: BenchReport, measures: Iterable[str], case: str = ""
+) -> Iterator[Change]:
+    """What is known of both, arm by arm."""
+    for arm in _in_both(old, new):
+        for measure in measures:
+            change = _change(old, new, arm, measure, case)
+            if change is not None:
+                yield change
+
+
+def _change(old: BenchReport, new: BenchReport, arm: str, name: str, case: str) -> Change | None:
     measure = MEASURES[name]
     pairs = [(report, found) for report in (old, new) if (found := report.arm(arm))]
     values = [read_measure(report, found, name) for report, found in pairs]
@@ -113,7 +128,7 @@ def _change(old: BenchReport, new: BenchReport, arm: str, name: str) -> Change |
         interval = _interval(measure, pairs, before, after)
     low, high = interval or (None, None)
     verdict = _verdict(measure, before, after, interval)
-    return Change(arm, name, before, after, ratio, low, high, verdict)
+    return Change(arm, name, before, after, ratio, low, high, verdict, case)
 
 
 def _interval(
@@ -217,14 +232,14 @@ def _differences(old: BenchReport, new: BenchReport) -> Iterator[str]:
 
 
 def _facts(report: BenchReport) -> dict[str, Any]:
-    """What numbers depend on beside the arms; cases beside a report's own are not compared."""
+    """What numbers depend on beside the arms; further cases are compared where both have them."""
     machine = report.machine.model_dump(exclude={"versions"})
     settings = report.settings.model_dump(exclude={"others"})
     return {**machine, **report.machine.versions, **settings, "baseline": report.baseline}
 
 
 def render_comparison(comparison: Comparison) -> Table:
-    """All measures of the report's own arm, and what changed of the others beyond noise."""
+    """All of the report's own arm in its own case, and what else changed beyond noise."""
     from rich.table import Table
     from rich.text import Text
 
@@ -235,12 +250,14 @@ def render_comparison(comparison: Comparison) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("")
     for change in comparison.changes:
-        if change.arm != comparison.hero and change.verdict in ("noise", "unknown"):
+        is_own = change.arm == comparison.hero and not change.case
+        if not is_own and change.verdict in ("noise", "unknown"):
             continue
         words, style = SHOWN[change.verdict]
         ratio = "" if change.ratio is None else f"{change.ratio:.3f}"
         interval = "" if change.low is None else f"{change.low:.3f} to {change.high:.3f}"
-        cells = [change.arm, change.measure, f"{change.old:,.4g}", f"{change.new:,.4g}"]
+        arm = ", ".join(filter(None, (change.arm, change.case)))
+        cells = [arm, change.measure, f"{change.old:,.4g}", f"{change.new:,.4g}"]
         cells += [ratio, interval, words]
         table.add_row(*map(partial(Text, style=style), cells))
     return table

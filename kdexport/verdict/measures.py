@@ -148,6 +148,10 @@ MEASURES: Mapping[str, Measure] = {
 }
 
 
+TIMED = ("prefill_tok_s", *(name for name, one in MEASURES.items() if one.samples is not None))
+"""Those that depend on the case that was timed."""
+
+
 def read_measure(report: BenchReport, arm: ArmResult, name: str) -> float | None:
     """A number of an arm; None where it was not measured."""
     value = MEASURES[name].read(report, arm)

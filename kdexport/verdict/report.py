@@ -184,6 +184,22 @@ class BenchReport(Record):
         """The arm of that name, or None."""
         return next((arm for arm in self.arms if arm.arm == name), None)
 
+    def in_case(self, case: Case) -> BenchReport:
+        """The report as if one of its further cases were its own; of arms that were timed in it.
+
+        What does not depend on a case stays.
+        """
+        at = self.settings.others.index(case)
+        timed = [(arm, arm.others[at]) for arm in self.arms if len(arm.others) > at]
+        arms = [
+            arm.model_copy(
+                update={"others": [], **{name: getattr(one, name) for name in Timed.model_fields}}
+            )
+            for arm, one in timed
+        ]
+        settings = self.settings.model_copy(update={**case.model_dump(), "others": []})
+        return self.model_copy(update={"arms": arms, "settings": settings})
+
     def speed_up(self, arm: ArmResult) -> float | None:
         """Mean decoding speed of `arm` over that of the baseline arm."""
         baseline = self.baseline_arm

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from kdexport.verdict.cases import timing_notes
-from kdexport.verdict.measures import MEASURES, read_measure
+from kdexport.verdict.measures import MEASURES, TIMED, read_measure
 from kdexport.verdict.report import REFERENCE_ARM, ArmResult, BenchReport, quality_texts
 
 if TYPE_CHECKING:
@@ -217,14 +217,22 @@ def markdown_table(report: BenchReport, *, notes: bool = True, of: ArmResult | N
 
 
 def csv_table(report: BenchReport) -> Iterator[str]:
-    """All numbers as lines of CSV: a row an arm, whole floats, nothing where none was measured."""
+    """All numbers as lines of CSV: a row an arm, whole floats, nothing where none was measured.
+
+    Behind them a row for each further case and arm, with what depends on the case.
+    """
     facts = ("arm", "engine", "n_parameters", "n_quality_tokens", "quality_split")
-    settings = report.settings.model_dump(exclude={"others"})
-    yield _csv_line([*facts, *MEASURES, *settings, "cpu", "created"])
-    for arm in report.ordered_arms:
-        numbers = [read_measure(report, arm, name) for name in MEASURES]
-        about = [*settings.values(), report.machine.cpu, report.created]
-        yield _csv_line([*(getattr(arm, name) for name in facts), *numbers, *about])
+    yield _csv_line([*facts, *MEASURES, *_settings(report), "cpu", "created"])
+    further = [(report.in_case(case), TIMED) for case in report.settings.others]
+    for of_case, names in [(report, tuple(MEASURES)), *further]:
+        for arm in of_case.ordered_arms:
+            numbers = [read_measure(of_case, arm, n) if n in names else None for n in MEASURES]
+            about = [*_settings(of_case).values(), report.machine.cpu, report.created]
+            yield _csv_line([*(getattr(arm, name) for name in facts), *numbers, *about])
+
+
+def _settings(report: BenchReport) -> dict[str, object]:
+    return report.settings.model_dump(exclude={"others"})
 
 
 def _csv_line(cells: Sequence[object]) -> str:

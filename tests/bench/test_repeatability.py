@@ -9,8 +9,8 @@ from bench import document, repeatability
 from bench.repeatability import bars, judge, lines, n_covering
 from kdexport.verdict.bootstrap import Interval
 from kdexport.verdict.report import BenchReport
-from kdexport.verdict.timing import Case, Timing
-from tests.verdict.fixture import example_report, measured_again
+from kdexport.verdict.timing import Case
+from tests.verdict.fixture import example_report, measured_again, with_case
 
 SECONDS = (100.0, 120.0, 110.0)
 
@@ -60,27 +60,7 @@ def test_every_value_is_to_lie_in_an_interval() -> None:
 def test_other_cases_have_ratios_too() -> None:
     case = Case(n_threads=1, batch_size=4, prompt_tokens=8, new_tokens=4)
 
-    def with_case(report: BenchReport) -> BenchReport:
-        arms = [
-            arm.model_copy(
-                update={
-                    "others": [
-                        Timing(
-                            **case.model_dump(),
-                            ttft_ms=arm.ttft_ms,
-                            itl_ms=arm.itl_ms,
-                            prefill_tok_s=1.0,
-                            decode_tok_s=arm.decode_tok_s,
-                        )
-                    ]
-                }
-            )
-            for arm in report.arms
-        ]
-        settings = report.settings.model_copy(update={"others": [case]})
-        return report.model_copy(update={"arms": arms, "settings": settings})
-
-    ratios = judge([with_case(report) for report in benches(1, 1, 1)], SECONDS)["ratios"]
+    ratios = judge([with_case(report, case) for report in benches(1, 1, 1)], SECONDS)["ratios"]
     assert len(ratios) == 2 * 4 * 2
     own, other = (
         ratios[f"student ONNX int8{case}: decode"] for case in ("", ", 1 thread, batch 4, prompt 8")

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from kdexport.measuring import arms
-from kdexport.verdict.measures import MEASURES
+from kdexport.verdict.measures import MEASURES, TIMED
 from kdexport.verdict.report import BenchReport, load_report, write_report
+from kdexport.verdict.timing import Case
 from tests.calling import call
-from tests.verdict.fixture import example_report
+from tests.verdict.fixture import example_report, with_case
 
 
 @pytest.fixture
@@ -92,6 +93,23 @@ def test_csv_has_a_row_an_arm_and_every_decimal(asked: list[Any], tmp_path: Path
         assert float(row["kl_mean"]) == arm.kl_mean
         assert row["n_threads"] == "2"
     assert rows[0]["speedup"] == ""
+
+
+def test_csv_has_further_cases_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    case = Case(n_threads=1, batch_size=8, prompt_tokens=16, new_tokens=32)
+    report = with_case(example_report(), case)
+    monkeypatch.setattr(arms, "bench_bundles", lambda *_: report)
+    assert call(*BENCH, "--csv", tmp_path / "x.csv") == (0, "")
+    with (tmp_path / "x.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    own, further = rows[: len(report.arms)], rows[len(report.arms) :]
+    assert [row["arm"] for row in further] == [row["arm"] for row in own]
+    for first, row in zip(own, further, strict=True):
+        told = [row[name] for name in ("n_threads", "batch_size", "prompt_tokens", "new_tokens")]
+        assert told == ["1", "8", "16", "32"]
+        for name in MEASURES:
+            assert row[name] == (first[name] if name in TIMED else "")
+    assert further[-1]["tpot_p99_ms"] != ""
 
 
 def test_the_first_of_each_list_is_the_reports_own_case(asked: list[Any]) -> None:

@@ -20,6 +20,7 @@ from kdexport.verdict.report import (
 )
 from kdexport.verdict.scores import TextSums
 from kdexport.verdict.stage_losses import stage_losses
+from kdexport.verdict.timing import Case, Timed, Timing
 
 MADE_FROM = {
     "teacher-torch-fp32": None,
@@ -255,6 +256,18 @@ def example_report() -> BenchReport:
             "bench": 188.0,
         },
     )
+
+
+def with_case(report: BenchReport, case: Case) -> BenchReport:
+    """The report with a further case, in which every arm took the same times again."""
+    arms = []
+    for arm in report.arms:
+        took = {name: getattr(arm, name) for name in Timed.model_fields}
+        arms.append(
+            arm.model_copy(update={"others": [*arm.others, Timing(**case.model_dump(), **took)]})
+        )
+    settings = report.settings.model_copy(update={"others": [*report.settings.others, case]})
+    return report.model_copy(update={"arms": arms, "settings": settings})
 
 
 def measured_again(

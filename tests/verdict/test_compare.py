@@ -1,11 +1,20 @@
+import io
+
 import numpy as np
 import pytest
+from rich.console import Console
 
 from kdexport.verdict.bootstrap import ratio_of_sums
-from kdexport.verdict.compare import Change, compare_reports, comparison_lines
+from kdexport.verdict.compare import (
+    Change,
+    compare_reports,
+    comparison_lines,
+    render_comparison,
+)
 from kdexport.verdict.report import BenchReport
 from kdexport.verdict.scores import TextSums
-from tests.verdict.fixture import example_report, measured_again
+from kdexport.verdict.timing import Case
+from tests.verdict.fixture import example_report, measured_again, with_case
 
 TIMES = {"ttft_p50_ms", "tpot_p50_ms", "decode_tok_s"}
 
@@ -34,6 +43,30 @@ def test_a_slower_runtime_is_caught(seed: int) -> None:
     faster = compare_reports(new, old)
     assert {c.verdict for c in faster.changes if c.arm == "student-int8"} >= {"better"}
     assert faster.regressions("student-int8") == 0
+
+
+def test_what_is_slower_in_a_further_case_alone_is_caught() -> None:
+    base = example_report()
+    deep, wide, new_case = (Case(n_threads=n, prompt_tokens=512, new_tokens=64) for n in (1, 2, 3))
+    old = with_case(with_case(measured_again(base, 1), wide), deep)
+    slow = with_case(measured_again(base, 2, slower=1.3, arms=("student-int8",)), deep)
+    own = measured_again(base, 2)
+    arms = [
+        arm.model_copy(update={"others": found.others})
+        for arm, found in zip(own.arms, slow.arms, strict=True)
+    ]
+    new = own.model_copy(update={"arms": arms, "settings": slow.settings})
+    comparison = compare_reports(old, new)
+    assert comparison.differences == []
+    assert {change.case for change in comparison.changes} == {"", deep.label}
+    worse = {(c.arm, c.case, c.measure) for c in comparison.changes if c.verdict == "worse"}
+    assert worse >= {("student-int8", deep.label, measure) for measure in TIMES}
+    assert {one[:2] for one in worse} == {("student-int8", deep.label)}
+    assert not [c for c in comparison.changes if c.case and c.measure in ("kl_mean", "size_mb")]
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(render_comparison(comparison))
+    assert f"student-int8, {deep.label}" in console.export_text()
+    assert not any(c.case for c in compare_reports(old, with_case(own, new_case)).changes)
 
 
 def test_noise_alone_is_not_caught() -> None:
