@@ -1,10 +1,10 @@
 """Numbers, prices, percentages, dates and times of day in a text, in their usual spellings.
 
-1,000, 1.000, 1 000 and 1000 are one number; 50 % and 50%; $5, 5 USD and 5 dollars. A spelling that
-can be read in two ways, as 1.000 or 3/4/2026 can, is both.
+1,000, 1.000, 1 000 and 1000 are one number; 50 %, 50% and fifty percent; $5, 5 USD and 5 dollars. A
+spelling that can be read in two ways, as 1.000 or 3/4/2026 can, is both.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
@@ -15,8 +15,9 @@ import regex
 
 from kdexport.content.languages import load_languages
 from kdexport.content.matching import SPACELESS, Folded, Span, fold
+from kdexport.content.numerals import as_listed, han_in_digits, in_digits, words_of
 
-Kind = Literal["number", "percent", "money", "date", "time"]
+Kind = Literal["number", "percent", "money", "date", "time", "rank", "one"]
 Value = Decimal | tuple[int, ...]
 SYMBOLS = {
     "us$": "USD", "a$": "AUD", "c$": "CAD", "hk$": "HKD", "nz$": "NZD", "r$": "BRL",
@@ -53,10 +54,18 @@ NUMBER = r"\d+(?:[.,']\d+)*"
 SPACED = r"\d{1,3}(?: \d{3})+(?:[.,]\d+)?(?!\d)"
 
 
+ENOUGH_FOR: Mapping[Kind, tuple[Kind, ...]] = {
+    "number": ("money", "rank", "one"),
+    "rank": ("number",),
+}
+"""What may be evidence for a figure beside its own kind."""
+
+
 @dataclass(frozen=True)
 class Figure:
     """A figure and what it may mean. ``values``: a number; (year or 0, month, day); (minutes,).
 
+    A ``rank`` is #1; ``one`` a word that may be an article: evidence for a 1, it asks for none.
     ``units``: the currencies that a price may be in. ``parts``: what it is if it is not one figure
     but several, as 5 and 100 in "5 100".
     """
@@ -70,12 +79,10 @@ class Figure:
 
 def figures_of(text: str, languages: Collection[str]) -> list[Figure]:
     """The figures of a text in the words of these languages, in their order."""
-    folded = fold(text)
     found: list[Figure] = []
-    taken: list[Span] = []
-    for figure, span in _candidates(folded, tuple(languages)):
-        if not any(begin < span[1] and span[0] < end for begin, end in taken):
-            taken.append(span)
+    for figure in _candidates(fold(text), tuple(languages)):
+        begin, end = figure.span
+        if not any(one.span[0] < end and begin < one.span[1] for one in found):
             found.append(figure)
     return sorted(found, key=lambda figure: figure.span)
 
@@ -87,7 +94,8 @@ def unsupported(figures: Iterable[Figure], known: Sequence[Figure]) -> list[Figu
     to it, a currency, a percent sign, is not there unless that is.
     """
     evidence = [*known, *(part for figure in known for part in figure.parts)]
-    return [figure for figure in figures if not _supported(figure, evidence)]
+    asking = (figure for figure in figures if figure.kind != "one")
+    return [figure for figure in asking if not _supported(figure, evidence)]
 
 
 def _supported(figure: Figure, evidence: Sequence[Figure]) -> bool:
@@ -108,28 +116,29 @@ def _same(figure: Figure, known: Figure) -> bool:
         )
     if figure.kind == "money" and not figure.units & known.units:
         return False
-    alike = figure.kind == known.kind or (figure.kind == "number" and known.kind == "money")
+    alike = figure.kind == known.kind or known.kind in ENOUGH_FOR.get(figure.kind, ())
     return alike and not figure.values.isdisjoint(known.values)
 
 
-def _candidates(folded: Folded, languages: tuple[str, ...]) -> Iterator[tuple[Figure, Span]]:
-    """Figures with their folded spans, those that hold others first."""
-    dates, amount, words = _patterns(languages)
-    for pattern in dates:
+def _candidates(folded: Folded, languages: tuple[str, ...]) -> Iterator[Figure]:
+    """Figures, those that hold others first."""
+    patterns = _patterns(languages)
+    folded = han_in_digits(folded, languages)
+    for pattern in patterns.dates:
         for match in pattern.finditer(folded.text):
-            figure = _date(match, folded, languages)
-            if figure:
-                yield figure, match.span()
+            if figure := _date(match, folded, languages):
+                yield figure
     for match in CLOCK.finditer(folded.text):
-        figure = _time(match, folded)
-        if figure:
-            yield figure, match.span()
-    for match in amount.finditer(folded.text):
-        yield _amount(match, folded, languages), match.span()
-    numbers = {word: n for code in languages for word, n in load_languages()[code].numbers.items()}
-    for match in words.finditer(folded.text) if numbers else ():
-        value = frozenset([Decimal(numbers[match[0]])])
-        yield Figure("number", value, folded.span(*match.span())), match.span()
+        if figure := _time(match, folded):
+            yield figure
+    for match in patterns.phrase.finditer(folded.text):
+        value = frozenset([Decimal(patterns.percents[as_listed(match[0])])])
+        yield Figure("percent", value, folded.span(*match.span()))
+    folded = in_digits(folded, languages)
+    for match in patterns.amount.finditer(folded.text):
+        yield _amount(match, folded, languages)
+    for match in patterns.one.finditer(folded.text):
+        yield Figure("one", frozenset([Decimal(1)]), folded.span(*match.span()))
 
 
 CLOCK = regex.compile(
@@ -140,11 +149,19 @@ CLOCK = regex.compile(
 )
 
 
+@dataclass(frozen=True)
+class _Patterns:
+    """``phrase``: one of ``percents``; ``one``: what may be a number or an article."""
+
+    dates: Sequence[regex.Pattern[str]]
+    amount: regex.Pattern[str]
+    phrase: regex.Pattern[str]
+    percents: Mapping[str, int]
+    one: regex.Pattern[str]
+
+
 @cache
-def _patterns(
-    languages: tuple[str, ...],
-) -> tuple[list[regex.Pattern[str]], regex.Pattern[str], regex.Pattern[str]]:
-    """Dates, amounts, and numbers in words."""
+def _patterns(languages: tuple[str, ...]) -> _Patterns:
     known = [load_languages()[code] for code in languages]
     months = [name for language in known for names in language.months for name in names]
     day, year = rf"(?P<day>\d{{1,2}}){ORDINAL}", r"(?P<year>\d{4})"
@@ -166,28 +183,32 @@ def _patterns(
     sign = rf"(?:{_any([*SYMBOLS, *SHARED])})"
     times = [word for language in known for word in language.multipliers]
     percent = [word for language in known for word in language.percent]
+    discounts = [word for language in known for word in language.discounts]
     amount = (
-        rf"(?:(?P<sign>{sign}|\b(?:{_any(CODES)})(?=[ \d]))\s*|(?P<of>百分之)|{NOT_AFTER})"
+        rf"(?:(?P<sign>{sign}|\b(?:{_any(CODES)})(?=[ \d]))\s*|(?P<of>百分之)|(?P<rank>#)"
+        rf"|{NOT_AFTER})"
         rf"(?P<number>{SPACED}|{NUMBER})"
         rf"(?:\s*(?P<times>{_any([*times, *LETTERS_FOR], whole=True)})\.?)?"
-        rf"(?:\s*(?P<percent>%|{_any(percent, whole=True)})"
+        rf"(?:\s*(?P<percent>%|{_any(percent, whole=True)})|\s*(?P<off>{_any(discounts)})"
         rf"|\s*(?P<unit>{sign}(?!\s*\d)|{_any(money, whole=True)}))?"
     )
-    numbers = [word for language in known for word in language.numbers]
-    return (
+    percents = {as_listed(word): n for one in known for word, n in one.percents.items()}
+    ones = [word for language in known for word, n in language.ones.items() if n == 1]
+    return _Patterns(
         [regex.compile(NOT_AFTER + pattern, regex.VERSION1) for pattern in dates],
         regex.compile(amount, regex.VERSION1),
-        regex.compile(_any(numbers, whole=True, alone=True), regex.VERSION1),
+        regex.compile(words_of(percents), regex.VERSION1),
+        percents,
+        regex.compile(words_of(ones), regex.VERSION1),
     )
 
 
-def _any(words: Iterable[str], *, whole: bool = False, alone: bool = False) -> str:
-    """One of some words; ``whole``: no letter follows, but for Chinese; ``alone``: nor precedes."""
+def _any(words: Iterable[str], *, whole: bool = False) -> str:
+    """One of some words; ``whole``: no letter follows, but for Chinese."""
     choice = "|".join(regex.escape(word) for word in sorted(set(words), key=len, reverse=True))
     after = rf"(?![\p{{L}}\p{{N}}--{SPACELESS}])"
     choice = f"(?:{choice or '(?!)'})"
-    choice = rf"(?:{choice}(?:(?<={SPACELESS})|{after}))" if whole else choice
-    return rf"(?<![\p{{L}}\p{{N}}]){choice}" if alone else choice
+    return rf"(?:{choice}(?:(?<={SPACELESS})|{after}))" if whole else choice
 
 
 def _date(match: regex.Match[str], folded: Folded, languages: tuple[str, ...]) -> Figure | None:
@@ -246,8 +267,11 @@ def _amount(match: regex.Match[str], folded: Folded, languages: tuple[str, ...])
         values = frozenset({value * factor for value in values} | (values if letter else set()))
     span = folded.span(*match.span())
     sign = match["sign"] or match["unit"]
-    percent = match["percent"] or match["of"]
-    kind: Kind = "percent" if percent else "money" if sign else "number"
+    if match["off"]:
+        values = frozenset(_reduction(value) for value in values if isinstance(value, Decimal))
+    kind: Kind = "rank" if match["rank"] else "number"
+    if sign or match["percent"] or match["of"] or match["off"]:
+        kind = "money" if sign else "percent"
     units = _currencies(sign, languages) if kind == "money" and sign else frozenset[str]()
     pieces = match["number"].split(" ")
     parts = tuple(
@@ -256,6 +280,11 @@ def _amount(match: regex.Match[str], folded: Folded, languages: tuple[str, ...])
         if len(pieces) > 1
     )
     return Figure(kind, values, span, units, parts)
+
+
+def _reduction(left: Decimal) -> Decimal:
+    """The percentage off where so many tenths (8, 8.5) or hundredths (85) are left to pay."""
+    return 100 - (10 * left if left < 10 else left)
 
 
 def _currencies(sign: str, languages: tuple[str, ...]) -> frozenset[str]:

@@ -22,6 +22,10 @@ class Language(BaseModel):
     finds; ``uninflected``: words that rules would take for a form of another.
     ``leads`` and ``labels``: what a model begins with before its copy ("Here is …:", "Subject:").
     ``elisions``: what stands before an apostrophe as a word of its own.
+    ``numbers``: in words; ``ones``: words that are numbers beside others only, as an article is;
+    ``tens_and_ones``: how the two are put together. ``numerals``: characters by their values, which
+    are a number before one of ``counted``. ``discounts``: what follows the tenths that are left to
+    pay; ``percents``: phrases that say a percentage.
     ``months``: twelve, each with its abbreviations.
     """
 
@@ -47,6 +51,12 @@ class Language(BaseModel):
     currencies: dict[str, str] = {}
     multipliers: dict[str, int] = {}
     numbers: dict[str, int] = {}
+    ones: dict[str, int] = {}
+    tens_and_ones: tuple[str, ...] = ()
+    numerals: dict[str, int] = {}
+    counted: tuple[str, ...] = ()
+    discounts: tuple[str, ...] = ()
+    percents: dict[str, int] = {}
     months: tuple[tuple[str, ...], ...] = Field(default=(), max_length=12)
 
     @property

@@ -18,14 +18,16 @@ def missing(copy: str, *known: str, languages: Sequence[str] = ("en",)) -> list[
 SPELLINGS = [
     ["1,000", "1.000", "1 000", "1000", "1'000", "1\u202f000", "１０００"],
     ["1,234.50", "1.234,50", "1234.5", "1 234,50", "1'234.50"],
-    ["50 %", "50%", "50 percent", "50.0 per cent"],
-    ["$5", "5 USD", "USD 5", "US$5", "5 dollars", "$5.00"],
+    ["50 %", "50%", "50 percent", "50.0 per cent", "fifty percent", "Half-price", "half off"],
+    ["$5", "5 USD", "USD 5", "US$5", "5 dollars", "$5.00", "five dollars"],
     ["€1.5 million", "1,500,000 EUR", "1.500.000 €"],
     ["24 December 2026", "December 24, 2026", "2026-12-24", "24.12.2026", "24/12/2026"],
     ["24 December", "the 24th of December", "Dec 24"],
     ["3/4/2026", "3 April", "March 4, 2026"],
     ["5 pm", "5:00 p.m.", "17:00", "5.00 pm"],
     ["two", "2"],
+    ["twenty-five", "25", "Twenty five", "twenty\u2011five"],
+    ["one million", "1,000,000", "1 million"],
     ["2k", "2,000"],
 ]  # fmt: skip
 
@@ -52,6 +54,10 @@ def test_a_figure_is_the_same_in_every_usual_spelling(spellings: list[str]) -> N
         ("5 am", "5 pm"),
         ("2,000", "2,000,000"),
         ("12", "2026-11-24"),
+        ("fifty percent", "50 days"),
+        ("twenty-five", "20 and 5"),
+        ("#1", "one litre"),
+        ("half price", "the price of 50 loaves"),
     ],
 )
 def test_another_figure_is_not_the_same(copy: str, fact: str) -> None:
@@ -64,17 +70,43 @@ def test_another_figure_is_not_the_same(copy: str, fact: str) -> None:
         ("de", ["50 Prozent", "50 %"]),
         ("de", ["24. Dezember", "24.12.", "24.12.2026"]),
         ("de", ["zwei Minuten", "2 Minuten"]),
+        ("de", ["zwei Prozent", "2 %"]),
+        ("de", ["fünfunddreißig Euro", "35 €"]),
+        ("de", ["zum halben Preis", "50 %"]),
+        ("de", ["einundzwanzig", "21"]),
         ("de", ["17 Uhr", "17:00 Uhr", "17:00"]),
         ("de", ["2 Mio. €", "2.000.000 Euro"]),
         ("fr", ["1 234,50 €", "1234,5 euros"]),
         ("fr", ["24 décembre 2026", "24 décembre"]),
+        ("fr", ["quatre-vingt-dix-neuf euros", "99 €"]),
+        ("fr", ["vingt et un", "vingt-et-un", "21"]),
+        ("fr", ["soixante-quinze pour cent", "75 %"]),
         ("fr", ["17h30", "17:30"]),
         ("es", ["24 de diciembre de 2026", "24/12/2026"]),
-        ("es", ["2 mil", "2.000"]),
+        ("es", ["2 mil", "dos mil", "2.000"]),
+        ("es", ["treinta y cinco por ciento", "35 %"]),
+        ("es", ["un millón", "1.000.000"]),
         ("zh", ["5元", "¥5", "5 CNY"]),
-        ("zh", ["百分之50", "50%"]),
-        ("zh", ["2026年12月24日", "12月24日", "2026-12-24"]),
-        ("zh", ["3万", "30000"]),
+        ("zh", ["百分之50", "50%", "百分之五十", "半价", "打五折", "5折"]),
+        ("zh", ["八五折", "85折", "8.5折", "八点五折", "15%"]),
+        (
+            "zh",
+            [
+                "2026年12月24日",
+                "12月24日",
+                "2026-12-24",
+                "十二月二十四日",
+                "二〇二六年十二月二十四日",
+            ],
+        ),
+        ("zh", ["3万", "30000", "三万人"]),
+        ("zh", ["两分钟烧开", "2分钟", "二分钟"]),
+        ("zh", ["一百二十五元", "125元", "¥125"]),
+        ("zh", ["一千零五十克", "1050克"]),
+        ("zh", ["一亿两千万人", "120000000"]),
+        ("zh", ["早上八点", "8点", "8:00"]),
+        ("zh", ["百分之百", "100%"]),
+        ("zh", ["十天", "10 天"]),
         ("zh", ["约500克", "500 克"]),
     ],
 )
@@ -88,6 +120,40 @@ def test_a_price_or_a_date_may_lose_what_makes_it_one_but_not_gain_it() -> None:
     assert missing("from 30 a month", "from $30 a month") == []
     assert missing("the 24", "24 December") == []
     assert missing("from $30 a month", "30 loaves a month") == ["$30"]
+
+
+def test_an_article_may_be_a_number_in_the_brief_and_is_none_in_the_copy() -> None:
+    assert missing("1 litre", "one litre") == missing("one for all", "") == []
+    assert missing("1 Liter, ein Griff", "ein Liter", languages=("de",)) == []
+    assert missing("one percent off", "one litre") == ["one percent"]
+    assert missing("the #1 tea", "tests rank it #1") == missing("the #1", "number 1 in tests") == []
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        "一杯好茶,十分美味",
+        "第二天送达",
+        "两三分钟",
+        "三四个",
+        "几十种",
+        "千万别错过",
+        "百年老店",
+        "万一",
+        "三明治",
+        "一点也不",
+        "好一个",
+    ],
+)
+def test_not_all_chinese_numerals_are_figures(copy: str) -> None:
+    assert missing(copy, "", languages=("zh",)) == []
+
+
+def test_a_discount_that_the_brief_does_not_have_is_found_in_any_words() -> None:
+    assert missing("全场五折", "全场八折", languages=("zh",)) == ["五折"]
+    assert missing("限时半价", "20% off", languages=("zh",)) == ["半价"]
+    assert missing("now half price", "20 % off") == ["half price"]
+    assert missing("jetzt zum halben Preis", "20 %", languages=("de",)) == ["halben Preis"]
 
 
 def test_models_are_no_numbers_and_neighbours_are_two() -> None:

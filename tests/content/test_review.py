@@ -83,7 +83,7 @@ def test_a_brand_s_words_claims_and_disclosures_are_checked() -> None:
         ("claim", "#1", True),
         ("claim", "guaranteed", True),
         ("claim", "100%", True),
-        ("facts", "1", True),
+        ("facts", "#1", True),
         ("facts", "100%", True),
     ]
     assert found("Ad: nevertheless, a kettle.", brand=BRAND) == []
