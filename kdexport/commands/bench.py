@@ -8,6 +8,10 @@ import click
 
 from kdexport.commands.options import (
     EXISTING,
+    audiences_option,
+    beside_of,
+    brand_option,
+    channels_option,
     fail_on,
     json_option,
     numbers_from,
@@ -17,6 +21,7 @@ from kdexport.commands.options import (
 from kdexport.errors import InputError
 from kdexport.system.streams import print_json, print_rich
 
+N_COPIES = 16
 QUICK_NEW = 32  # tokens of a run that is only to choose
 LIST: Any = {"type": numbers_from(1), "metavar": "N[,N...]", "show_default": True}
 
@@ -38,6 +43,11 @@ LIST: Any = {"type": numbers_from(1), "metavar": "N[,N...]", "show_default": Tru
 @click.option("--prompt", default="128", help="Tokens of the prompt.", **LIST)
 @click.option("--new", type=click.IntRange(2), default=64, show_default=True, help="New tokens.")
 @click.option("--runs", type=click.IntRange(1), default=10, show_default=True)
+@click.option("--briefs", type=EXISTING, help="Also score copy that every arm writes for these.")
+@click.option("--copies", type=click.IntRange(1), help=f"So many briefs [default: {N_COPIES}].")
+@audiences_option
+@channels_option
+@brand_option
 @click.option("--out", type=EXISTING, help="Also write bench.json and report.html to this folder.")
 @click.option("--csv", type=EXISTING, help="Also write the numbers to this file, a row an arm.")
 @click.option(
@@ -47,7 +57,9 @@ LIST: Any = {"type": numbers_from(1), "metavar": "N[,N...]", "show_default": Tru
     metavar="MEASURE>LIMIT",
     help="Exit with 1 where this is so, as in 'kl_p99>1.0' or 'speedup<8'. May be repeated.",
 )
-@click.option("--card", is_flag=True, help="Also write a model card, README.md, into each bundle.")
+@click.option(
+    "--card", is_flag=True, help="Also write it into each bundle's model card, README.md."
+)
 @click.option(
     "--compare",
     nargs=2,
@@ -58,6 +70,8 @@ LIST: Any = {"type": numbers_from(1), "metavar": "N[,N...]", "show_default": Tru
 @json_option
 def bench(
     bundles: Sequence[Path],
+    briefs: Path | None,
+    copies: int | None,
     out: Path | None,
     csv: Path | None,
     fail_if: Sequence[str],
@@ -68,7 +82,7 @@ def bench(
     no_teacher_int8: bool,
     **asked: Any,
 ) -> None:
-    """Measure latency, memory and, where a bundle has a reference, quality.
+    """Measure latency, memory and, where a bundle has a reference, quality; with briefs, copy too.
 
     Each bundle runs in a process of its own and they take turns. Timed is what `generate` does:
     tokenizing, sampling and detokenizing included. Of --threads, --batch and --prompt several
@@ -80,7 +94,7 @@ def bench(
     got worse beyond noise.
     """
     if compare is not None:
-        if bundles or out or csv or card:
+        if bundles or briefs or out or csv or card:
             raise InputError("reads two reports and takes nothing else", where="--compare")
         _compare(*compare, fail_if, as_json)
         return
@@ -88,6 +102,7 @@ def bench(
         raise click.MissingParameter(param_hint="'BUNDLES...'", param_type="argument")
     bundles = _folders(bundles)
     from kdexport.measuring.arms import arm_names, bench_bundles
+    from kdexport.measuring.asking import ask_for
     from kdexport.measuring.cards import write_cards
     from kdexport.system.files import write_whole
     from kdexport.system.machine import make_folder
@@ -101,10 +116,12 @@ def bench(
         thresholds = [parse_threshold(text) for text in fail_if]
         check_arms(thresholds, names)
     _check_csv(csv)
+    beside = _beside_briefs(briefs, copies, asked)
+    copy = ask_for(briefs, beside, copies or N_COPIES) if briefs else None
     if out:
         make_folder(out)
     settings = _settings(**asked)
-    report = bench_bundles(list(bundles), teacher, settings, not no_teacher_int8)
+    report = bench_bundles(list(bundles), teacher, settings, not no_teacher_int8, copy)
     if out:
         write_report(report, out)
     if csv:
@@ -232,6 +249,16 @@ def _settings(
         for n_read in prompt
     )
     return BenchSettings(**own.model_dump(), n_runs=runs, others=others)
+
+
+def _beside_briefs(briefs: Path | None, copies: int | None, asked: dict[str, Any]) -> Any:
+    """The files beside --briefs; an option of it without it is refused."""
+    named = {"--copies": copies, "--audiences": asked["audiences_path"]}
+    named |= {"--channels": asked["channels_folder"], "--brand": asked["brand_path"]}
+    for option, given in named.items():
+        if briefs is None and given is not None:
+            raise InputError("is of --briefs, which is not given", where=option)
+    return beside_of(asked)
 
 
 def _check_csv(path: Path | None) -> None:

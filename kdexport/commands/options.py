@@ -35,6 +35,9 @@ audiences_option = click.option(
     type=EXISTING,
     help="A table of segments: briefs that name some are written for each.",
 )
+brand_option = click.option(
+    "--brand", "brand_path", type=EXISTING, help="A brand's style pack: its rules hold, too."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a machine.")
 
 
@@ -81,6 +84,15 @@ class FiniteRange(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is no finite number.", param, ctx)
         return number
+
+
+def beside_of(options: dict[str, Any]) -> Any:
+    """The files of a command's options that hold for all briefs; they are taken from these."""
+    from kdexport.copywriting.copywriter import Beside
+
+    names = {"against": "against", "judge": "judge", "ranker": "ranker"}
+    names |= {"channels_folder": "channels", "brand_path": "brand", "audiences_path": "audiences"}
+    return Beside(**{name: options.pop(option, None) for option, name in names.items()})
 
 
 def recipe_of(path: Path, overrides: Sequence[str]) -> Any:

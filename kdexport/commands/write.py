@@ -9,6 +9,8 @@ from kdexport.commands.options import (
     EXISTING,
     FiniteRange,
     audiences_option,
+    beside_of,
+    brand_option,
     channels_option,
     json_option,
 )
@@ -17,9 +19,6 @@ from kdexport.system.streams import print_json, print_rich
 
 judge_option = click.option(
     "--judge", type=EXISTING, help="A bundle (the teacher's) whose likelihood ranks the texts."
-)
-brand_option = click.option(
-    "--brand", "brand_path", type=EXISTING, help="A brand's style pack: its rules hold, too."
 )
 threads_option = click.option(
     "--threads", "n_threads", type=click.IntRange(1), help="[default: physical cores]"
@@ -38,15 +37,6 @@ def sampling_options(command: Any) -> Any:
     for names, kind, default, words in reversed(SAMPLING):
         command = click.option(*names.split(), type=kind, default=default, help=words)(command)
     return command
-
-
-def beside_of(options: dict[str, Any]) -> Any:
-    """The files of a command's options, which are taken from them."""
-    from kdexport.copywriting.copywriter import Beside
-
-    names = {"against": "against", "judge": "judge", "ranker": "ranker"}
-    names |= {"channels_folder": "channels", "brand_path": "brand", "audiences_path": "audiences"}
-    return Beside(**{name: options.pop(option, None) for option, name in names.items()})
 
 
 @click.command(context_settings={"show_default": True})

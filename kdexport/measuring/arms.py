@@ -20,7 +20,7 @@ from kdexport.bundle import Bundle, check_files, open_bundle
 from kdexport.data.card import in_words, read_card
 from kdexport.data.pairs import Pair, read_pairs
 from kdexport.errors import InputError, KdexportError
-from kdexport.measuring.asking import asked_once, briefs_of, request_of, spread
+from kdexport.measuring.asking import Requests, asked_once, briefs_of, request_of, spread
 from kdexport.measuring.scoring import Briefed, Written, score_arms
 from kdexport.pipeline.run import Run
 from kdexport.recipe.sections import BenchSection
@@ -41,6 +41,7 @@ from kdexport.verdict.report import (
 from kdexport.verdict.stage_losses import stage_losses
 from kdexport.verdict.timing import Case, Timing
 
+N_SHOWN = 6  # copies side by side, of a bench of bundles
 SAMPLE_TOKENS = 96  # where no channel says how many
 Answer = dict[str, Any]
 
@@ -320,12 +321,17 @@ def bench_run(run: Run) -> BenchReport:
 
 
 def bench_bundles(
-    paths: Sequence[Path], teacher: str | None, settings: BenchSettings, int8_teacher: bool = True
+    paths: Sequence[Path],
+    teacher: str | None,
+    settings: BenchSettings,
+    int8_teacher: bool = True,
+    requests: Requests | None = None,
 ) -> BenchReport:
     """`kdexport bench`: bundles side by side, and a teacher in PyTorch where one is named.
 
     The teacher is scored on the reference of the first bundle that has one. ``int8_teacher``: its
-    own int8 bundle is measured too; where none can be made of it, a line says so.
+    own int8 bundle is measured too; where none can be made of it, a line says so. ``requests``:
+    what every arm writes copy for, which is scored.
     """
     names = arm_names(paths)
     bundles = [open_bundle(path) for path in paths]
@@ -349,8 +355,10 @@ def bench_bundles(
             say(f"{INT8_TEACHER} is left out: {made}")
             made = None
         specs = [*_of_teacher(model.path, made, reference), *specs]
+    asked = requests or Requests()
     with tracked("bench", "steps") as progress:
-        arms = measure_arms(specs, settings, [], progress)
+        arms = measure_arms(specs, settings, asked.pairs, progress, asked.briefed)
+    shown = spread(asked.pairs, N_SHOWN)
     return BenchReport(
         name=" and ".join(names),
         created=_now(),
@@ -359,6 +367,7 @@ def bench_bundles(
         command=_command(),
         arms=arms,
         losses=stage_losses(arms),
+        samples=gather_samples(arms, {p.id: request_of(p) for p in shown}),
         baseline=specs[0].name,
     )
 

@@ -2,14 +2,43 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from kdexport.content.prompts import split_opening
+from kdexport.content.brands import load_brand
+from kdexport.content.channels import load_channels
+from kdexport.content.prompts import brief_messages, split_opening
 from kdexport.copywriting.checking import Checks
+from kdexport.copywriting.copywriter import Beside
 from kdexport.data.card import language_identifier
 from kdexport.data.pairs import Pair
 from kdexport.measuring.scoring import Briefed
 from kdexport.pipeline.preflight import brand_of, channels_of, load_asked_briefs
 from kdexport.pipeline.run import Run
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Requests for copy. ``briefed``: those of them that are briefs, and what they are held to."""
+
+    pairs: Sequence[Pair] = ()
+    briefed: Briefed | None = None
+
+
+def ask_for(path: Path, beside: Beside, n: int) -> Requests:
+    """Requests for the briefs of a file, ``n`` at most, evenly apart.
+
+    Raises InputError that names file, line and field of a brief that cannot be.
+    """
+    channels = load_channels(beside.channels)
+    brand = load_brand(beside.brand) if beside.brand else None
+    briefs = {one.brief.id: one.brief for one in beside.briefs(path)}
+    pairs = [
+        Pair(name, "test", tuple(brief_messages(brief, channels[brief.channel], brand)), "")
+        for name, brief in briefs.items()
+    ]
+    checks = Checks(channels, brand, language_identifier())
+    return Requests(spread(asked_once(pairs), n), Briefed(briefs, checks))
 
 
 def asked_once(pairs: Iterable[Pair]) -> list[Pair]:

@@ -179,17 +179,19 @@ def _copy_grid(scored: Sequence[tuple[str, str, CopyScores]], references: str) -
         for name, label, copies in scored
     )
     n_requests = max(len(copies.requests) for _, _, copies in scored)
-    differs = (
-        f"* differs from the {references} ({COVERED} % of the paired bootstrap over prompts); "
-        "without it, within noise."
-        if any(copies.against for _, _, copies in scored)
-        else f"These are too few to tell what differs from the {references} beyond noise."
-    )
-    notes = (
-        f"Greedy copy for {n_requests} prompts. chrF and similarity: to the {references}. Same "
-        f"tokens: before the first that differs, median. {differs}",
-    )
-    return Grid("Copy", tuple(name for name, _ in columns), rows, notes)
+    note = f"Greedy copy for {n_requests} prompts."
+    if any("chrf" in copies.intervals for _, _, copies in scored):
+        note += (
+            f" chrF and similarity: to the {references}. Same tokens: before the first that "
+            "differs, median. "
+        )
+        note += (
+            f"* differs from the {references} ({COVERED} % of the paired bootstrap over prompts); "
+            "without it, within noise."
+            if any(copies.against for _, _, copies in scored)
+            else f"These are too few to tell what differs from the {references} beyond noise."
+        )
+    return Grid("Copy", tuple(name for name, _ in columns), rows, (note,))
 
 
 def _passing(report: BenchReport) -> Grid | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from kdexport.content.channels import load_channels
 from kdexport.measuring import arms
 from kdexport.verdict.measures import MEASURES, TIMED
 from kdexport.verdict.report import BenchReport, load_report, write_report
@@ -69,6 +70,9 @@ def test_thresholds_that_hold_say_nothing(asked: list[Any]) -> None:
         (["--csv", "none/x.csv"], "none/x.csv: cannot be written"),
         (["--fail-if", "regressions>0"], "unknown measure 'regressions'"),
         (["--compare", "a", "b"], "--compare: reads two reports and takes nothing else"),
+        (["--copies", "4"], "--copies: is of --briefs, which is not given"),
+        (["--brand", "x.yaml"], "--brand: is of --briefs, which is not given"),
+        (["--briefs", "none.jsonl"], "none.jsonl: "),
     ],
 )
 def test_bad_input_ends_with_2_before_anything_is_measured(
@@ -130,10 +134,23 @@ def test_a_teacher_has_two_rows_unless_one_is_left_out(asked: list[Any]) -> None
     limit = ("--fail-if", "teacher-int8:load_s>99")
     assert call(*BENCH, "--teacher", "t", *limit) == (0, "")
     assert call(*BENCH, "--teacher", "t", "--no-teacher-int8") == (0, "")
-    assert [(teacher, int8) for _, teacher, _, int8 in asked] == [("t", True), ("t", False)]
+    assert [(teacher, int8) for _, teacher, _, int8, _ in asked] == [("t", True), ("t", False)]
     code, line = call(*BENCH, "--teacher", "t", "--no-teacher-int8", *limit)
     assert code == 2 and "teacher-int8" in line
     assert len(asked) == 2
+
+
+def test_briefs_are_asked_for_in_their_channels(asked: list[Any], tmp_path: Path) -> None:
+    rows = [{"id": f"b{n}", "product": f"Tea {n}", "channel": "sms"} for n in range(40)]
+    path = tmp_path / "briefs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert call(*BENCH, "--briefs", path) == (0, "")
+    assert call(*BENCH, "--briefs", path, "--copies", "2") == (0, "")
+    assert call(*BENCH) == (0, "")
+    many, two, none = (one[-1] for one in asked)
+    assert len(many.pairs) == 16 and none is None
+    assert [pair.id for pair in two.pairs] == ["b0", "b20"]
+    assert two.briefed.channel("b20").max_new_tokens == load_channels()["sms"].max_new_tokens
 
 
 @pytest.mark.parametrize(

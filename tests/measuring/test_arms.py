@@ -13,16 +13,18 @@ from kdexport.bundle import Bundle, Parent, commit_bundle, open_bundle, staged_b
 from kdexport.content.briefs import Brief
 from kdexport.content.channels import load_channels
 from kdexport.copywriting.checking import Checks
+from kdexport.copywriting.copywriter import Beside
 from kdexport.data.pairs import Pair
 from kdexport.errors import InputError, KdexportError
 from kdexport.export.bundles import export_bundle
 from kdexport.measuring import arms
 from kdexport.measuring.arms import Arm, ArmSpec, arm_names, bench_bundles
+from kdexport.measuring.asking import ask_for
 from kdexport.measuring.scoring import Briefed
 from kdexport.measuring.torch_arm import open_torch
 from kdexport.system.energy import Meter
 from kdexport.verdict.conditions import parse_threshold, report_failures
-from kdexport.verdict.report import BenchSettings
+from kdexport.verdict.report import REFERENCE_ARM, BenchSettings
 from kdexport.verdict.timing import Case
 from tests.models import make_llama
 from tests.shuffled import own_reference, shuffled
@@ -155,6 +157,16 @@ def test_the_teacher_is_scored_on_the_first_reference(
         bench_bundles(paths, str(other), FEW)
 
 
+@pytest.mark.parametrize("source", ["no/such", "no/such@0a1b2c3", "model.gguf"])
+def test_a_teacher_that_is_missing_is_one_line_before_anything_is_started(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    monkeypatch.setattr(arms, "Arm", None)
+    with pytest.raises(KdexportError, match=source) as caught:
+        bench_bundles([bundle.path], source, FEW)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_teacher_that_cannot_be_exported_has_one_row_and_a_line(
     bundle: Bundle,
     tmp_path: Path,
@@ -196,6 +208,26 @@ def test_the_command_is_told_as_it_can_be_called_again(
 ) -> None:
     monkeypatch.setattr(sys, "argv", [program, "bench", "x"])
     assert arms._command() == ["kdexport", "bench", "x"]
+
+
+def test_copy_for_briefs_is_scored_beside_the_teacher_s(
+    bundle: Bundle, model: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "briefs.jsonl"
+    rows = [{"id": name, "product": name, "channel": "email_subject"} for name in ("tea", "rye")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = bench_bundles([bundle.path], str(model), FEW, False, ask_for(path, Beside(), 2))
+    teacher, own = (arm.copies for arm in report.arms)
+    assert teacher is not None and "chrf" not in teacher.intervals
+    assert own is not None and own.intervals["identical"].value == 1  # its graph is the teacher's
+    assert [group.n_briefs for group in own.pass_rates] == [2]
+    assert [sample.brief_id for sample in report.samples] == ["tea", "rye"]
+    assert "rye" in report.samples[1].prompt
+    assert (
+        report.samples[1].copies.keys()
+        == report.samples[1].checks.keys()
+        == {*(REFERENCE_ARM, "tiny")}
+    )
 
 
 def test_every_turn_is_metered_where_there_is_a_meter(

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from kdexport.content.channels import load_channels
+from kdexport.copywriting.copywriter import Beside
 from kdexport.data.pairs import Pair
-from kdexport.measuring.asking import asked_once, briefs_of, spread
+from kdexport.measuring.asking import ask_for, asked_once, briefs_of, spread
 from kdexport.measuring.scoring import Written
 from kdexport.recipe import Recipe, load_recipe
 
@@ -49,6 +50,23 @@ def test_briefs_are_those_of_the_pairs(tmp_path: Path) -> None:
     own = load_recipe_text(tmp_path, data={"pairs": str(tmp_path / "pairs.jsonl")})
     run = SimpleNamespace(recipe=own)
     assert briefs_of(run, pairs) is None
+
+
+def test_the_briefs_of_a_file_are_requests_held_to_their_checks(tmp_path: Path) -> None:
+    rows = [
+        {"id": "a", "product": "Bread", "facts": ["baked at 5 am"], "channel": "sms"},
+        {"id": "b", "product": "Tea", "channel": "email_preheader"},
+        {"id": "again", "product": "Tea", "channel": "email_preheader"},  # the same request
+    ]
+    path = tmp_path / "briefs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "brand.yaml").write_text("name: Tern\nbanned: [cheap]\n")
+    found = ask_for(path, Beside(brand=tmp_path / "brand.yaml"), 9)
+    assert [pair.id for pair in found.pairs] == ["a", "b"]
+    assert "baked at 5 am" in found.pairs[0].messages[1]["content"]
+    assert found.briefed is not None
+    assert found.briefed.faults("a", Written("A cheap bread")) == ("banned: 'cheap' is banned",)
+    assert [pair.id for pair in ask_for(path, Beside(), 1).pairs] == ["a"]
 
 
 def load_recipe_text(folder: Path, **sections: object) -> Recipe:

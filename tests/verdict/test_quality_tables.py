@@ -78,6 +78,14 @@ def test_what_differs_from_the_teacher_is_marked() -> None:
     assert grid.rows[0].cells[grid.headers.index("chrF")] == "–"  # noqa: RUF001
 
 
+def test_copy_that_no_teacher_wrote_beside_is_told_alone() -> None:
+    report = example_report()
+    alone = report.model_copy(update={"arms": report.arms[:1]})  # its own copy has no reference
+    grid = by_title(alone)["Copy"]
+    assert grid.notes == ("Greedy copy for 3 prompts.",)
+    assert "chrF" not in grid.headers
+
+
 def test_pass_rates_stand_by_channel_and_beside_the_teacher_s() -> None:
     report = example_report()
     grid = by_title(report)["Passing all checks, %"]
