@@ -73,8 +73,10 @@ def review_copy(
     channel: Channel,
     brand: Brand | None = None,
     identify: Identify | None = None,
+    *,
+    finished: bool = True,
 ) -> Review:
-    """All checks of a text.
+    """All checks of a text. ``finished``: it ended by itself.
 
     ``identify``: tells the language of a text, "und" where it is not sure
     (`kdexport.data.card.language_identifier`); without it the language is not checked.
@@ -91,6 +93,7 @@ def review_copy(
         *(found for piece in pieces for found in _facts(piece, brief, brand)),
         *_repetition(text),
         *_language(text, brief, identify),
+        *_end(finished=finished),
     ]
     checks = list(_checks(text, brief, channel, brand, identify))
     return Review(findings, [length for length, _ in lengths], checks)
@@ -112,6 +115,11 @@ def review_wording(text: str, brief: Brief, brand: Brand | None = None) -> list[
 def _emptiness(text: str) -> Iterator[Finding]:
     if not text.strip():
         yield Finding("empty", "there is no text")
+
+
+def _end(*, finished: bool) -> Iterator[Finding]:
+    if not finished:
+        yield Finding("truncated", "it had not ended")
 
 
 def _checks(

@@ -49,11 +49,9 @@ class Checks:
             shown = self.shown(brief, text)
         if self.disclose and shown != text:  # whose figures need no proof
             asked = brief.model_copy(update={"disclosures": (*brief.disclosures, self.disclose)})
-        review = review_copy(shown, asked, channel, self.brand, self.identify)
+        review = review_copy(shown, asked, channel, self.brand, self.identify, finished=finished)
         hard = [f"{one.check}: {one.message}" for one in review.findings if one.hard]
         soft = [f"{one.check}: {one.message}" for one in review.findings if not one.hard]
-        if not finished:
-            hard.append("truncated: it had not ended")
         if strays(text, brief.facts, brief.language):
             soft.append("strays: hardly a word of the facts")
         return Checked(tuple(hard), tuple(soft), _lengths(review), _over(review))

@@ -274,8 +274,11 @@ def write_briefs(
         n_new = min(writer.max_new_tokens, channel.max_new_tokens)
         facts = {"id": brief.id, "product": brief.product}
 
-        def review(text: str, brief: Brief = brief, channel: Channel = channel) -> dict[str, Any]:
-            return {"review": review_copy(text, brief, channel, brand, identify).as_json()}
+        def review(
+            text: str, finished: bool, brief: Brief = brief, channel: Channel = channel
+        ) -> dict[str, Any]:
+            found = review_copy(text, brief, channel, brand, identify, finished=finished)
+            return {"review": found.as_json()}
 
         try:
             mine = _writer_for(brief, writer)
@@ -319,7 +322,7 @@ def _write(
     facts: dict[str, Any],
     as_json: bool,
     one_line: bool = False,
-    review: Callable[[str], dict[str, Any]] = lambda text: {},
+    review: Callable[[str, bool], dict[str, Any]] = lambda text, finished: {},
 ) -> None:
     """Answer a text as it stands, or messages through the chat template."""
     if isinstance(prompt, str):
@@ -346,7 +349,8 @@ def _write(
     for number, copy in enumerate(copies):
         words = (opening + copy.text).strip()
         if as_json:
-            told = facts | _facts(copy, number, words, writer) | review(words)
+            told = facts | _facts(copy, number, words, writer)
+            told |= review(words, copy.finish_reason == "stop")
             echo(json.dumps(told, ensure_ascii=False))
         else:
             echo(words if writer.variants == 1 else f"{number + 1}. {words}")

@@ -123,7 +123,14 @@ class CopyForm:
 
     def _copy(self, number: int, text: Written) -> Event:
         words, rules = (self._opening + text.text).strip(), self._rules
-        review = review_copy(words, self._brief, self._channel, rules.brand, rules.identify)
+        review = review_copy(
+            words,
+            self._brief,
+            self._channel,
+            rules.brand,
+            rules.identify,
+            finished=text.finish_reason == "stop",
+        )
         return {
             "variant": number,
             "text": words,

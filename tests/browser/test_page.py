@@ -120,7 +120,7 @@ def test_copy_that_did_not_end_is_a_fault(
 ) -> None:
     n = load_channels()["ad_headline"].max_new_tokens
     copy = one(browser, server, monkeypatch, "q" * (n + 1), channel="ad_headline")
-    assert f"✗truncated it had not ended after {n} tokens" in copy["reasons"]
+    assert "✗truncated it had not ended" in copy["reasons"]
 
 
 def test_an_ad_of_parts_counts_each(

@@ -169,6 +169,14 @@ def test_the_language_is_checked_where_something_can_tell_it() -> None:
     assert language("en", "Tern Kettle") == []
 
 
+def test_copy_that_had_not_ended_has_a_fault() -> None:
+    brief = Brief(product="Tern Kettle", channel="sms")
+    for finished in (True, False):
+        report = review_copy("Tern Kettle, now", brief, CHANNELS["sms"], finished=finished)
+        assert report.passed is finished
+        assert [finding.check for finding in report.findings] == ["truncated"] * (not finished)
+
+
 def test_a_review_is_told_to_machines() -> None:
     told = review("From €30").as_json()
     assert told["passed"] is False

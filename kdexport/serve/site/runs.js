@@ -62,17 +62,14 @@ class Copy {
     this.parts.lengths.replaceChildren(...lengthItems(lengths));
   }
 
-  review({ text, n_tokens: n, finish_reason: end, review }) {
-    const cut = { check: "truncated", message: `it had not ended after ${n} tokens`, hard: true };
-    const found = [...review.findings, ...(end === "length" ? [cut] : [])];
+  review({ text, review: { passed, checks, lengths, findings } }) {
     this.text = text;
-    this.reasons = [...found.filter(({ hard }) => hard), ...found.filter(({ hard }) => !hard)];
+    this.reasons = [...findings].sort((one, other) => other.hard - one.hard);
     this.parts.text.replaceChildren(...markedText(text, this.reasons));
-    this.#measure(review.lengths);
+    this.#measure(lengths);
     this.parts.reasons.replaceChildren(...reasonItems(this.reasons));
-    this.parts.passed.replaceChildren(...passedChecks(review.checks, this.reasons));
-    const isHard = this.reasons.some(({ hard }) => hard);
-    this.become(isHard ? "fail" : this.reasons.length ? "warn" : "pass");
+    this.parts.passed.replaceChildren(...passedChecks(checks, findings));
+    this.become(!passed ? "fail" : findings.length ? "warn" : "pass");
   }
 }
 
