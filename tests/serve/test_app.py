@@ -2,6 +2,8 @@
 
 import json
 import re
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -22,6 +24,7 @@ from kdexport.runtime.session import Session, open_session
 from kdexport.runtime.stream import write_text
 from kdexport.runtime.text import TextCodec, load_text
 from kdexport.serve.guard import HEADERS
+from kdexport.serve.jobs import Answer
 from tests.serve.serving import Served, served
 
 USER: Any = [{"role": "user", "content": "Fresh bread"}]
@@ -322,10 +325,19 @@ def test_copy_is_what_generate_writes_for_a_brief(
         found = http.post("/v1/copy", json={"brief": BRIEF}).raise_for_status().json()
     (copy,) = found["copies"]
     assert copy["text"] == (opening + expected).strip()
-    review = review_copy(copy["text"], Brief(**BRIEF), channel).as_json()
+    finished = copy["finish_reason"] == "stop"
+    review = review_copy(copy["text"], Brief(**BRIEF), channel, finished=finished).as_json()
     assert copy["review"] == json.loads(json.dumps(review))
     assert copy["review"]["lengths"][0]["counter"] == "sms_segments"
     assert found["channel"] == "sms" and found["usage"]["completion_tokens"] > 0
+
+
+def test_copy_that_was_cut_off_does_not_pass(server: Served) -> None:
+    body = {"brief": BRIEF, "max_tokens": 1, "logit_bias": {"40": 100}}
+    with server.http() as http:
+        (copy,) = http.post("/v1/copy", json=body).raise_for_status().json()["copies"]
+    assert (copy["finish_reason"], copy["review"]["passed"]) == ("length", False)
+    assert copy["review"]["findings"][-1]["check"] == "truncated"
 
 
 def test_copy_streams_its_variants(server: Served) -> None:
@@ -550,17 +562,43 @@ def test_what_is_full_says_when_to_come_again(bundle: Bundle) -> None:
         found.wait_for_rest()
 
 
-@pytest.mark.usefixtures("slow_steps")
-def test_a_client_that_goes_frees_its_row(bundle: Bundle) -> None:
-    body = {"model": "tiny", "prompt": "a", "max_tokens": 200, **LONG}
-    with served(bundle, max_rows=1, max_waiting=1) as found, found.http() as http:
-        with http.stream("POST", "/v1/completions", json=body | {"stream": True}) as first:
-            next(first.iter_lines())
-            found.wait_for_rest()
-        slow = {"n": 2}  # the second one waits for the first one's row
-        with pytest.raises(Exception, match="timed out"):
-            http.post("/v1/completions", json=body | slow, timeout=0.05)
+@pytest.mark.parametrize("more", [{"stream": True}, {"n": 2}, {"stream": True, "n": 2}])
+def test_a_client_that_goes_frees_its_rows_within_two_tokens(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+) -> None:
+    """The model stands still until the server has seen that the client is gone."""
+    run, cancel = Session.run, Answer.cancel
+    may_go, has_seen, steps = threading.Event(), threading.Event(), []
+
+    def counted(self: Session, *arguments: Any, **options: Any) -> Any:
+        steps.append(1)
+        if len(steps) > 3:
+            assert may_go.wait(30)
+        return run(self, *arguments, **options)
+
+    def noted(self: Answer) -> None:
+        cancel(self)
+        has_seen.set()
+
+    monkeypatch.setattr(Session, "run", counted)
+    monkeypatch.setattr(Answer, "cancel", noted)
+    body = json.dumps({"model": "tiny", "prompt": "a", "max_tokens": 200, **LONG, **more}).encode()
+    with served(bundle, max_rows=1, max_waiting=1) as found:
+        host = found.url.removeprefix("http://")
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        name, _, port = host.partition(":")
+        with socket.create_connection((name, int(port))) as client:
+            client.sendall(head.encode() + body)
+            while len(steps) < 4:
+                time.sleep(0.01)
+            assert found.engine.n_open == more.get("n", 1)
+        assert has_seen.wait(30)
+        n_before = len(steps)
+        may_go.set()
         found.wait_for_rest()
+    assert len(steps) - n_before <= 2
 
 
 @pytest.mark.usefixtures("slow_steps")
