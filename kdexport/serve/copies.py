@@ -1,4 +1,6 @@
-"""/v1/copy: copy for a brief, asked for and reviewed as `kdexport generate --brief` does."""
+"""/v1/copy: copy for a brief, asked for and reviewed as `kdexport generate --brief` does, or chosen
+from several texts as `kdexport write` does.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,6 +12,8 @@ from kdexport.content.counting import UNITS
 from kdexport.content.languages import load_languages
 from kdexport.content.prompts import brief_messages, load_openings, split_opening
 from kdexport.content.review import Identify, lengths_of, review_copy
+from kdexport.copywriting.checking import Checks
+from kdexport.copywriting.ranking import Place, Scored, choose
 from kdexport.runtime.text import TextCodec
 from kdexport.serve.fields import CopyRequest
 from kdexport.serve.forms import Event, Written, check_bias, check_room, read_prompt, usage
@@ -51,7 +55,8 @@ class CopyForm:
     """A brief, and the copies that come of it.
 
     A copy begins with its channel's opening, ends where the channel says, and is never cut: a
-    review tells whether it keeps to the limits.
+    review tells whether it keeps to the limits. Where candidates were asked for, the best of them
+    are the copies, and what is streamed is of a ``candidate`` in place of a ``variant``.
     """
 
     def __init__(
@@ -74,17 +79,21 @@ class CopyForm:
         ids = read_prompt(codec, codec.render_chat(messages), longest, "brief")
         n_new = min(asked.max_tokens or channel.max_new_tokens, channel.max_new_tokens)
         check_room(len(ids), n_new, longest, "brief")
+        self._chooses = asked.candidates is not None
+        likeliest = asked.model_copy(update={"temperature": 0.0})
         self.jobs: Sequence[Job] = [
             Job(
                 ids,
-                asked.sampler(),
+                (likeliest if self._chooses and not number else asked).sampler(),
                 n_new,
                 stop=("\n",) if channel.one_line else (),
                 seed=asked.seed if brief.seed is None else brief.seed,
                 key=str(number or ""),
+                n_logprobs=0 if self._chooses else None,
             )
-            for number in range(brief.variants or 1)
+            for number in range(asked.n_texts)
         ]
+        self._name_of_text = "candidate" if self._chooses else "variant"
         self._counts = asked.stream_options.include_lengths
         self._so_far = [Written(self._opening) for _ in self.jobs]
 
@@ -92,13 +101,13 @@ class CopyForm:
         """The opening of each copy."""
         if self._opening:
             for number in range(len(self.jobs)):
-                yield {"variant": number, "text": self._opening} | self._lengths(number)
+                yield {self._name_of_text: number, "text": self._opening} | self._lengths(number)
 
     def event(self, piece: Piece) -> Event:
         """A piece of a copy, and where that was asked for, how long the copy has become."""
         reason = {"finish_reason": piece.finish_reason} if piece.finish_reason else {}
         self._so_far[piece.number].add(piece)
-        told = {"variant": piece.number, "text": piece.text} | reason
+        told = {self._name_of_text: piece.number, "text": piece.text} | reason
         return told | self._lengths(piece.number)
 
     def _lengths(self, number: int) -> Event:
@@ -114,15 +123,42 @@ class CopyForm:
 
     def whole(self, texts: Sequence[Written]) -> Event:
         """The copies, each with its review."""
+        told: Event = {"model": self._name, "channel": self._channel.name}
+        if self._chooses:
+            told |= self._chosen(texts)
+        else:
+            told["copies"] = [self._copy(number, text) for number, text in enumerate(texts)]
+        return told | {"usage": usage(self.jobs, texts)}
+
+    def _chosen(self, texts: Sequence[Written]) -> Event:
+        """The best of the candidates, and how many of all have no fault."""
+        rules, brief = self._rules, self._brief
+        checks = Checks(rules.channels, rules.brand, rules.identify)
+        scored = []
+        for number, text in enumerate(texts):
+            words = self._words(text)
+            checked = checks(brief, words, finished=text.finish_reason == "stop")
+            logprobs = [step.logprob or 0.0 for step in text.steps]
+            mean = sum(logprobs) / len(logprobs) if logprobs else None
+            scored.append(Scored(number, words, checked, mean))
+        places = choose(scored, brief.variants or 1)
         return {
-            "model": self._name,
-            "channel": self._channel.name,
-            "copies": [self._copy(number, text) for number, text in enumerate(texts)],
-            "usage": usage(self.jobs, texts),
+            "copies": [self._placed(at, place, texts) for at, place in enumerate(places)],
+            "n_passed": sum(not one.checked.hard for one in scored),
         }
 
+    def _placed(self, at: int, place: Place, texts: Sequence[Written]) -> Event:
+        told: Event = {"status": place.status, "violations": list(place.violations)}
+        if place.scored is None:
+            return {"variant": at, "text": ""} | told
+        number = place.scored.number
+        return self._copy(at, texts[number]) | {"candidate": number} | told
+
+    def _words(self, text: Written) -> str:
+        return (self._opening + text.text).strip()
+
     def _copy(self, number: int, text: Written) -> Event:
-        words, rules = (self._opening + text.text).strip(), self._rules
+        words, rules = self._words(text), self._rules
         review = review_copy(
             words,
             self._brief,

@@ -24,6 +24,7 @@ from kdexport.runtime.sample import TokenSampler, make_sampler
 
 LONGEST_TEXT = 1_000_000  # characters; the model's length is the bound that users meet
 MOST_TEXTS = 128
+MOST_CANDIDATES = 64
 MOST_TOKENS = 1_000_000
 LONGEST_PATTERN = 10_000  # characters
 MOST_CHOICES = 1_000
@@ -268,17 +269,29 @@ class CopyStreamOptions(Asked):
 class CopyRequest(Sampling):
     """The body of /v1/copy: a brief, whose ``variants`` and ``seed`` hold.
 
-    ``temperature``: 0 for one variant, 0.8 for several, when not given.
+    ``candidates``: so many texts are written, the likeliest and drawn ones, and the best of them
+    are the variants. ``temperature``: 0 for one text, 0.8 for several, when not given; ``top_p``
+    and ``top_k`` are those of `kdexport write` for candidates.
     """
 
     brief: Brief
+    candidates: int | None = Field(default=None, ge=1, le=MOST_CANDIDATES)
     model: str = Field(default="", max_length=256)
     max_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
     stream: bool = False
     stream_options: CopyStreamOptions = CopyStreamOptions()
 
+    @property
+    def n_texts(self) -> int:
+        """How many texts are written."""
+        return max(self.brief.variants or 1, self.candidates or 1)
+
     @model_validator(mode="after")
     def _warm_where_several(self) -> "CopyRequest":
-        if "temperature" not in self.model_fields_set:
-            object.__setattr__(self, "temperature", 0.8 if (self.brief.variants or 1) > 1 else 0.0)
+        defaults = {"temperature": 0.8 if self.n_texts > 1 else 0.0}
+        if self.candidates:
+            defaults |= {"top_p": 0.95, "top_k": 50}
+        for name, value in defaults.items():
+            if name not in self.model_fields_set:
+                object.__setattr__(self, name, value)
         return self

@@ -25,6 +25,7 @@ from kdexport.runtime.stream import write_text
 from kdexport.runtime.text import TextCodec, load_text
 from kdexport.serve.guard import HEADERS
 from kdexport.serve.jobs import Answer
+from tests.browser import scripted
 from tests.serve.serving import Served, served
 
 USER: Any = [{"role": "user", "content": "Fresh bread"}]
@@ -338,6 +339,47 @@ def test_copy_that_was_cut_off_does_not_pass(server: Served) -> None:
         (copy,) = http.post("/v1/copy", json=body).raise_for_status().json()["copies"]
     assert (copy["finish_reason"], copy["review"]["passed"]) == ("length", False)
     assert copy["review"]["findings"][-1]["check"] == "truncated"
+
+
+def test_of_candidates_the_best_are_the_copies(
+    server: Served, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `kdexport write` chooses: of three that pass, one is nearly another."""
+    good, fresh = " baked at 5 am.", " fresh from the oven, at 5 am."
+    scripted.write(monkeypatch, bundle, " baked at 6 am, 7 am.", good, f"{good}!", fresh)
+    body: dict[str, Any] = {"brief": BRIEF | {"variants": 4}, "candidates": 4}
+    with server.http() as http:
+        whole = http.post("/v1/copy", json=body).raise_for_status().json()
+        streamed = http.post("/v1/copy", json=body | {"stream": True})
+    copies = whole["copies"]
+    assert [copy["variant"] for copy in copies] == [0, 1, 2, 3]
+    assert [copy["status"] for copy in copies] == ["pass", "pass", "fail", "fail"]
+    taken = {copy["candidate"] for copy in copies[:2]}
+    assert taken in ({1, 3}, {2, 3}) and all(not copy["violations"] for copy in copies[:2])
+    assert copies[2]["violations"] == [f"alike: nearly candidate {min(taken)}"]
+    faults = [f"facts: {figure!r} is not in the brief" for figure in ("6 am", "7 am.")]
+    assert (copies[3]["candidate"], copies[3]["violations"]) == (0, faults)
+    assert [copy["review"]["passed"] for copy in copies] == [True, True, True, False]
+    assert whole["n_passed"] == 3
+    *pieces, last = [json.loads(line[6:]) for line in streamed.text.splitlines() if "{" in line]
+    assert last == whole
+    assert {piece["candidate"] for piece in pieces} == {0, 1, 2, 3}
+
+
+def test_candidates_are_drawn_but_for_the_likeliest(server: Served) -> None:
+    body: dict[str, Any] = {"brief": BRIEF, "candidates": 3, "seed": 1, "stream": True}
+    texts = ["", "", ""]
+    with server.http() as http:
+        alone = http.post("/v1/copy", json={"brief": BRIEF}).json()["copies"][0]["text"]
+        lines = http.post("/v1/copy", json=body).text.splitlines()
+        refused = http.post("/v1/copy", json=body | {"candidates": 65})
+    *pieces, last = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    for piece in pieces:
+        texts[piece["candidate"]] += piece["text"]
+    assert texts[0].strip() == alone and len(set(texts)) == 3
+    (copy,) = last["copies"]
+    assert copy["text"] == texts[copy["candidate"]].strip()
+    assert refused.status_code == 400 and "candidates" in refused.text
 
 
 def test_copy_streams_its_variants(server: Served) -> None:
