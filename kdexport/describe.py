@@ -194,22 +194,6 @@ def describe_proofs(rows: Sequence[dict[str, Any]]) -> Any:
     return table
 
 
-def describe_matrix(rows: Sequence[dict[str, Any]]) -> Any:
-    """The students of a matrix and how many pairs each has, as a rich table."""
-    from rich.table import Table
-    from rich.text import Text
-
-    column, *_ = rows[0]
-    table = Table(title=f"{len(rows)} students", title_justify="left", title_style="bold")
-    table.add_column(Text(column), style="cyan", overflow="fold")
-    for split in rows[0]["pairs"]:
-        table.add_column(f"{split} pairs", justify="right")
-    table.add_column("bundle", overflow="fold")
-    for row in rows:
-        table.add_row(Text(row[column]), *map(str, row["pairs"].values()), Text(row["bundle"]))
-    return table
-
-
 def describe_sweep(rows: Sequence[dict[str, Any]]) -> Any:
     """The trials of a sweep as a rich table, in the order given."""
     from rich.table import Table

@@ -82,15 +82,16 @@ def run(
 
 
 def _run_matrix(recipe: Any, wish: str, allow: bool, as_json: bool) -> None:
-    from kdexport.describe import describe_matrix
-    from kdexport.pipeline.matrix import run_matrix
+    from kdexport.pipeline.matrix import PAGE, run_matrix
 
     found = run_matrix(recipe, wish, allow=allow)
     if as_json:
         print_json({"students": found.rows, "bench": found.report.model_dump(mode="json")})
         return
-    print_rich(describe_matrix(found.rows))
     print_report(found.report, as_json)
+    click.echo(f"Report:  {Path(recipe.output.runs) / recipe.name / PAGE}", err=True)
+    for row in found.rows:
+        click.echo(f"Bundle:  {row['bundle']}", err=True)
 
 
 @click.command(epilog=RECIPE_HELP)

@@ -9,25 +9,23 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from kdexport.bundle import Bundle, check_files, open_bundle
-from kdexport.data.card import in_words, read_card
-from kdexport.data.pairs import Pair, read_pairs
+from kdexport.data.pairs import Pair
 from kdexport.errors import InputError, KdexportError
-from kdexport.measuring.asking import Requests, asked_once, briefs_of, request_of, spread
+from kdexport.measuring.asking import Requests, briefs_of, request_of, requests_of, spread
+from kdexport.measuring.circumstances import of_bench, of_run
 from kdexport.measuring.scoring import Briefed, Written, score_arms
 from kdexport.pipeline.run import Run
 from kdexport.recipe.sections import BenchSection
 from kdexport.runtime.latency import check_room
 from kdexport.system.console import Tracker, say, tracked
 from kdexport.system.energy import Meter, find_meter
-from kdexport.system.machine import machine_facts, physical_cores
+from kdexport.system.machine import physical_cores
 from kdexport.verdict.report import (
     INT8_TEACHER,
     REFERENCE_ARM,
@@ -35,7 +33,6 @@ from kdexport.verdict.report import (
     BenchReport,
     BenchSettings,
     gather_samples,
-    training_points,
     write_report,
 )
 from kdexport.verdict.stage_losses import stage_losses
@@ -137,14 +134,14 @@ def running(specs: Sequence[ArmSpec], n_threads: int) -> Iterator[list[Arm]]:
 def measure_arms(
     specs: Sequence[ArmSpec],
     settings: BenchSettings,
-    samples: Sequence[Pair],
+    asked: Mapping[str, Sequence[Pair]],
     progress: Tracker,
     briefed: Briefed | None = None,
 ) -> list[ArmResult]:
     """Each case in turns, the report's own first; after it memory, quality and copies of each arm.
 
-    For another number of threads the arms are started anew. ``briefed``: of the samples, by their
-    ids.
+    For another number of threads the arms are started anew. ``asked``: what arms write copy for, by
+    their names; ``briefed``: the briefs of these pairs, by their ids.
     """
     cases = settings.cases
     counts = list(dict.fromkeys(case.n_threads for case in cases))
@@ -167,7 +164,7 @@ def measure_arms(
                 for arm, one in zip(arms, timed, strict=True):
                     turns.advance(1, note=f"{arm.spec.name}: quality and samples")
                     memory = arm.ask("memory")
-                    written[arm.spec.name] = _copies(arm, samples, briefed)
+                    written[arm.spec.name] = _copies(arm, asked.get(arm.spec.name, ()), briefed)
                     results.append(_result(arm, one | memory, written[arm.spec.name]))
     turns.advance(0)
     scored = score_arms(results, written, briefed)
@@ -292,29 +289,21 @@ def _of_teacher(model: Path, bundle: Path | None, reference: Path | None) -> lis
 
 def bench_run(run: Run) -> BenchReport:
     """The bench at the end of a run: teacher and student, before and after export and int8."""
-    wish = run.recipe.bench
-    settings = settings_of(wish)
+    settings = settings_of(run.recipe.bench)
     specs = arms_of(run)
-    asked = asked_once(pair for pair in read_pairs(run.pairs) if pair.split == "test")
-    copied = spread(asked, max(wish.n_copies, wish.n_samples))
-    samples = spread(copied, wish.n_samples)
+    copied, shown = requests_of(run)
+    asked = {spec.name: copied for spec in specs}
     with tracked("    bench", "steps") as progress:
-        arms = measure_arms(specs, settings, copied, progress, briefs_of(run, copied))
-    journal = json.loads((run.folder / "journal.json").read_text("utf-8"))
+        arms = measure_arms(specs, settings, asked, progress, briefs_of(run, copied))
     report = BenchReport(
         name=run.recipe.name,
-        created=_now(),
-        machine=machine_facts(),
         settings=settings,
-        command=_command(),
         arms=arms,
         baseline=specs[0].name,
         losses=stage_losses(arms),
-        samples=gather_samples(arms, {p.id: request_of(p) for p in samples}),
-        training=training_points(run.metrics),
-        data=in_words(read_card(run.folder)),
-        recipe=run.recipe.model_dump(mode="json", by_alias=True),
-        stages={name: entry["seconds"] for name, entry in journal["stages"].items()},
+        samples=gather_samples(arms, {p.id: request_of(p) for p in shown}),
+        **of_bench(),
+        **of_run(run),
     )
     write_report(report, run.folder)
     return report
@@ -337,7 +326,7 @@ def bench_bundles(
     bundles = [open_bundle(path) for path in paths]
     known = {bundle.manifest_sha256: name for name, bundle in zip(names, bundles, strict=True)}
     specs = [
-        _bundle_arm(name, bundle, settings, known)
+        bundle_arm(name, bundle, settings, known)
         for name, bundle in zip(names, bundles, strict=True)
     ]
     if teacher is not None:
@@ -357,18 +346,17 @@ def bench_bundles(
         specs = [*_of_teacher(model.path, made, reference), *specs]
     asked = requests or Requests()
     with tracked("bench", "steps") as progress:
-        arms = measure_arms(specs, settings, asked.pairs, progress, asked.briefed)
+        of_each = {spec.name: asked.pairs for spec in specs}
+        arms = measure_arms(specs, settings, of_each, progress, asked.briefed)
     shown = spread(asked.pairs, N_SHOWN)
     return BenchReport(
         name=" and ".join(names),
-        created=_now(),
-        machine=machine_facts(),
         settings=settings,
-        command=_command(),
         arms=arms,
         losses=stage_losses(arms),
         samples=gather_samples(arms, {p.id: request_of(p) for p in shown}),
         baseline=specs[0].name,
+        **of_bench(),
     )
 
 
@@ -383,7 +371,7 @@ def arm_names(paths: Sequence[Path]) -> list[str]:
     return next(names for names in ways if len({*names, *taken}) == len(paths) + len(taken))
 
 
-def _bundle_arm(
+def bundle_arm(
     name: str, bundle: Bundle, settings: BenchSettings, known: Mapping[str, str]
 ) -> ArmSpec:
     """The arm of a bundle that can hold what will be measured; ``known``: arms by their hash."""
@@ -395,12 +383,3 @@ def _bundle_arm(
         return ArmSpec(name, path, made_from=parent)
     check_files(bundle, {"reference.npz"})
     return ArmSpec(name, path, reference=bundle.file("reference.npz"), made_from=parent)
-
-
-def _command() -> list[str]:
-    name = Path(sys.argv[0]).name
-    return ["kdexport" if name == "__main__.py" else name, *sys.argv[1:]]  # python -m kdexport
-
-
-def _now() -> str:
-    return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds")

@@ -11,7 +11,7 @@ from kdexport.content.prompts import brief_messages, split_opening
 from kdexport.copywriting.checking import Checks
 from kdexport.copywriting.copywriter import Beside
 from kdexport.data.card import language_identifier
-from kdexport.data.pairs import Pair
+from kdexport.data.pairs import Pair, read_pairs
 from kdexport.measuring.scoring import Briefed
 from kdexport.pipeline.preflight import brand_of, channels_of, load_asked_briefs
 from kdexport.pipeline.run import Run
@@ -48,6 +48,14 @@ def asked_once(pairs: Iterable[Pair]) -> list[Pair]:
         if pair.messages:
             asked.setdefault(json.dumps(pair.messages), pair)
     return list(asked.values())
+
+
+def requests_of(run: Run) -> tuple[list[Pair], list[Pair]]:
+    """The test pairs of a run that copy is written for, and those of them that are shown."""
+    wish = run.recipe.bench
+    asked = asked_once(pair for pair in read_pairs(run.pairs) if pair.split == "test")
+    copied = spread(asked, max(wish.n_copies, wish.n_samples))
+    return copied, spread(copied, wish.n_samples)
 
 
 def spread(pairs: Sequence[Pair], n: int) -> list[Pair]:

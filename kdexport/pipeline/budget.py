@@ -26,6 +26,7 @@ from kdexport.system.machine import machine_facts, physical_cores
 from kdexport.train.model import save_model
 from kdexport.train.shapes import Shapes, config_of, n_computing, shapes_of
 from kdexport.train.sizes import StudentSpec, new_model
+from kdexport.verdict.choices import BUDGET, limits_text
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def choose(
         for row in shapes
         for shape in row
     }
-    ledger = Ledger(run.folder / "budget.json", _ledger_key(run, kept_ids))
+    ledger = Ledger(run.folder / BUDGET, _ledger_key(run, kept_ids))
     number = itertools.count(1)
     n_most = len(shapes) + len(shapes[0]) - 1
     with tracked("    candidates", "measured", n_most) as progress:
@@ -210,6 +211,7 @@ class Ledger:
         """Write down all candidates and the one that was chosen."""
         rows = [
             {
+                "shape": _name(c.shape),
                 **{k: v for k, v in asdict(c.shape).items() if v is not None},
                 "n_parameters": c.n_parameters,
                 **(asdict(c.cost) if c.cost else {}),
@@ -257,5 +259,4 @@ def _name(shape: StudentSpec) -> str:
 
 
 def _limits(budget: BudgetSection) -> str:
-    limits = ((budget.tpot_ms, "ms a token"), (budget.size_mb, "MB"))
-    return " and ".join(f"{limit:g} {unit}" for limit, unit in limits if limit is not None)
+    return limits_text(budget.tpot_ms, budget.size_mb)

@@ -17,11 +17,12 @@ from typing import Any
 from kdexport.bundle import open_bundle
 from kdexport.content.audiences import load_personal
 from kdexport.content.channels import load_channels
-from kdexport.data.pairs import read_pairs
+from kdexport.data.pairs import SPLITS, read_pairs
 from kdexport.data.tables import read_rows
 from kdexport.errors import InputError
-from kdexport.measuring.arms import arm_names, bench_bundles, settings_of
+from kdexport.measuring.arms import settings_of
 from kdexport.measuring.cards import write_cards, write_first_card
+from kdexport.measuring.side_by_side import bench_students, own_report
 from kdexport.pipeline.preflight import check_bench, check_training
 from kdexport.pipeline.run import Run, open_run, plan, run_stages
 from kdexport.pipeline.variants import variant_stages
@@ -29,9 +30,10 @@ from kdexport.recipe import Recipe
 from kdexport.system.console import say
 from kdexport.system.files import write_whole
 from kdexport.system.journal import fingerprint
-from kdexport.verdict.report import BenchReport
+from kdexport.verdict.page import render_html
+from kdexport.verdict.report import BenchReport, write_report
 
-MATRIX = "matrix.json"
+MATRIX, PAGE = "matrix.json", "matrix.html"
 TAKEN = ("teacher", "control")  # names of bundles beside a recipe's own
 
 
@@ -173,37 +175,62 @@ def _pair_ids(recipe: Recipe, row_ids: frozenset[str]) -> frozenset[str]:
 
 
 def _side_by_side(base: Run, column: str, members: Sequence[Member]) -> Matrix:
-    """One bench of the teacher and all students, taking turns; `matrix.json` keeps it."""
-    settings = settings_of(base.recipe.bench)
-    bundles = [member.run.quantized_bundle for member in members]
+    """One bench of the teacher and all students, taking turns; `matrix.json` keeps it.
+
+    Beside it a page of all, and in each student's folder its own report; in its bundle, its card.
+    """
+    bench = base.recipe.bench
+    runs = {member.value: member.run for member in members}
+    bundles = [run.quantized_bundle for run in runs.values()]
     if base.recipe.opens_teacher:
         bundles.insert(0, base.teacher_bundle)
     hashes = [open_bundle(bundle).manifest_sha256 for bundle in bundles]
-    key = fingerprint(column, [str(bundle) for bundle in bundles], hashes, settings.model_dump())
+    asked = [settings_of(bench).model_dump(), bench.n_samples, bench.n_copies]
+    key = fingerprint(column, [str(bundle) for bundle in bundles], hashes, asked)
     path = base.folder / MATRIX
     known = _known(path, key)
-    if known is not None:
+    if known is not None and (base.folder / PAGE).is_file():
         say("side by side: measured before")
         return known
-    report = bench_bundles(bundles, None, settings)
-    write_cards(report, dict(zip(arm_names(bundles), bundles, strict=True)))
-    for unmeasured in {member.run.student_bundle for member in members} - {*bundles}:
-        write_first_card(open_bundle(unmeasured))
+    pairs = {member.value: _n_pairs(member.run) for member in members}
+    report = bench_students(base, column, runs, pairs)
     arms = {arm.arm: arm for arm in report.arms}
-    rows = [_row(column, member, arms) for member in members]
+    rows = [_row(column, member, pairs[member.value], arms) for member in members]
+    for member in members:
+        own = own_report(report, member.value, member.run)
+        write_report(own, member.run.folder)
+        bundle = member.run.quantized_bundle
+        write_cards(own, {bundle.name: bundle})
+    _write_other_cards(base, report, members)
+    write_whole(base.folder / PAGE, [render_html(report, numbers=MATRIX)])
     content = {"key": key, "students": rows, "bench": report.model_dump(mode="json")}
     write_whole(path, [json.dumps(content, indent=1, ensure_ascii=False)])
     return Matrix(rows, report)
 
 
-def _row(column: str, member: Member, arms: Mapping[str, Any]) -> dict[str, Any]:
-    splits = Counter(pair.split for pair in read_pairs(member.run.pairs))
+def _write_other_cards(base: Run, report: BenchReport, members: Sequence[Member]) -> None:
+    """Of the teacher's bundle, which was measured, and of the float32 ones, which were not."""
+    bare = report.model_copy(update={"recipe": {}, "training": [], "data": {}, "matrix": None})
+    write_cards(bare, {base.teacher_bundle.name: base.teacher_bundle})
+    for run in (member.run for member in members):
+        if run.student_bundle != run.quantized_bundle:
+            write_first_card(open_bundle(run.student_bundle))
+
+
+def _n_pairs(run: Run) -> dict[str, int]:
+    splits = Counter(pair.split for pair in read_pairs(run.pairs))
+    return {split: splits[split] for split in SPLITS}
+
+
+def _row(
+    column: str, member: Member, pairs: Mapping[str, int], arms: Mapping[str, Any]
+) -> dict[str, Any]:
     arm = arms[member.run.quantized_bundle.name]
     return {
         column: member.value,
         "run": str(member.run.folder),
         "bundle": str(member.run.quantized_bundle),
-        "pairs": {split: splits[split] for split in ("train", "validation", "test")},
+        "pairs": dict(pairs),
         "kl_mean": arm.kl_mean,
         "top1": arm.top1,
         "perplexity": arm.perplexity,

@@ -30,6 +30,7 @@ from kdexport.recipe.sections import BenchSection
 from kdexport.system.console import say
 from kdexport.system.journal import fingerprint
 from kdexport.verdict.card import how_made
+from kdexport.verdict.choices import BUDGET, read_budget
 from kdexport.verdict.conditions import Condition
 from kdexport.verdict.report import INT8_TEACHER, training_points
 
@@ -84,7 +85,7 @@ def make_bundle(run: Run) -> None:
         licence=run.teacher.licence,
         recipe_fingerprint=fingerprint(run.recipe.model_dump(mode="json", exclude=ASIDE)),
         reference=run.known_reference,
-        origin=origin_of(run.folder),
+        origin=origin_of(run.folder, run.student_init.parent),
         gate=_gate_of(run, FP32_ARM),
     )
 
@@ -183,10 +184,17 @@ def export_checkpoint(
     return bundles
 
 
-def origin_of(folder: Path) -> dict[str, str]:
-    """How the student of a run's folder came to be, in words; nothing of another folder."""
+def origin_of(folder: Path, cut_in: Path | None = None) -> dict[str, str]:
+    """How the student of a run's folder came to be, in words; nothing of another folder.
+
+    ``cut_in``: the folder in which it was made before it was trained, where that is another.
+    """
     training, data = training_points(folder / METRICS), in_words(read_card(folder))
-    return how_made(_recipe_in(folder), training, data)
+    recipe = _recipe_in(folder)
+    student = recipe.get("student")
+    has_budget = isinstance(student, dict) and student.get("budget") is not None
+    budget = read_budget((cut_in or folder) / BUDGET) if has_budget else None
+    return how_made(recipe, training, data, budget)
 
 
 def _thresholds_in(path: Path) -> list[Condition]:

@@ -18,6 +18,7 @@ import jinja2
 import yaml
 
 from kdexport.verdict.cases import interval_text, markdown_cases
+from kdexport.verdict.choices import SizeBudget, SizeCandidate, limits_text
 from kdexport.verdict.measures import MEASURES, read_measure
 from kdexport.verdict.pass_rates import Group
 from kdexport.verdict.report import (
@@ -68,10 +69,18 @@ class Origin:
 
 
 def how_made(
-    recipe: Mapping[str, Any], training: Sequence[TrainPoint], data: Mapping[str, str]
+    recipe: Mapping[str, Any],
+    training: Sequence[TrainPoint],
+    data: Mapping[str, str],
+    budget: SizeBudget | None = None,
 ) -> dict[str, str]:
-    """How a student came to be, a fact a row: from its recipe, training log and data card."""
+    """How a student came to be, a fact a row: from its recipe, training log and data card.
+
+    ``budget``: that its sizes were chosen within.
+    """
     told = {name: _words(recipe.get(part), names) for name, part, names in TOLD_OF_RECIPE}
+    if budget is not None and budget.chosen is not None:
+        told["sizes chosen"] = _sizes(budget, budget.chosen)
     if training:
         last = training[-1]
         told["training took"] = (
@@ -102,7 +111,7 @@ def model_card(
         scheme=origin.scheme,
         teacher=origin.teacher,
         is_student=bool(made),
-        facts=[(name, _in_cell(words)) for name, words in _facts(origin, made).items()],
+        facts=[(name, _in_cell(words)) for name, words in _facts(origin, made, report).items()],
         licence=origin.licence,
         found=None if report is None or arm is None else _found(report, arm),
     )
@@ -171,17 +180,21 @@ def _made(origin: Origin, report: BenchReport | None, arm: ArmResult | None) -> 
     """How a student came to be, as its bundle tells it, or else its run's report."""
     if origin.facts or report is None or arm is None or arm.arm == INT8_TEACHER:
         return origin.facts
-    return how_made(report.recipe, report.training, report.data)
+    return how_made(report.recipe, report.training, report.data, report.budget)
 
 
-def _facts(origin: Origin, made: Mapping[str, str]) -> dict[str, str]:
+def _facts(origin: Origin, made: Mapping[str, str], report: BenchReport | None) -> dict[str, str]:
     """A fact a row."""
     told = {
         "teacher": origin.teacher or "unknown",
         "model": f"{origin.n_parameters / 1e6:.1f} M parameters, {origin.n_layers} layers, "
         f"vocabulary of {origin.vocab_size:,}, texts up to {origin.max_length:,} tokens",
-        **made,
     }
+    if report is not None and report.matrix is not None and len(report.matrix.students) == 1:
+        (own,) = report.matrix.students
+        n_train = f"{own.pairs.get('train', 0):,} training pairs"
+        told["student for"] = f"{report.matrix.column} {own.value}: {n_train}"
+    told |= made
     if origin.parity_kl is not None:
         beside = "the model in PyTorch" if origin.scheme == "fp32" else "its float32 bundle"
         told["checked when exported"] = (
@@ -192,6 +205,18 @@ def _facts(origin: Origin, made: Mapping[str, str]) -> dict[str, str]:
 
 def _in_cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
+
+
+def _sizes(budget: SizeBudget, chosen: SizeCandidate) -> str:
+    """Which sizes a budget led to, and by what."""
+    limits = limits_text(budget.tpot_ms, budget.size_mb)
+    costs = ((chosen.tpot_ms, "ms a token"), (chosen.size_mb, "MB"))
+    told = " and ".join(f"{cost:.3g} {unit}" for cost, unit in costs if cost is not None)
+    measured = f" ({told} with random weights)" if told else ""
+    return (
+        f"{chosen.shape}{measured}: most parameters that compute of {len(budget.candidates)} "
+        f"candidates within {limits}"
+    )
 
 
 def _passing(group: Group) -> dict[str, str]:

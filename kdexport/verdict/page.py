@@ -58,8 +58,11 @@ class Curve:
     is_noisy: bool = False
 
 
-def render_html(report: BenchReport) -> str:
-    """The whole page as text; whatever the report holds is escaped."""
+def render_html(report: BenchReport, numbers: str = "bench.json") -> str:
+    """The whole page as text; whatever the report holds is escaped.
+
+    ``numbers``: the file beside the page that has them.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -69,6 +72,7 @@ def render_html(report: BenchReport) -> str:
     )
     return environment.get_template(TEMPLATE).render(
         report=report,
+        numbers=numbers,
         summary=summary(report),
         cards=cards(report),
         columns=COLUMNS,

@@ -1,4 +1,5 @@
-"""The small tables: times in detail and in other cases, quality by token, cost of stages, copy.
+"""The small tables: a matrix's students, times in detail and in other cases, quality by token, cost
+of stages, copy, and sizes within a budget.
 
 Each for the terminal and the page. Knows which numbers stand where; measures nothing.
 """
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from kdexport.verdict.bootstrap import COVERED, Interval
 from kdexport.verdict.cases import CASE_COLUMNS, TIME_COLUMNS, case_rows, time_cells
+from kdexport.verdict.choices import limits_text
 from kdexport.verdict.pass_rates import LEAST_PASSED, Group
 from kdexport.verdict.report import ARM_LABELS, REFERENCE_ARM, BenchReport
 from kdexport.verdict.scores import CopyScores, Evaluation, StageLoss, TokenQuality
@@ -42,8 +44,8 @@ class Grid:
 
 def grids(report: BenchReport) -> list[Grid]:
     """The tables that the report has numbers for."""
-    found = [_times(report), *_cases(report)]
-    found += [_tokens(report), _losses(report), _copies(report), _passing(report)]
+    found = [_students(report), _times(report), *_cases(report), _tokens(report)]
+    found += [_losses(report), _copies(report), _passing(report), _sizes(report)]
     return [grid for grid in found if grid is not None]
 
 
@@ -100,6 +102,35 @@ def loss_label(loss: StageLoss) -> str:
 _LATER = ("student-fp32", "student-int8")  # which no stage makes of the teacher
 
 
+def _students(report: BenchReport) -> Grid | None:
+    """The students of a matrix by their values."""
+    if report.matrix is None:
+        return None
+    rows = []
+    for student in report.matrix.students:
+        arm = report.arm(student.arm)
+        if arm is None:
+            continue
+        counts = tuple(f"{student.pairs.get(split, 0):,}" for split in ("train", "test"))
+        quality = (
+            (arm.kl_mean, 1, 3),
+            (arm.top1, 100, 1),
+            (arm.perplexity, 1, 2),
+            (arm.size_mb, 1, 1),
+            (arm.decode_mean_tok_s, 1, 1),
+        )
+        cells = (MISSING if x is None else fixed(scale * x, n) for x, scale, n in quality)
+        rows.append(Row(arm.arm, student.value, (*counts, *cells)))
+    headers = (
+        *("train pairs", "test pairs", "KL nats", "top-1 %", "perplexity", "MB", "decode tok/s"),
+    )
+    notes = (
+        "Each student learnt from the rows of its value and from those that name none, and is "
+        "measured on test rows of the same kind: other texts for each.",
+    )
+    return Grid(f"A student for each {report.matrix.column}", headers, tuple(rows), notes)
+
+
 def _times(report: BenchReport) -> Grid | None:
     rows = tuple(
         Row(arm.arm, arm.label, tuple(cell or MISSING for cell in time_cells(report, arm)))
@@ -109,6 +140,27 @@ def _times(report: BenchReport) -> Grid | None:
         "Prefill: tokens of the prompt over the time to first token. Steady RSS: after the runs.",
     )
     return Grid("Time and memory in detail", TIME_COLUMNS, rows, notes) if rows else None
+
+
+def _sizes(report: BenchReport) -> Grid | None:
+    """The candidates within a budget; the chosen one is the report's own arm."""
+    budget = report.budget
+    if budget is None:
+        return None
+    rows = []
+    for one in budget.candidates:
+        numbers = ((one.n_parameters / 1e6, 1), (one.tpot_ms, 2), (one.size_mb, 1))
+        cells = [MISSING if x is None else fixed(x, decimals) for x, decimals in numbers]
+        verdict = {None: "", True: "fits", False: "too much"}[one.fits]
+        own = report.hero.arm if one.chosen and report.hero else ""
+        row = Row(own, one.shape, (*cells, "chosen" if one.chosen else verdict))
+        rows.append(row)
+    notes = (
+        "Sizes that the student could have had, exported with random weights and timed before it "
+        "was made; as few as tell what fits. Chosen: most parameters besides embeddings and head.",
+    )
+    title = f"Sizes within {limits_text(budget.tpot_ms, budget.size_mb)}"
+    return Grid(title, ("M parameters", "ms a token", "MB", ""), tuple(rows), notes)
 
 
 def _cases(report: BenchReport) -> list[Grid]:

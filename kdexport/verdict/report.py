@@ -25,6 +25,7 @@ from kdexport.errors import InputError
 from kdexport.system.files import write_whole
 from kdexport.system.machine import Machine, machine_facts
 from kdexport.system.metrics import read_curve
+from kdexport.verdict.choices import Matrix, SizeBudget
 from kdexport.verdict.scores import CopyScores, Measured, Record, StageLoss, TokenQuality
 from kdexport.verdict.timing import Case, Timed, Timing, percentile
 
@@ -152,6 +153,8 @@ class BenchReport(Record):
     data: dict[str, str] = Field(default={}, description="what was learnt from, and dropped")
     recipe: dict[str, JsonValue] = Field(default={})
     stages: dict[str, FiniteFloat] = Field(default={}, description="stage -> seconds")
+    budget: SizeBudget | None = Field(default=None, description="that the student's sizes kept to")
+    matrix: Matrix | None = Field(default=None, description="whose students the arms are")
 
     @model_validator(mode="after")
     def _arms_differ(self) -> BenchReport:
@@ -175,7 +178,12 @@ class BenchReport(Record):
 
     @property
     def hero(self) -> ArmResult | None:
-        """The arm that the report is about: the most finished student, else the last arm."""
+        """The arm that the report is about: the most finished student, else the last arm.
+
+        None where it is about several students.
+        """
+        if self.matrix is not None and len(self.matrix.students) > 1:
+            return None
         ordered = self.ordered_arms
         students = [arm for arm in ordered if arm.arm.startswith("student")]
         return students[-1] if students else ordered[-1] if ordered else None
@@ -235,7 +243,7 @@ def summary(report: BenchReport, of: ArmResult | None = None) -> str:
     """One sentence of plain text about an arm, by default the one that the report is about."""
     hero, baseline = of or report.hero, report.baseline_arm
     if hero is None:
-        return "No arm was measured."
+        return _of_students(report, report.matrix) if report.matrix else "No arm was measured."
     parts = [f"The {_NOUNS.get(hero.arm, hero.arm)} is {short(hero.size_mb)} MB"]
     speed = hero.decode_mean_tok_s
     shrinkage, speed_up = report.shrinkage(hero), report.speed_up(hero)
@@ -255,6 +263,20 @@ def summary(report: BenchReport, of: ArmResult | None = None) -> str:
         if hero.n_quality_tokens:
             parts.append(f" over {hero.n_quality_tokens:,} tokens of {quality_texts(report)}")
     return "".join(parts) + "."
+
+
+def _of_students(report: BenchReport, matrix: Matrix) -> str:
+    """The same of a report on several students."""
+    told = f"{len(matrix.students)} students of one teacher, one for each {matrix.column}"
+    arms = ((student.value, report.arm(student.arm)) for student in matrix.students)
+    known = [(arm.kl_mean, value) for value, arm in arms if arm and arm.kl_mean is not None]
+    if known:
+        (least, near), (most, far) = min(known), max(known)
+        told += (
+            f"; KL to the teacher from {least:.3f} ({near}) to {most:.3f} ({far}) nats per token"
+        )
+        told += f", each over {quality_texts(report)} of its own"
+    return f"{told}."
 
 
 def quality_texts(report: BenchReport) -> str:

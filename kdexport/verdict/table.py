@@ -171,7 +171,10 @@ def laid_out(
 
 
 def render_samples(report: BenchReport) -> Table:
-    """What teacher and student wrote for the sample briefs, one under the other."""
+    """What teacher and student wrote for the sample briefs, one under the other.
+
+    Of several students, those who wrote.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -179,11 +182,14 @@ def render_samples(report: BenchReport) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     shown = [arm for arm in (report.baseline_arm, report.hero) if arm is not None]
+    if report.hero is None:
+        shown = report.ordered_arms
     for sample in report.samples[:N_SAMPLES]:
         table.add_row(Text("brief", style="dim"), Text(sample.prompt, style="dim"))
         for arm in shown:
             style = "bold" if arm is report.hero else ""
-            table.add_row(arm.label, Text(sample.copies.get(arm.arm, MISSING), style=style))
+            if report.hero is not None or arm.arm in sample.copies:
+                table.add_row(arm.label, Text(sample.copies.get(arm.arm, MISSING), style=style))
         table.add_row("", "")
     return table
 

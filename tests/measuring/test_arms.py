@@ -202,14 +202,6 @@ def test_other_cases_are_measured_beside_the_reports_own(bundle: Bundle, model: 
     assert report.command[1:] == sys.argv[1:]
 
 
-@pytest.mark.parametrize("program", ["/usr/bin/kdexport", "/x/kdexport/__main__.py"])
-def test_the_command_is_told_as_it_can_be_called_again(
-    monkeypatch: pytest.MonkeyPatch, program: str
-) -> None:
-    monkeypatch.setattr(sys, "argv", [program, "bench", "x"])
-    assert arms._command() == ["kdexport", "bench", "x"]
-
-
 def test_copy_for_briefs_is_scored_beside_the_teacher_s(
     bundle: Bundle, model: Path, tmp_path: Path
 ) -> None:

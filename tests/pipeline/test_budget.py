@@ -8,11 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdexport.errors import InputError
+from kdexport.measuring.circumstances import budget_of
 from kdexport.pipeline import budget as budgets
 from kdexport.pipeline.budget import Candidate, Cost, excess, fits, measured, most_capable, table
 from kdexport.pipeline.cutting import make_student
-from kdexport.pipeline.run import Run
+from kdexport.pipeline.run import RECIPE, Run
+from kdexport.pipeline.stages import origin_of
 from kdexport.recipe.student import BudgetSection
+from kdexport.system.files import write_whole
 from kdexport.train.model import load_config
 from kdexport.train.sizes import StudentSpec
 
@@ -121,6 +124,14 @@ def test_what_was_measured_is_not_measured_again(
     assert asked == [5, 4, 2, 5, 4]  # of another scheme
     found = json.loads((run.folder / "budget.json").read_text())
     assert [row["n_layers"] for row in found["candidates"] if row["chosen"]] == [4]
+    told = budget_of(run)
+    assert told is not None and (told.size_mb, told.tpot_ms) == (4.5, None)
+    assert told.chosen is not None and told.chosen.shape == "4 layers, 96 channels"
+    costs = [(one.size_mb, one.fits) for one in told.candidates]
+    assert costs == [(None, None), (4.0, True), (5.0, False)]
+    write_whole(run.folder / RECIPE, [run.recipe.model_dump_json(by_alias=True)])
+    assert origin_of(run.folder)["sizes chosen"].startswith("4 layers, 96 channels (1 ms a token")
+    assert budget_of(open_run(*sets)) is None  # whose sizes are named
 
 
 @pytest.mark.parametrize("init", ["scratch", "projected"])

@@ -12,6 +12,7 @@ from kdexport.data.pairs import load_pairs
 from kdexport.errors import InputError
 from kdexport.pipeline.matrix import parse_matrix, rows_by_value, run_matrix
 from kdexport.recipe import Recipe, load_recipe
+from kdexport.verdict.report import load_report, summary
 from tests.models import make_llama
 
 RECIPE = """\
@@ -20,7 +21,7 @@ teacher: {source: teacher}
 data: {pairs: pairs.jsonl}
 student: {n_layers: 2, vocab_size: 300}
 train: {lambda: 4, lr: 3e-3, batch_size: 4, max_steps: 4}
-bench: {prompt_tokens: 12, new_tokens: 4, n_runs: 1, n_samples: 0, n_threads: 1}
+bench: {prompt_tokens: 12, new_tokens: 4, n_runs: 1, n_samples: 1, n_copies: 1, n_threads: 1}
 """
 SPLITS = ["train"] * 8 + ["validation"] * 2 + ["test"] * 2
 
@@ -83,10 +84,31 @@ def test_a_student_for_each_value_from_one_teacher(
         assert "distilled with" in card and ("Not measured yet." in card) == (name[-4:] != "int8")
     kept = json.loads((run / "matrix.json").read_text())
     assert kept["students"] == found.rows
+    # Each writes for texts of its own, the teacher for those of all.
+    test = {"fashion": {"r10", "r11"}, "travel": {"r10", "r11"}}
+    wrote = {name: set(arm.samples) for name, arm in arms.items()}
+    assert all(wrote[f"tiny-{value}-int8"] <= test[value] for value in test)
+    teacher_s = wrote.pop("tiny-teacher-int8")
+    assert teacher_s == set.union(*wrote.values()) != set()
+    page = (run / "matrix.html").read_text("utf-8")
+    assert "2 students of one teacher, one for each segment; KL to the teacher from" in page
+    assert "A student for each segment" in page and "The numbers are in matrix.json" in page
+    assert load_report(run / "segment=travel").samples
+    for value in ("fashion", "travel"):
+        own, name = load_report(run / f"segment={value}"), f"tiny-{value}-int8"
+        assert own.hero is not None and own.hero.arm == name
+        assert [arm.arm for arm in own.arms] == ["tiny-teacher-int8", name]
+        assert {*own.samples[0].copies} == {"tiny-teacher-int8", name}
+        assert [point.step for point in own.training] == [1, 2, 3, 4]
+        assert own.recipe["name"] == f"tiny-{value}" and "distill" in own.stages
+        card = (folder / "exported" / name / "README.md").read_text("utf-8")
+        assert f"| student for | segment {value}: 6 training pairs |" in card
+        assert summary(own) in card
     capsys.readouterr()
     again = CliRunner().invoke(cli, ["run", "recipe.yaml", "--matrix", "segment=fashion,travel"])
     assert again.exit_code == 0, again.output
     assert "2 students" in again.output and "tiny-travel-int8" in again.output
+    assert "Report:  runs/tiny/matrix.html" in again.output
     assert "measured before" in again.output
     assert again.output.count("done before") == 3 + 2 * 4
 
