@@ -221,6 +221,10 @@ class Reading:
     hidden: torch.Tensor | None
     logits: torch.Tensor | None
 
+    def rows(self, rows: slice) -> "Reading":
+        """That of some of the positions."""
+        return Reading(*(None if x is None else x[rows] for x in (self.hidden, self.logits)))
+
     def to_logits(self, model: Any, kept_ids: torch.Tensor | None = None) -> torch.Tensor:
         """Logits [N, V]; with ``kept_ids``, int64 [V], of these tokens only."""
         if self.hidden is not None:

@@ -11,9 +11,9 @@ import torch
 
 from kdexport.train.data import Batch, Encoded, ordered_batches
 from kdexport.train.memory import Memory
-from kdexport.train.model import read_batch, written
+from kdexport.train.model import Reading, read_batch, written
 from kdexport.train.targets import TargetRows, Targets, runs
-from kdexport.train.teacher import TargetFn, live_targets, top_k_targets
+from kdexport.train.teacher import TargetFn, as_ids, told_by_reading, top_k_targets
 
 FORMAT = 2  # that of kdexport.runtime.quality, which this does not know
 
@@ -53,13 +53,16 @@ def write_reference(
     ``writes``: False in a process that only helps to ask. ``in_step``: all processes ask equally
     often.
     """
-    ask_whole = live_targets(teacher, kept_ids, 1.0)
-    mass_of = _kept_mass(teacher, kept_ids)
+    ids = as_ids(kept_ids)
+    n_top, whole_of = min(top_k, vocab_size - 1), told_by_reading(teacher, ids, 1.0)
 
+    @torch.no_grad()
     def tell(batch: Batch) -> Told:
-        whole = ask_whole(batch)
-        few = top_k_targets(_always(whole), min(top_k, vocab_size - 1), n_drawn)
-        return Told(few(batch).rows(slice(None)), _target_logprobs(whole, batch), mass_of(batch))
+        reading = read_batch(teacher, batch.renamed(ids))
+        whole = whole_of(reading)
+        few = top_k_targets(_always(whole), n_top, n_drawn)
+        mass = _kept_mass(reading, batch.n_targets, teacher, ids)
+        return Told(few(batch).rows(slice(None)), _target_logprobs(whole, batch), mass)
 
     kept = range(vocab_size) if kept_ids is None else kept_ids
     at_least = batch_size if in_step else 1
@@ -157,16 +160,14 @@ def _target_logprobs(whole: TargetRows, batch: Batch) -> np.ndarray:
     return np.asarray(torch.cat(parts).float().cpu().numpy())
 
 
-def _kept_mass(teacher: Any, kept_ids: Sequence[int] | None) -> Any:
-    """The share of the teacher's probability that falls on the student's vocabulary."""
-
-    @torch.no_grad()
-    def mass(batch: Any) -> np.ndarray:
-        if kept_ids is None:
-            return np.ones(batch.n_targets, dtype=np.float32)
-        kept = torch.as_tensor(kept_ids)
-        logits = read_batch(teacher, batch.renamed(kept)).to_logits(teacher).float()
-        share = torch.logsumexp(logits[:, kept], -1) - torch.logsumexp(logits, -1)
-        return share.exp().cpu().numpy().astype(np.float32)
-
-    return mass
+def _kept_mass(
+    reading: Reading, n_targets: int, teacher: Any, ids: torch.Tensor | None
+) -> np.ndarray:
+    """The share of the teacher's probability that the student's tokens have, float32 [M]."""
+    if ids is None:
+        return np.ones(n_targets, dtype=np.float32)
+    shares = []
+    for rows in runs(n_targets, int(teacher.config.vocab_size)):
+        logits = reading.rows(rows).to_logits(teacher).float()
+        shares.append(torch.logsumexp(logits[:, ids], -1) - torch.logsumexp(logits, -1))
+    return torch.cat(shares).exp().cpu().numpy().astype(np.float32)

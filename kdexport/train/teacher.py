@@ -12,7 +12,7 @@ import torch
 
 from kdexport.errors import InputError
 from kdexport.train.data import Batch
-from kdexport.train.model import head_is_plain, head_of, low_precision, read_batch
+from kdexport.train.model import Reading, head_is_plain, head_of, low_precision, read_batch
 from kdexport.train.targets import LOWEST, HeadTargets, TargetRows, Targets, joined, runs
 
 TargetFn = Callable[[Batch], TargetRows]
@@ -31,20 +31,33 @@ def live_targets(
     over the student's vocabulary. ``precision``: of the products before its head.
     """
     kept = as_ids(kept_ids)
-    with torch.no_grad():
-        weight, bias = head_of(teacher, kept) if head_is_plain(teacher) else (None, None)
+    told = told_by_reading(teacher, kept, temperature)
 
     @torch.no_grad()
     def ask(batch: Batch) -> TargetRows:
         with low_precision(teacher, precision):
             reading = read_batch(teacher, batch.renamed(kept))
+        return told(reading)
+
+    return ask
+
+
+def told_by_reading(
+    teacher: Any, kept: torch.Tensor | None, temperature: float
+) -> Callable[[Reading], TargetRows]:
+    """What a teacher's reading of a batch says, over the tokens of ``kept``: int64 [V], or all."""
+    with torch.no_grad():
+        weight, bias = head_of(teacher, kept) if head_is_plain(teacher) else (None, None)
+
+    @torch.no_grad()
+    def told(reading: Reading) -> TargetRows:
         if reading.hidden is None:
             logits = reading.to_logits(teacher, kept).float()
             return Targets(torch.log_softmax(logits / temperature, dim=-1))
         assert weight is not None
         return HeadTargets(reading.hidden, weight, bias, temperature)
 
-    return ask
+    return told
 
 
 def top_k_targets(ask: TargetFn, top_k: int, n_drawn: int = 0) -> TargetFn:

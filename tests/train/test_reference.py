@@ -12,12 +12,14 @@ from kdexport.errors import InputError
 from kdexport.export.bundles import export_bundle
 from kdexport.runtime.quality import FORMAT, load_reference, measure_quality
 from kdexport.runtime.session import open_session
+from kdexport.train import targets as targets_module
 from kdexport.train.data import Encoded
 from kdexport.train.model import load_model, save_model
 from kdexport.train.reference import write_reference
 from kdexport.train.sizes import StudentSpec
 from kdexport.train.student import Origin, prune
 from tests.train.shortage import reads_at_most
+from tests.train.test_objective import Largest
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +112,33 @@ def test_targets_are_told_over_the_student_s_vocabulary(
     labels = torch.from_numpy(reference.ids[reference.target].astype(np.int64))
     expected = direct(teacher, texts, torch.tensor(kept)).gather(1, labels[:, None])[:, 0]
     np.testing.assert_allclose(reference.target_logprobs, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_a_text_is_read_once_and_its_logits_exist_a_chunk_at_a_time(
+    teacher: Any,
+    examples: list[Encoded],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_plain: bool,
+) -> None:
+    """The share of the kept tokens needs the logits of all; only a plain head gives some alone."""
+    kept = list(range(0, 320, 2))
+    halved = [Encoded(e.example_id, e.ids // 2, 3, 3) for e in examples]
+    write(tmp_path / "whole.npz", teacher, halved, kept)
+    monkeypatch.setattr(targets_module, "CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(targets_module, "LEAST_ROWS", 70)  # more than a head has
+    monkeypatch.setattr(teacher, "_kdexport_plain_head", is_plain)
+    reads: list[int] = []
+    hook = teacher.base_model.register_forward_hook(lambda *_: reads.append(1))
+    with Largest(320) as largest:
+        write(tmp_path / "chunks.npz", teacher, halved, kept)
+    hook.remove()
+    assert len(reads) == 3  # 24 texts by 8
+    assert (largest.n_rows == 70) == is_plain
+    one, other = (np.load(tmp_path / name) for name in ("whole.npz", "chunks.npz"))
+    np.testing.assert_allclose(other["kept_mass"], one["kept_mass"], rtol=1e-5)
+    assert one["kept_mass"].min() < 0.1 and one["kept_mass"].max() > 0.9
 
 
 def test_references_of_other_formats(teacher: Any, examples: list[Encoded], tmp_path: Path) -> None:
