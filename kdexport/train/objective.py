@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812
 
 from kdexport.train.data import Batch
@@ -144,6 +145,8 @@ def summed_over_rows(
         assert reading.logits is not None
         return of_rows(reading.logits.float(), slice(0, len(reading.logits)))
     weight, bias = head_of(student)
+    if not torch.is_grad_enabled():  # a Function is not told so
+        weight, bias = weight.detach(), None if bias is None else bias.detach()
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     summed: tuple[torch.Tensor, torch.Tensor] = _Chunked.apply(  # type: ignore[no-untyped-call]
         reading.hidden, weight, bias, of_rows, dtype, chunk_rows
@@ -200,9 +203,11 @@ class _Chunked(torch.autograd.Function):
         return total, parts
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *outputs: Any) -> Any:
+        # In place: of a large vocabulary's head a second copy is a good part of all memory.
         scaled = [
-            None if grad is None else (grad * outputs[0]).to(dtype)
+            None if grad is None else grad.mul_(outputs[0]).to(dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return (*scaled, None, None, None)

@@ -189,6 +189,21 @@ def compose(outer: Any, inner: Any) -> Any:
     return lambda given: outer(inner(given))
 
 
+def test_judging_takes_no_gradient(
+    student: Any, examples: list[Encoded], llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the head either, although it could be trained: its gradient is as large as it is."""
+    batch = collate(examples[:6])
+    asked = live_targets(load_model(llama), None, 1.0)(batch)
+    trained = batch_loss(student, batch, asked, Objective(), 0.5).loss
+    monkeypatch.setattr(torch.autograd, "grad", None)
+    with torch.no_grad():
+        judged = batch_loss(student, batch, asked, Objective(), 0.5).loss
+    torch.testing.assert_close(judged, trained.detach())
+    with pytest.raises(TypeError):
+        batch_loss(student, batch, asked, Objective(), 0.5)  # so it would be seen
+
+
 def test_runs_cover_every_row_once() -> None:
     for n in (0, 1, 31, 32, 33, 1000):
         for n_at_once in (None, 1, 5, 1000):
