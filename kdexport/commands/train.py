@@ -214,7 +214,8 @@ def import_targets(
     kdexport import-targets RECIPE --texts texts.jsonl     what the teacher is to be asked
     kdexport import-targets RECIPE targets.jsonl           what it said; one file or several
 
-    A recipe with targets: imported trains on them. FILES are JSONL, as docs/recipes.md tells.
+    A recipe with targets: imported trains on them. FILES are JSONL or safetensors; docs/recipes.md
+    tells their form.
     """
     from kdexport.pipeline import importing
 

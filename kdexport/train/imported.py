@@ -1,6 +1,6 @@
-"""Targets that another program computed: read from JSONL, checked, and made columns of a cache.
+"""Targets that another program computed: checked, and made columns of a cache.
 
-Knows a file's lines and examples; no model. A line is one text: ``id``; ``ids``, its tokens as the
+Knows rows of files and examples; no model. A row is one text: ``id``; ``ids``, its tokens as the
 teacher numbers them; ``first``, the index of the first token whose distribution is given; for each
 token from there on, ``top_ids`` and ``top_logprobs``, the likeliest tokens at temperature 1.
 """
@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdexport.data.jsonl import read_jsonl
 from kdexport.errors import InputError
 from kdexport.train.cache import Columns
 from kdexport.train.columns import id_type
 from kdexport.train.data import Encoded
+from kdexport.train.target_files import rows_of
 from kdexport.train.targets import LOWEST, NO_TOKEN
 
 TOO_MUCH = 1e-3  # of a log-probability over 0, or of a sum over 1: what rounding may leave
@@ -58,7 +58,7 @@ def read_targets(
 
     Of the tokens given, the ``top_k`` likeliest that the student has; where there are fewer, the
     rest of a row is empty. The teacher's distribution is renormalised without the tokens given that
-    the student lacks. Lines of other texts are passed over. Raises InputError that names the line;
+    the student lacks. Rows of other texts are passed over. Raises InputError that names the row;
     at the end, for examples that are in none of the files; ``needed``: the ids of those that must
     be, None for all.
     """
@@ -66,8 +66,7 @@ def read_targets(
     own = names.student()
     seen: dict[str, str] = {}
     for path in files:
-        for number, row in read_jsonl(path):
-            where = f"{path}:{number}"
+        for where, row in rows_of(path):
             name = str(row.get("id"))
             if name not in wanted:
                 continue

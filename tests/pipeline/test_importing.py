@@ -1,11 +1,16 @@
 """A teacher that is elsewhere: a run with its targets, and without its weights."""
 
 import json
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from kdexport.errors import InputError
 from kdexport.pipeline.importing import import_targets, write_texts
@@ -18,6 +23,7 @@ from kdexport.train.model import load_model
 from tests.models import CORPUS, make_llama
 from tests.pipeline.test_service import answered
 
+DOCS = Path(__file__).parents[2] / "docs"
 RECIPE = """\
 name: far
 teacher: {source: teacher}
@@ -91,3 +97,55 @@ def test_what_needs_the_weights_says_so(
     import_targets(recipe(), [file])
     with pytest.raises(InputError, match="to be asked of held-out texts, and its weights are not"):
         run_stages(opened(recipe()))
+
+
+class StandIn:
+    """As much of vLLM as the documents' script asks for: the likeliest, and a text's own token."""
+
+    def __init__(self, model: Any, most: int) -> None:
+        self.model, self.most = model, most
+
+    @torch.no_grad()
+    def generate(self, prompts: Any, ask: Any) -> list[Any]:
+        assert (ask["max_tokens"], ask["prompt_logprobs"]) == (1, self.most)
+        return [SimpleNamespace(prompt_logprobs=self._told(p["prompt_token_ids"])) for p in prompts]
+
+    def _told(self, ids: list[int]) -> list[Any]:
+        logprobs = torch.log_softmax(self.model(torch.tensor([ids])).logits[0], -1)
+        rows: list[Any] = [None]
+        for token, row in zip(ids[1:], logprobs[:-1], strict=True):
+            named = {token, *row.topk(self.most).indices.tolist()}
+            rows.append({i: SimpleNamespace(logprob=float(row[i])) for i in named})
+        return rows
+
+
+def test_the_script_for_vllm_writes_what_is_imported(
+    far: tuple[Any, Callable[..., Recipe]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With every token that the teacher has, the same as of JSONL; a few texts a file."""
+    teacher, recipe = far
+    n_tokens = int(teacher.config.vocab_size)
+    found = re.search(
+        r"```python\n(import json, sys, torch\n.*?)```",
+        (DOCS / "recipes.md").read_text("utf-8"),
+        re.DOTALL,
+    )
+    assert found
+    script = found[1].replace("K, AT_ONCE = 64, 10_000", f"K, AT_ONCE = {n_tokens}, 6")
+    vllm: Any = ModuleType("vllm")
+    vllm.LLM = lambda path, max_logprobs: StandIn(teacher, max_logprobs)
+    vllm.SamplingParams = dict
+    inputs: Any = ModuleType("vllm.inputs")
+    inputs.TokensPrompt = dict
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    monkeypatch.setitem(sys.modules, "vllm.inputs", inputs)
+    monkeypatch.setattr(sys, "argv", ["script", "teacher"])
+    write_texts(recipe(), tmp_path / "texts.jsonl")
+    exec(compile(script, "docs/recipes.md", "exec"), {})
+    files = sorted(tmp_path.glob("targets-*.safetensors"))
+    assert [file.name for file in files] == [f"targets-{n:09d}.safetensors" for n in (0, 6, 12)]
+    one = load_file(import_targets(recipe(), files) / "00000.safetensors")
+    lines = answered(tmp_path / "texts.jsonl", teacher)
+    other = load_file(import_targets(recipe(), [lines]) / "00000.safetensors")
+    assert one.keys() == other.keys() == {"ids", "logprobs", "tail"}
+    assert all(torch.equal(one[name], other[name]) for name in one)

@@ -1,15 +1,19 @@
 """Targets from a file are those that were written, or one line says what is wrong with them."""
 
+import contextlib
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from kdexport.errors import InputError
+from kdexport.train import target_files
 from kdexport.train.cache import Columns
 from kdexport.train.columns import read_top_k
 from kdexport.train.data import Encoded
@@ -166,3 +170,95 @@ def test_what_is_wrong_is_named(tmp_path: Path, line: dict[str, Any], message: s
 def test_a_text_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r":2: the text 'a' was in .*:1 already"):
         read(tmp_path, LINE, LINE)
+
+
+TENSORS = {
+    "tokens": torch.tensor(LINE["ids"]),
+    "ids": torch.tensor(LINE["top_ids"], dtype=torch.int32),
+    "logprobs": torch.tensor(LINE["top_logprobs"]),
+}
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], examples: Any) -> Path:
+    """Of two texts: another one, of the same tokens, before ours."""
+    twice = {name: torch.cat([values, values]) for name, values in tensors.items()}
+    save_file(twice, path, {"examples": json.dumps(examples)})
+    return path
+
+
+EXAMPLES = [["another", 4, 2], ["a", 4, 2]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_tensors_say_what_lines_do(tmp_path: Path, dtype: torch.dtype) -> None:
+    tensors = TENSORS | {"logprobs": TENSORS["logprobs"].to(dtype)}
+    path = write_tensors(tmp_path / "targets.safetensors", tensors, EXAMPLES)
+    ((examples, found),) = read_targets([path], [TEXT], SAME, 2)
+    lines = read(tmp_path, changed(top_logprobs=tensors["logprobs"].double().tolist()))
+    assert examples == [TEXT] and found.keys() == lines.keys()
+    assert all(torch.equal(found[name], lines[name]) for name in found)
+
+
+def test_one_text_of_a_file_is_in_memory_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_tensors(tmp_path / "targets.safetensors", TENSORS, EXAMPLES)
+    opened, sizes = target_files.safe_open, []
+
+    class Watched:
+        def __init__(self, column: Any) -> None:
+            self.column = column
+
+        def __getitem__(self, rows: slice) -> Any:
+            sizes.append(len(self.column[rows]))
+            return self.column[rows]
+
+        def get_shape(self) -> Any:
+            return self.column.get_shape()
+
+    @contextlib.contextmanager
+    def watched(*given: Any, **more: Any) -> Any:
+        with opened(*given, **more) as file:
+            proxy = SimpleNamespace(keys=file.keys, metadata=file.metadata)
+            proxy.get_slice = lambda name: Watched(file.get_slice(name))
+            yield proxy
+
+    monkeypatch.setattr(target_files, "safe_open", watched)
+    assert len(list(target_files.rows_of(path))) == 2
+    assert sizes == [4, 2, 2] * 2
+
+
+@pytest.mark.parametrize(
+    ("tensors", "examples", "message"),
+    [
+        ({"ids": TENSORS["ids"]}, EXAMPLES, "has no tokens, no logprobs"),
+        (TENSORS, None, "examples, in its metadata, has to be JSON"),
+        (TENSORS, [], "examples, in its metadata"),
+        (TENSORS, [["a", 4]], "examples, in its metadata"),
+        (TENSORS, [["another", 4, 2], ["a", 4, 0]], "examples, in its metadata"),
+        (
+            TENSORS,
+            EXAMPLES[:1],
+            "has 8 tokens and 4 rows of ids, 4 of logprobs; examples tells",
+        ),
+        (TENSORS | {"ids": TENSORS["ids"][:1]}, EXAMPLES, "2 rows of ids, 4 of logprobs"),
+        (TENSORS | {"tokens": torch.tensor([4, 7, 8, 2])}, EXAMPLES, "text 'a': ids: token 2 is 8"),
+        (TENSORS | {"ids": TENSORS["ids"] + 30}, EXAMPLES, "text 'a', token 2: top_ids: the teach"),
+        (TENSORS | {"ids": TENSORS["ids"].float()}, EXAMPLES, "text 'a', token 2: top_ids has to"),
+        (TENSORS | {"logprobs": TENSORS["logprobs"] + 9}, EXAMPLES, "top_logprobs has to hold"),
+    ],
+)
+def test_what_is_wrong_with_tensors_is_named(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], examples: Any, message: str
+) -> None:
+    path = write_tensors(tmp_path / "targets.safetensors", tensors, examples)
+    with pytest.raises(InputError) as caught:
+        list(read_targets([path], [TEXT], SAME, 2))
+    assert str(path) in str(caught.value) and message in str(caught.value)
+
+
+def test_a_file_that_was_cut_off_is_one_line(tmp_path: Path) -> None:
+    path = write_tensors(tmp_path / "targets.safetensors", TENSORS, EXAMPLES)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(InputError, match="is no whole safetensors file"):
+        list(read_targets([path], [TEXT], SAME, 2))
