@@ -110,7 +110,10 @@ def bar_chart(bars: Sequence[Bar], *, title: str) -> str:
 
 
 def bubble_chart(bubbles: Sequence[Bubble], *, title: str, x_label: str, y_label: str) -> str:
-    """Points with a logarithmic x and a linear y from zero; the area is the third number."""
+    """Points with a logarithmic x and a linear y from zero; the area is the third number.
+
+    A line joins those that none beats: with a larger x and a smaller y.
+    """
     largest = max(bubble.area for bubble in bubbles)
     with _drawn(PLOT_HEIGHT, title) as chart:
         axes = chart.axes
@@ -120,6 +123,8 @@ def bubble_chart(bubbles: Sequence[Bubble], *, title: str, x_label: str, y_label
         low, high = (end(bubble.x for bubble in bubbles) for end in (min, max))
         axes.set(xlim=(low / 1.6, high * 1.6), ylim=(0, top), xlabel=x_label)
         _y_axis(axes, y_label)
+        front = [(one.x, one.y) for one in unbeaten(bubbles)]
+        axes.plot(*zip(*front, strict=True), color=INK["quiet"], linewidth=1.2, gid="front")
         taken: list[Box] = [(0, 0, WIDTH, 42)]  # the axis
         for number, bubble in enumerate(bubbles):
             radius = SMALLEST + (LARGEST - SMALLEST) * math.sqrt(bubble.area / largest)
@@ -139,6 +144,15 @@ def bubble_chart(bubbles: Sequence[Bubble], *, title: str, x_label: str, y_label
         for bubble, circle in zip(bubbles, taken[1:], strict=True):
             taken.append(_label_beside(axes, bubble.label, circle, taken))
     return chart.svg
+
+
+def unbeaten(bubbles: Sequence[Bubble]) -> list[Bubble]:
+    """Those than which no other has a larger x and no larger y (the Pareto front), by x."""
+    front: list[Bubble] = []
+    for one in sorted(bubbles, key=lambda bubble: (-bubble.x, bubble.y)):
+        if not front or one.y < front[-1].y:
+            front.append(one)
+    return front[::-1]
 
 
 def line_chart(

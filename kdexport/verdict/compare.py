@@ -137,6 +137,9 @@ def _interval(
     """Of new over old at LEVEL; None where nothing is known of the noise."""
     if measure.exact:
         return after / before, after / before
+    if measure.repeats is not None:
+        around = 1 + measure.repeats
+        return after / before / around, after / before * around
     if measure.sums is not None:
         return _paired([arm.texts for _, arm in pairs], measure.sums, before)
     if measure.samples is None:

@@ -183,7 +183,10 @@ def _fidelity(report: BenchReport, arms: Sequence[ArmResult]) -> Figure | None:
         x_label="tokens per second",
         y_label="KL to the teacher, nats",
     )
-    reading = "Right is faster, low is closer to the teacher; the area is the size on disk."
+    reading = (
+        "Right is faster, low is closer to the teacher; the area is the size on disk. "
+        "The line joins those that none beats in both."
+    )
     return Figure("Speed against fidelity", Markup(svg), reading)
 
 

@@ -3,6 +3,7 @@
 import re
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from kdexport.verdict.charts import (
     bubble_chart,
     line_chart,
     spread_chart,
+    unbeaten,
 )
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -60,6 +62,20 @@ def test_areas_are_as_large_as_their_numbers_say() -> None:
     (x1, y1), (x2, y2) = map(place, marks)
     assert x1 < x2 and y1 > y2
     assert [mark.findtext(f"{SVG}title") for mark in marks] == ["a", "b"]
+
+
+def test_a_line_joins_those_that_none_beats() -> None:
+    rows = {"near": (10, 0.0), "beaten": (20, 0.4), "middle": (100, 0.2), "fast": (400, 0.4)}
+    rows |= {"as fast": (400, 0.6), "as near": (5, 0.0)}
+    bubbles = [Bubble(name, *row, 1, "") for name, row in rows.items()]
+    front = unbeaten(bubbles)
+    assert [bubble.label for bubble in front] == ["near", "middle", "fast"]
+    svg = bubbles_chart(*bubbles)
+    marks = {bubble.label: group(svg, f"bubble-{n}") for n, bubble in enumerate(bubbles)}
+    found = points(group(svg, "front"))
+    expected = [place(marks[bubble.label]) for bubble in front]
+    assert np.allclose(found, expected, atol=0.01)
+    assert svg.index('class="front"') < svg.index('class="bubble-0"')
 
 
 @settings(max_examples=25, deadline=None)

@@ -125,6 +125,9 @@ def with_hero(**update: object) -> BenchReport:
         ("size_mb", {"size_mb": 47.3}, "noise"),
         ("shrinkage", {"size_mb": 40.0}, "better"),
         ("load_s", {"load_s": 9.0}, "unknown"),
+        ("peak_rss_mb", {"peak_rss_mb": 1.06 * 154}, "noise"),
+        ("peak_rss_mb", {"peak_rss_mb": 1.1 * 154}, "worse"),
+        ("peak_rss_mb", {"peak_rss_mb": 154 / 1.1}, "better"),
         ("top1", {"top1": 0.66, "texts": None}, "unknown"),  # without sums of texts
         ("decode_tok_s", {"decode_tok_s": [100.0]}, "unknown"),
         ("ttft_p99_ms", {"ttft_ms": [900.0, 901.0, 902.0, 903.0, 904.0]}, "unknown"),
