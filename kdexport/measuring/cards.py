@@ -42,7 +42,7 @@ def _origin(bundle: Bundle) -> Origin:
         n_layers=model.n_layers,
         vocab_size=model.vocab_size,
         max_length=model.max_length,
-        parity_kl=parity and parity.max_kl,
+        parity_kl=parity.max_kl if parity else None,
         facts=_facts(bundle),
     )
 

@@ -142,7 +142,8 @@ def bubble_chart(bubbles: Sequence[Bubble], *, title: str, x_label: str, y_label
             x, y = axes.transData.transform((bubble.x, bubble.y))
             taken.append((x - radius, y - radius, x + radius, y + radius))
         for bubble, circle in zip(bubbles, taken[1:], strict=True):
-            taken.append(_label_beside(axes, bubble.label, circle, taken))
+            weight = "bold" if bubble.style == "hero" else "normal"
+            taken.append(_label_beside(axes, bubble.label, circle, taken, weight))
     return chart.svg
 
 
@@ -288,11 +289,11 @@ def _log_ticks(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
 
 
-def _label_beside(axes: Axes, text: str, circle: Box, taken: Sequence[Box]) -> Box:
+def _label_beside(axes: Axes, text: str, circle: Box, taken: Sequence[Box], weight: str) -> Box:
     """Write a label where it covers nothing: beside the circle, above or below, else higher up."""
     left, bottom, right, top = circle
     x, y = (left + right) / 2, (bottom + top) / 2
-    label = axes.text(0, 0, text, fontsize=12, transform=None)
+    label = axes.text(0, 0, text, fontsize=12, fontweight=weight, transform=None)
     extent: Any = label.get_window_extent()
     wide, tall = extent.width, 14.0
     places = [
