@@ -102,7 +102,6 @@ def bench(
         raise click.MissingParameter(param_hint="'BUNDLES...'", param_type="argument")
     bundles = _folders(bundles)
     from kdexport.measuring.arms import arm_names, bench_bundles
-    from kdexport.measuring.asking import ask_for
     from kdexport.measuring.cards import write_cards
     from kdexport.system.files import write_whole
     from kdexport.system.machine import make_folder
@@ -116,12 +115,11 @@ def bench(
         thresholds = [parse_threshold(text) for text in fail_if]
         check_arms(thresholds, names)
     _check_csv(csv)
-    beside = _beside_briefs(briefs, copies, asked)
-    copy = ask_for(briefs, beside, copies or N_COPIES) if briefs else None
+    requests = _requests(briefs, copies, asked)
     if out:
         make_folder(out)
     settings = _settings(**asked)
-    report = bench_bundles(list(bundles), teacher, settings, not no_teacher_int8, copy)
+    report = bench_bundles(list(bundles), teacher, settings, not no_teacher_int8, requests)
     if out:
         write_report(report, out)
     if csv:
@@ -251,14 +249,17 @@ def _settings(
     return BenchSettings(**own.model_dump(), n_runs=runs, others=others)
 
 
-def _beside_briefs(briefs: Path | None, copies: int | None, asked: dict[str, Any]) -> Any:
-    """The files beside --briefs; an option of it without it is refused."""
+def _requests(briefs: Path | None, copies: int | None, asked: dict[str, Any]) -> Any:
+    """What copy is wanted for; the files beside --briefs are taken from what was ``asked``."""
+    from kdexport.measuring.asking import NOTHING, ask_for
+
     named = {"--copies": copies, "--audiences": asked["audiences_path"]}
     named |= {"--channels": asked["channels_folder"], "--brand": asked["brand_path"]}
     for option, given in named.items():
         if briefs is None and given is not None:
             raise InputError("is of --briefs, which is not given", where=option)
-    return beside_of(asked)
+    beside = beside_of(asked)
+    return ask_for(briefs, beside, copies or N_COPIES) if briefs else NOTHING
 
 
 def _check_csv(path: Path | None) -> None:

@@ -120,18 +120,28 @@ def export_bundle(
             save_drafts({GRAPH: draft, STANDARD: standard}, staging, WEIGHTS)
             write_companions(staging, checkpoint, config, manifest, standard, codec.template)
             shutil.copyfile(checkpoint / "tokenizer.json", staging / "tokenizer.json")
-            if codec.template is not None:
-                (staging / "chat_template.jinja").write_text(codec.template, "utf-8", newline="")
-            if reference is not None:
-                shutil.copyfile(reference, staging / REFERENCE)
-            if origin:
-                told = json.dumps(origin, indent=1, ensure_ascii=False)
-                (staging / ORIGIN).write_text(told + "\n", "utf-8")
+            _write_more(staging, codec.template, reference, origin)
             session = Session(manifest, open_graphs(staging, graphs, None), graphs)
             parity = check_parity(checkpoint, session, codec)
             if gate is not None:
                 gate.check(staging, lambda: session)
             return commit_bundle(staging, out, manifest.model_copy(update={"parity": parity}))
+
+
+def _write_more(
+    staging: Path,
+    template: str | None,
+    reference: Path | None,
+    origin: Mapping[str, str] | None,
+) -> None:
+    """What not every bundle has."""
+    if template is not None:
+        (staging / "chat_template.jinja").write_text(template, "utf-8", newline="")
+    if reference is not None:
+        shutil.copyfile(reference, staging / REFERENCE)
+    if origin:
+        told = json.dumps(origin, indent=1, ensure_ascii=False)
+        (staging / ORIGIN).write_text(told + "\n", "utf-8")
 
 
 def _check_libraries() -> None:

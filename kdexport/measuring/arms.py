@@ -17,7 +17,7 @@ from typing import Any
 from kdexport.bundle import Bundle, check_files, open_bundle
 from kdexport.data.pairs import Pair
 from kdexport.errors import InputError, KdexportError
-from kdexport.measuring.asking import Requests, briefs_of, request_of, requests_of, spread
+from kdexport.measuring.asking import NOTHING, Requests, briefs_of, request_of, requests_of, spread
 from kdexport.measuring.circumstances import of_bench, of_run
 from kdexport.measuring.scoring import Briefed, Written, score_arms
 from kdexport.pipeline.run import Run
@@ -314,7 +314,7 @@ def bench_bundles(
     teacher: str | None,
     settings: BenchSettings,
     int8_teacher: bool = True,
-    requests: Requests | None = None,
+    requests: Requests = NOTHING,
 ) -> BenchReport:
     """`kdexport bench`: bundles side by side, and a teacher in PyTorch where one is named.
 
@@ -344,11 +344,10 @@ def bench_bundles(
             say(f"{INT8_TEACHER} is left out: {made}")
             made = None
         specs = [*_of_teacher(model.path, made, reference), *specs]
-    asked = requests or Requests()
     with tracked("bench", "steps") as progress:
-        of_each = {spec.name: asked.pairs for spec in specs}
-        arms = measure_arms(specs, settings, of_each, progress, asked.briefed)
-    shown = spread(asked.pairs, N_SHOWN)
+        of_each = {spec.name: requests.pairs for spec in specs}
+        arms = measure_arms(specs, settings, of_each, progress, requests.briefed)
+    shown = spread(requests.pairs, N_SHOWN)
     return BenchReport(
         name=" and ".join(names),
         settings=settings,

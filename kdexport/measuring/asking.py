@@ -25,6 +25,9 @@ class Requests:
     briefed: Briefed | None = None
 
 
+NOTHING = Requests()
+
+
 def ask_for(path: Path, beside: Beside, n: int) -> Requests:
     """Requests for the briefs of a file, ``n`` at most, evenly apart.
 
