@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from kdexport.commands.main import cli
 from kdexport.content.channels import load_channels
@@ -121,6 +122,16 @@ def test_cross_channel(english: Path) -> None:
     assert card["splits"]["train"]["channels"] == dict.fromkeys(channels, 1)
     told = "boils in two minutes"
     assert all(told in pair.completion for pair in pairs if pair.id.startswith("tern-"))
+    briefs, few = RECIPES / "data" / "cross-channel-briefs.csv", Path("cross-channel-few.csv")
+    few.write_text("".join(briefs.read_text().splitlines(keepends=True)[:12]))
+    options = [str(few), "--candidates", "1", "--threads", "1"]
+    good("write", "exported/cross-channel-int8", *options, "-o", "cross-channel.csv")
+    rows = table(Path("cross-channel.csv"))
+    assert {row["channel"] for row in rows} == channels
+    assert all(row["copy"] or row["nearest"] for row in rows)
+    arguments = ["content", "eval", "exported/cross-channel-int8", *options, "--json"]
+    groups = json.loads(CliRunner().invoke(cli, arguments, catch_exceptions=False).stdout)["groups"]
+    assert {one["name"] for one in groups if one["by"] == "channel"} == channels
 
 
 def test_a_campaign_and_a_student_that_goes_on_from_another(english: Path) -> None:
