@@ -56,10 +56,17 @@ def by_command(request: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
 
 
 def by_function(request: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """The same, of our task alone."""
+    """The same, of our task alone; ``url``: of a server that is asked instead of the bundle."""
+    where = {"pretrained": request["bundle"]}
+    if "url" in request:
+        where = {
+            "base_url": request["url"],
+            "model": request["name"],
+            "tokenizer": request["bundle"],
+        }
     found: dict[str, Any] = simple_evaluate(
         model=request["backend"],
-        model_args={"pretrained": request["bundle"]},
+        model_args=where,
         tasks=["copy"],
         task_manager=TaskManager(include_path=str(folder), include_defaults=False),
     )

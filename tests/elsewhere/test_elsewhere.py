@@ -22,6 +22,7 @@ from kdexport.runtime.session import Session, open_session
 from kdexport.runtime.text import TextCodec, load_text
 from tests.elsewhere.environments import ask
 from tests.models import make_gpt2, make_llama
+from tests.serve.serving import served
 
 MAKE = {"llama": make_llama, "gpt2": make_gpt2}
 NAMES = [f"{family}-{scheme}" for family in MAKE for scheme in ("fp32", *SCHEMES)]
@@ -178,6 +179,18 @@ def test_lm_eval_does_so_by_one_command(answers: Any, opened: Any) -> None:
     assert len(told) == 1
     for name, found in told.items():
         check_scores(opened[name], found)
+
+
+def test_lm_eval_scores_choices_over_http(opened: Mapping[str, Opened]) -> None:
+    of = opened["llama-fp32"]
+    with served(of.bundle) as server:
+        asked = {"bundle": str(of.bundle.path), "backend": "local-completions", "command": False}
+        url = f"{server.url}/v1/completions"
+        (found,) = ask("lm-eval", [asked | {"url": url, "name": "llama", "rows": ROWS}])
+        with server.http() as http:
+            counted = http.get("/metrics").text
+    assert 'kdexport_requests_total{route="/v1/completions",status="200"}' in counted
+    check_scores(of, found)
 
 
 def check_scores(of: Opened, found: Sequence[Sequence[float]]) -> None:
