@@ -13,7 +13,7 @@ from kdexport.copywriting.copywriter import Beside
 from kdexport.data.card import language_identifier
 from kdexport.data.pairs import Pair, read_pairs
 from kdexport.measuring.scoring import Briefed
-from kdexport.pipeline.preflight import brand_of, channels_of, load_asked_briefs
+from kdexport.pipeline.preflight import BESIDE, brand_of, channels_of, load_asked_briefs
 from kdexport.pipeline.run import Run
 
 
@@ -56,7 +56,10 @@ def asked_once(pairs: Iterable[Pair]) -> list[Pair]:
 def requests_of(run: Run) -> tuple[list[Pair], list[Pair]]:
     """The test pairs of a run that copy is written for, and those of them that are shown."""
     wish = run.recipe.bench
-    asked = asked_once(pair for pair in read_pairs(run.pairs) if pair.split == "test")
+    test = (pair for pair in read_pairs(run.pairs) if pair.split == "test")
+    if run.recipe.data.own is not None:  # copy is asked for briefs alone
+        test = (pair for pair in test if not pair.id.startswith(BESIDE))
+    asked = asked_once(test)
     copied = spread(asked, max(wish.n_copies, wish.n_samples))
     return copied, spread(copied, wish.n_samples)
 

@@ -17,6 +17,7 @@ from kdexport.pipeline.preflight import (
     limits_of,
     load_asked_briefs,
     own_pairs,
+    pairs_beside,
     token_counter,
 )
 from kdexport.pipeline.run import Run
@@ -28,9 +29,11 @@ def make_pairs(run: Run) -> None:
     """Briefs -> pairs written by the teacher, or the user's own pairs; sieved, with a card."""
     data = run.recipe.data
     drops, overlap, card = Drops(), Overlap(), DataCard(language_identifier())
-    source, channels = (
-        _synthesized_pairs(run, drops) if data.pairs is None else (own_pairs(run), {})
-    )
+    if data.pairs is None:
+        written, channels = _synthesized_pairs(run, drops)
+        source: Iterable[Pair] = [*pairs_beside(run), *written]
+    else:
+        source, channels = own_pairs(run), {}
     count = token_counter(run)
 
     def counted() -> Iterator[Pair]:

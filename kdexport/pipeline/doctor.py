@@ -26,6 +26,7 @@ from kdexport.pipeline.preflight import (
     check_training,
     load_asked_briefs,
     own_pairs,
+    pairs_beside,
 )
 from kdexport.pipeline.run import Run, open_run
 from kdexport.pipeline.service import check_hidden, inside_of
@@ -77,7 +78,7 @@ def _texts(run: Run) -> list[Pair]:
         return list(_some(sieved(own_pairs(run), run.recipe.data, Drops(), Overlap())))
     say("the teacher has written nothing yet: the briefs' own facts stand in for its copy")
     channels, brand = channels_of(run), brand_of(run)
-    return [
+    return [*pairs_beside(run)] + [
         Pair(
             brief.id,
             brief.split,

@@ -18,12 +18,12 @@ from kdexport.bundle import open_bundle
 from kdexport.content.audiences import load_personal
 from kdexport.content.channels import load_channels
 from kdexport.data.pairs import SPLITS, read_pairs
-from kdexport.data.tables import read_rows
+from kdexport.data.tables import Row, read_rows
 from kdexport.errors import InputError
 from kdexport.measuring.arms import settings_of
 from kdexport.measuring.cards import write_cards, write_first_card
 from kdexport.measuring.side_by_side import bench_students, own_report
-from kdexport.pipeline.preflight import check_bench, check_training
+from kdexport.pipeline.preflight import BESIDE, check_bench, check_training
 from kdexport.pipeline.run import Run, open_run, plan, run_stages
 from kdexport.pipeline.variants import variant_stages
 from kdexport.recipe import Recipe
@@ -144,6 +144,9 @@ def rows_by_value(recipe: Recipe, column: str, values: Sequence[str]) -> dict[st
 
 def _rows(recipe: Recipe, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of the data by id; briefs for segments as they are for each."""
+    if recipe.data.own is not None:
+        for row in read_rows(recipe.data.own):
+            yield f"{BESIDE}{_id_of(row)}", row.cells
     if recipe.data.audiences is not None:
         channels = load_channels(recipe.data.channels)
         for one in load_personal(path, channels, recipe.data.audiences):
@@ -151,8 +154,12 @@ def _rows(recipe: Recipe, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield one.brief.id, {name: cell for name, cell in cells.items() if cell}
         return
     for row in read_rows(path):
-        given = row.cells.get("id")
-        yield f"{row.unit}-{row.number}" if given is None else str(given), row.cells
+        yield _id_of(row), row.cells
+
+
+def _id_of(row: Row) -> str:
+    given = row.cells.get("id")
+    return f"{row.unit}-{row.number}" if given is None else str(given)
 
 
 def _member(base: Run, column: str, value: str, row_ids: frozenset[str]) -> Member:
@@ -171,7 +178,8 @@ def _pair_ids(recipe: Recipe, row_ids: frozenset[str]) -> frozenset[str]:
     variants = recipe.data.generate.variants
     if recipe.data.briefs is None or variants == 1:
         return row_ids
-    return frozenset(f"{name}-{n}" for name in row_ids for n in range(variants))
+    given = frozenset(n for n in row_ids if recipe.data.own is not None and n.startswith(BESIDE))
+    return given | {f"{name}-{n}" for name in row_ids - given for n in range(variants)}
 
 
 def _side_by_side(base: Run, column: str, members: Sequence[Member]) -> Matrix:

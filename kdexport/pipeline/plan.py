@@ -17,7 +17,7 @@ from kdexport.model_folder import (
     has_weights,
     read_config,
 )
-from kdexport.pipeline.preflight import limits_of, load_asked_briefs, own_pairs
+from kdexport.pipeline.preflight import limits_of, load_asked_briefs, own_pairs, pairs_beside
 from kdexport.pipeline.run import Run, open_run, plan
 from kdexport.pipeline.stages import STAGES
 from kdexport.recipe import Recipe
@@ -139,22 +139,24 @@ def sizes_of(run: Run) -> Sizes:
     n_teacher = _n_teacher(run)
     n_student = _n_student(run, n_teacher)
     data = run.recipe.data
+    n_of, limits = dict.fromkeys(limits_of(data), 0), limits_of(data)
+    asked = given = 0
+    for pair in pairs_beside(run) if data.pairs is None else own_pairs(run):
+        if n_of[pair.split] != limits[pair.split]:
+            n_of[pair.split] += 1
+            asked += sum(len(message["content"]) for message in pair.messages)
+            given += len(pair.completion)
+    n_prompt, n_copy = asked // CHARACTERS_PER_TOKEN, given // CHARACTERS_PER_TOKEN
+    n_given = sum(n_of.values())
     if data.pairs is not None:
-        n_of, limits = dict.fromkeys(limits_of(data), 0), limits_of(data)
-        asked = given = 0
-        for pair in own_pairs(run):
-            if n_of[pair.split] != limits[pair.split]:
-                n_of[pair.split] += 1
-                asked += sum(len(message["content"]) for message in pair.messages)
-                given += len(pair.completion)
-        tokens = (asked // CHARACTERS_PER_TOKEN, given // CHARACTERS_PER_TOKEN)
-        return Sizes(n_teacher, n_student, sum(n_of.values()), *tokens)
+        return Sizes(n_teacher, n_student, n_given, n_prompt, n_copy)
     briefs = load_asked_briefs(run)
     n = 0
-    for split, limit in limits_of(data).items():
+    for split, limit in limits.items():
         n_copies = data.generate.variants * sum(brief.split == split for brief in briefs)
-        n += n_copies if limit is None else min(n_copies, limit)
-    return Sizes(n_teacher, n_student, n, n * TOKENS_PER_PROMPT, n * TOKENS_PER_COPY)
+        n += n_copies if limit is None else min(n_copies, limit - n_of[split])
+    n_prompt, n_copy = n_prompt + n * TOKENS_PER_PROMPT, n_copy + n * TOKENS_PER_COPY
+    return Sizes(n_teacher, n_student, n_given + n, n_prompt, n_copy)
 
 
 def _n_teacher(run: Run) -> int:

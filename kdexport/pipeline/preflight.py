@@ -4,6 +4,7 @@ A check here refuses in a second what the work would refuse only after minutes o
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from kdexport.recipe.train import TrainSection
 from kdexport.system.console import say
 
 PASS_RATES = ("pass_rate", "pass_rate_ratio")  # measures of copy for briefs
+BESIDE = "own/"  # before the ids of texts beside the teacher's
 SHORT = 16  # characters of a completion that may hold no token
 
 
@@ -39,6 +41,18 @@ def own_pairs(run: Run) -> Iterable[Pair]:
         Path(data.pairs or ""), data.validation_fraction, data.test_fraction, run.recipe.seed
     )
     return file if data.stream else with_own_ids(file)
+
+
+def pairs_beside(run: Run) -> list[Pair]:
+    """The user's own texts beside the teacher's answers, under ids of their own.
+
+    They are for training where they name no split: the teacher is not judged by them.
+    """
+    path = run.recipe.data.own
+    if path is None:
+        return []
+    found = with_own_ids(PairFile(Path(path), 0.0, 0.0))
+    return [replace(pair, id=f"{BESIDE}{pair.id}") for pair in found]
 
 
 def load_asked_briefs(run: Run) -> list[Brief]:
@@ -83,20 +97,20 @@ def check_data(run: Run) -> None:
     """Refuse data that a run has no use for: nothing to train on, briefs that are too long."""
     data = run.recipe.data
     if data.briefs is None:
-        n_train = _check_pairs(run)
+        n_train = _check_pairs(run, own_pairs(run))
     else:
         briefs = load_asked_briefs(run)
-        n_train = len(by_split(briefs, "train"))
+        n_train = len(by_split(briefs, "train")) + _check_pairs(run, pairs_beside(run))
         _check_prompts(run, briefs)
     if not n_train:
         raise InputError("nothing in it is to train on", where=str(data.pairs or data.briefs))
 
 
-def _check_pairs(run: Run) -> int:
+def _check_pairs(run: Run, pairs: Iterable[Pair]) -> int:
     """Read all pairs; refuse one that may hold no token; return how many are for training."""
     count: Callable[[Pair], object] | None = None
     n_train = 0
-    for pair in own_pairs(run):
+    for pair in pairs:
         n_train += pair.split == "train"
         if len(pair.completion) <= SHORT:
             count = count or token_counter(run)

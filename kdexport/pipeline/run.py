@@ -254,11 +254,14 @@ def stage_fingerprint(stage: Stage, run: Run, prints: dict[str, str]) -> str:
 
 
 def data_fingerprint(run: Run) -> str:
-    """The sha256 of the data file that the recipe names."""
-    path = run.recipe.data.pairs or run.recipe.data.briefs
-    if path is None or not Path(path).is_file():
-        raise InputError("there is no such file", where=str(path))
-    return file_sha256(Path(path))
+    """The sha256 of the data file that the recipe names; of two, a fingerprint of both."""
+    data = run.recipe.data
+    hashes = []
+    for path in (data.pairs or data.briefs, *([data.own] if data.own else [])):
+        if path is None or not Path(path).is_file():
+            raise InputError("there is no such file", where=str(path))
+        hashes.append(file_sha256(Path(path)))
+    return hashes[0] if len(hashes) == 1 else fingerprint(*hashes)
 
 
 def check_disk(run: Run, stages: Collection[str]) -> None:

@@ -39,7 +39,7 @@ PLAIN_WORDS = {
     "model_attributes_type": "should be a section of keys and values",
     "missing": "is missing",
 }  # for what pydantic tells in Python's
-DATA_PATHS = ("briefs", "pairs", "channels", "brand", "audiences")  # relative to the recipe
+DATA_PATHS = ("briefs", "pairs", "own", "channels", "brand", "audiences")  # relative to the recipe
 MAX_SEED = 2**63 - 1  # what every random generator takes
 
 

@@ -113,6 +113,11 @@ class DataSection(Section):
     pairs: Path | None = Field(
         None, description="JSONL, CSV, TSV, YAML or Parquet of prompt+completion, messages, or text"
     )
+    own: Path | None = Field(
+        None,
+        description="Your own texts beside the teacher's answers to briefs, in the forms of pairs; "
+        "for training where a row names no split",
+    )
     max_train: Count | None = Field(None, description="At most so many for training")
     max_validation: Count | None = None
     max_test: Count | None = None
@@ -143,6 +148,8 @@ class DataSection(Section):
             raise ValueError("name either briefs or pairs")
         if self.briefs is None and (self.channels or self.brand or self.audiences):
             raise ValueError("channels, brand and audiences are for briefs; pairs have their words")
+        if self.briefs is None and self.own:
+            raise ValueError("own goes beside briefs; your texts alone are pairs")
         if self.stream and self.pairs is None:
             raise ValueError("stream is for pairs; the teacher's answers to briefs are in memory")
         return self

@@ -12,9 +12,11 @@ from kdexport.data.card import in_words
 from kdexport.data.pairs import Pair, load_pairs, write_pairs
 from kdexport.errors import InputError
 from kdexport.export.bundles import export_bundle
+from kdexport.measuring.asking import requests_of
 from kdexport.pipeline.dataset import make_pairs
+from kdexport.pipeline.plan import sizes_of
 from kdexport.pipeline.preflight import check_data
-from kdexport.pipeline.run import Run
+from kdexport.pipeline.run import Run, data_fingerprint
 from kdexport.pipeline.splits import encode_splits
 from kdexport.pipeline.stages import make_student, train_student
 from kdexport.pipeline.training import feed_of
@@ -298,3 +300,68 @@ def test_a_file_whose_training_pairs_stand_behind_others_is_not_streamed(
     data = encode_splits(run, load_tokenizer(llama), model)
     with pytest.raises(InputError, match="its training pairs do not come first"):
         feed_of(run.recipe, data).group(1)
+
+
+def with_both(folder: Path, model: Path, own: list[dict[str, Any]], *overrides: str) -> Run:
+    """Four briefs, and texts of one's own beside them."""
+    briefs = [{"id": f"b{n}", "product": f"Tea {n}", "channel": "ad_headline"} for n in range(4)]
+    for name, rows in (("briefs", briefs), ("own", own)):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(text, "utf-8")
+    sets = ["data.pairs=null", f"data.briefs={folder / 'briefs.jsonl'}"]
+    sets += [f"data.own={folder / 'own.jsonl'}", "data.generate.temperature=1"]
+    return run_with(folder, model, "", *sets, *overrides)
+
+
+OWN = [
+    {"prompt": "A headline for tea", "completion": "Tea, as it was meant.", "weight": 2},
+    {"text": "Ships have sailed for tea."},
+    {"id": "b0", "prompt": "Of cake", "completion": "Cake for all.", "split": "test"},
+]
+
+
+def test_own_texts_are_learnt_beside_the_teacher_s(tmp_path: Path, llama: Path) -> None:
+    run = with_both(tmp_path, llama, OWN)
+    export_bundle(llama, run.teacher_bundle, name="teacher")
+    check_data(run)
+    make_pairs(run)
+    found = {pair.id: pair for pair in load_pairs(run.pairs)}
+    given = {name: pair for name, pair in found.items() if name.startswith("own/")}
+    assert {name: (pair.split, pair.weight) for name, pair in given.items()} == {
+        "own/line-1": ("train", 2.0),
+        "own/line-2": ("train", 1.0),
+        "own/b0": ("test", 1.0),
+    }
+    assert given["own/line-2"].messages == () and given["own/line-1"].messages
+    wrote = found.keys() - given.keys()
+    assert wrote and wrote <= {f"b{n}" for n in range(4)}
+    assert card_of(run)["splits"]["train"]["weighted_pairs"] == 1
+    copied, _ = requests_of(run)  # of a bench: briefs alone
+    assert not {pair.id for pair in copied} & given.keys()
+
+
+def test_of_a_limited_split_own_texts_come_first(tmp_path: Path, llama: Path) -> None:
+    run = with_both(tmp_path, llama, OWN, "data.max_train=2")
+    export_bundle(llama, run.teacher_bundle, name="teacher")
+    make_pairs(run)
+    trained = [pair.id for pair in load_pairs(run.pairs) if pair.split == "train"]
+    assert trained == ["own/line-1", "own/line-2"]
+    assert sizes_of(run).n_examples == 3  # one is to test
+
+
+def test_another_file_of_own_texts_is_other_data(tmp_path: Path, llama: Path) -> None:
+    run = with_both(tmp_path, llama, OWN)
+    before = data_fingerprint(run)
+    (tmp_path / "own.jsonl").write_text(json.dumps(OWN[0]) + "\n")
+    assert data_fingerprint(run) != before
+    with pytest.raises(InputError, match=r"own\.jsonl:1: completion is missing"):
+        (tmp_path / "own.jsonl").write_text('{"prompt": "x"}\n')
+        check_data(run)
+    with pytest.raises(InputError, match="there is no such file"):
+        (tmp_path / "own.jsonl").unlink()
+        data_fingerprint(run)
+
+
+def test_own_texts_go_beside_briefs_alone(tmp_path: Path, llama: Path) -> None:
+    with pytest.raises(InputError, match="own goes beside briefs"):
+        run_with(tmp_path, llama, "", "data.own=own.jsonl")

@@ -10,8 +10,9 @@ from click.testing import CliRunner
 from kdexport.commands.main import cli
 from kdexport.data.pairs import load_pairs
 from kdexport.errors import InputError
-from kdexport.pipeline.matrix import parse_matrix, rows_by_value, run_matrix
+from kdexport.pipeline.matrix import _pair_ids, parse_matrix, rows_by_value, run_matrix
 from kdexport.recipe import Recipe, load_recipe
+from kdexport.recipe.sections import GenerateSection
 from kdexport.verdict.report import load_report, summary
 from tests.models import make_llama
 
@@ -119,10 +120,25 @@ def test_rows_of_briefs_become_pairs_of_all_their_variants(folder: Path) -> None
     asked = recipe("data.pairs=null", "data.briefs=briefs.jsonl", "data.generate.variants=2")
     found = rows_by_value(asked, "segment", ["a"])
     assert found == {"a": {"line-1", "line-3", "all"}}
-    from kdexport.pipeline.matrix import _pair_ids
-
     assert _pair_ids(asked, frozenset(["all"])) == {"all-0", "all-1"}
     assert rows_by_value(asked, "segment", ["b"])["b"] == {"line-2", "line-4", "all"}
+
+
+def test_own_texts_beside_briefs_have_their_values_too(folder: Path) -> None:
+    write(folder / "briefs.jsonl", {"id": "a", "product": "Tea", "segment": "fashion"})
+    own = [
+        {"text": "Of fashion.", "segment": "fashion"},
+        {"text": "Of travel.", "segment": "travel"},
+    ]
+    write(folder / "own.jsonl", *own, {"text": "Of all."})
+    asked = recipe("data.pairs=null", "data.briefs=briefs.jsonl", "data.own=own.jsonl")
+    found = rows_by_value(asked, "segment", ["fashion", "travel"])
+    assert found["fashion"] == {"a", "own/line-1", "own/line-3"}
+    assert found["travel"] == {"own/line-2", "own/line-3"}
+    twice = asked.model_copy(
+        update={"data": asked.data.model_copy(update={"generate": GenerateSection(variants=2)})}
+    )
+    assert _pair_ids(twice, found["fashion"]) == {"a-0", "a-1", "own/line-1", "own/line-3"}
 
 
 @pytest.mark.parametrize(
