@@ -5,9 +5,11 @@ vocabulary; the sampler chooses among these. Knows tokens and grammars; no model
 """
 
 import json
+import math
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +20,8 @@ from kdexport.runtime.text import TextCodec
 
 JSON_FORM: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """No white space of the model's own: a small one may write nothing else."""
+MOST_REMAINDERS = 10_000
+"""Of ``multipleOf``: the grammar has a state for each, which llguidance does not bound."""
 Array = np.ndarray[Any, Any]
 NEVER = np.float32(-np.inf)
 
@@ -63,6 +67,8 @@ class Grammars:
         """
         from llguidance import LLMatcher
 
+        if math.lcm(*_multiples(schema)) > MOST_REMAINDERS:
+            raise InputError(f"multipleOf may come to {MOST_REMAINDERS:,} at most, all together")
         grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=JSON_FORM)
         return self._constrained(sampler, grammar)
 
@@ -86,6 +92,23 @@ class Grammars:
         if matcher.is_error():
             raise InputError(f"no grammar can be made of it ({_first_line(matcher.get_error())})")
         return Constrained(sampler, matcher, self._vocab_size)
+
+
+def _multiples(schema: Any) -> Iterator[int]:
+    """What numbers of a schema have to be multiples of, whatever their power of ten."""
+    waiting = [schema]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, Mapping):
+            waiting += one.values()
+            found = one.get("multipleOf")
+            if isinstance(found, bool) or not isinstance(found, int | float):
+                continue
+            if math.isfinite(found):
+                digits = Decimal(str(found)).normalize().as_tuple().digits
+                yield int("".join(map(str, digits)))
+        elif isinstance(one, list):
+            waiting += one
 
 
 class Constrained:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -118,6 +119,31 @@ def test_texts_of_a_batch_keep_to_it_each_for_itself(
 def test_what_is_no_schema_is_refused(grammars: Grammars, schema: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="no grammar can be made"):
         grammars.json_schema(make_sampler(), schema)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "integer", "multipleOf": 99_999_989},
+        {"type": "number", "multipleOf": 0.99999989},
+        {"allOf": [{"type": "integer", "multipleOf": n} for n in (9967, 9973)]},
+        {"type": "object", "properties": {"n": {"type": "array", "items": {"multipleOf": 10_007}}}},
+    ],
+)
+def test_a_schema_that_would_take_hours_is_refused(
+    grammars: Grammars, schema: dict[str, Any]
+) -> None:
+    with pytest.raises(InputError, match="multipleOf may come to 10,000"):
+        grammars.json_schema(make_sampler(), schema)
+
+
+@pytest.mark.parametrize("step", [0.01, 5, 1000, 2.5])
+def test_a_usual_step_is_kept_to(
+    session: Session, codec: TextCodec, grammars: Grammars, step: float
+) -> None:
+    schema = {"type": "number", "minimum": 0, "maximum": 90000, "multipleOf": step}
+    found = json.loads(written(session, codec, grammars.json_schema(drawn(), schema), 1))
+    assert 0 <= found <= 90000 and Decimal(str(found)) % Decimal(str(step)) == 0
 
 
 def test_what_is_no_pattern_is_refused(grammars: Grammars) -> None:
