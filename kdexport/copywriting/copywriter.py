@@ -23,7 +23,7 @@ from kdexport.copywriting.ranker import load_ranker
 from kdexport.copywriting.ranking import ERROR, FAIL, NEARLY, Place, Scored, choose
 from kdexport.copywriting.rows import COLUMNS, Row
 from kdexport.copywriting.sentiment import sentiment_scorer
-from kdexport.data.card import language_identifier
+from kdexport.data.card import NOT_IDENTIFIED, language_identifier
 from kdexport.data.contamination import HeldOut
 from kdexport.data.pairs import Pair, read_pairs
 from kdexport.runtime.session import open_session
@@ -110,6 +110,8 @@ class Copywriter:
         self.channels = load_channels(beside.channels)
         self.brand = load_brand(beside.brand) if beside.brand else None
         self.checks = Checks(self.channels, self.brand, language_identifier(), asked.disclose)
+        if self.checks.identify is None:
+            warn(NOT_IDENTIFIED)
         self.session = open_session(self.bundle, n_threads=n_threads, warn=warn)
         self.generator = Overgenerator(
             self.session,

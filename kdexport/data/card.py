@@ -22,6 +22,7 @@ N_IDENTIFIED = 10_000  # completions of each split whose language is looked at
 N_CHARACTERS = 1000  # of each
 N_LANGUAGES = 3  # that a line names
 LEAST_SURE = 0.5  # probability below which a language is "und", ISO 639's undetermined
+NOT_IDENTIFIED = "the language of copy is not checked: pip install 'kdexport[languages]'"
 Identify = Callable[[str], str]
 
 

@@ -14,7 +14,7 @@ import uvicorn
 from kdexport.bundle import open_bundle
 from kdexport.content.brands import load_brand
 from kdexport.content.channels import load_channels
-from kdexport.data.card import language_identifier
+from kdexport.data.card import NOT_IDENTIFIED, language_identifier
 from kdexport.errors import InputError
 from kdexport.serve.app import make_app
 from kdexport.serve.copies import Rules
@@ -123,6 +123,8 @@ def serve(
         )
     brand = load_brand(brand_path) if brand_path else None
     rules = Rules(load_channels(channels_folder), brand, language_identifier())
+    if rules.identify is None:
+        say(NOT_IDENTIFIED)
     engine = Engine(
         open_bundle(bundle),
         n_threads=threads,

@@ -275,6 +275,16 @@ def written(writer: copywriter.Copywriter, *texts: str, finished: bool = True) -
     return writer.rows(writer.work(0, KETTLE), Answer(candidates), "2026-01-02")
 
 
+def test_that_languages_are_not_checked_is_told(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for identify, told in ((None, ["languages"]), (lambda text: "en", [])):
+        monkeypatch.setattr(copywriter, "language_identifier", lambda found=identify: found)
+        said: list[str] = []
+        copywriter.Copywriter(bundle.path, Asked(), n_threads=1, warn=said.append)
+        assert [line.partition("[")[2].rstrip("]'") for line in said] == told
+
+
 def test_every_status_is_reached(writer: copywriter.Copywriter) -> None:
     rows = written(
         writer,
