@@ -102,8 +102,10 @@ class Service:
         wish = self.run.recipe.train
         if wish.targets == "live":
             live = live_targets(self.teacher, self.kept_ids, wish.temperature, self.precision)
-            held_out = live_targets(self.teacher, self.kept_ids, 1.0)
-            return Asked(None if wish.texts_alone else live, held_out, 0.0)
+            held_out, seconds = live_targets(self.teacher, self.kept_ids, 1.0), 0.0
+            if wish.shard_teacher and self.world.size > 1:  # a share may be a batch shorter
+                held_out, seconds = self._judging(data)
+            return Asked(None if wish.texts_alone else live, held_out, seconds)
         if wish.targets == "imported":
             imported = imported_held_out(self.run, "validation", data.validation)
             held_out, seconds = (imported, 0.0) if imported else self._judging(data)

@@ -238,7 +238,14 @@ def _train(run: Run, ready: Ready, seconds_spent: float, **around: Any) -> Posit
     board = run.folder / "tensorboard" if wish.tensorboard else None
     return learn(
         ready.student,
-        Material(feed, ready.asked.train, data.validation, ready.asked.held_out, ready.own),
+        Material(
+            feed,
+            ready.asked.train,
+            data.validation,
+            ready.asked.held_out,
+            ready.own,
+            in_step=wish.targets == "live" and _in_parts(run, around.get("world", ALONE)),
+        ),
         settings,
         Places(run.checkpoints, run.metrics, run.student_init, board),
         title="    distilling",

@@ -117,7 +117,6 @@ Terms = Annotated[
 
 CHANGE_NOTHING = {"cache_gb", "checkpoint_seconds", "n_samples", "shard_teacher", "tensorboard"}
 """Fields that say what is kept and seen, and make no other student."""
-KEPT = ("cached", "sampled", "hidden")  # targets that the teacher is asked for once
 
 InnerTerms = Annotated[
     list[InnerTerm],
@@ -250,11 +249,14 @@ class TrainSection(Section):
             raise ValueError("on_policy needs lambda above 0: own samples have no text to learn")
         if self.inside and self.targets != "live":
             raise ValueError(f"inside: {self.inside[0].name} needs targets: live")
-        if self.shard_teacher and (self.targets not in KEPT or self.on_policy):
+        if self.shard_teacher and self.targets == "imported":
             raise ValueError(
-                "shard_teacher needs targets: cached, sampled or hidden, and no on_policy: all "
-                "processes have to ask the teacher equally often"
+                "shard_teacher is for a teacher that is asked: not for imported targets"
             )
+        if self.shard_teacher and self.on_policy and self.targets != "live":
+            raise ValueError("shard_teacher with on_policy needs targets: live")
+        if self.shard_teacher and self.inside:
+            raise ValueError("shard_teacher goes without inside: no process holds a whole layer")
         whole = [term.name for term in self.loss if term.name in WHOLE]
         if whole and self.targets in PARTS:
             raise ValueError(f"{whole[0]} needs targets: hidden, or live")

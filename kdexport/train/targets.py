@@ -111,6 +111,14 @@ def log_remainder(logprobs: torch.Tensor) -> torch.Tensor:
     return torch.log(-torch.expm1(covered))
 
 
+def in_order(found: TargetRows, order: torch.Tensor) -> TargetRows:
+    """Some rows of targets in an order of their own, int64 [N]."""
+    if isinstance(found, HeadTargets):
+        return replace(found, hidden=found.hidden[order.to(found.hidden.device)])
+    whole = found.rows(slice(None))
+    return whole._each(lambda values: values[order.to(values.device)])
+
+
 def joined(parts: Sequence[Targets]) -> Targets:
     """Rows that were made apart as one; all of one kind."""
     held = [name for name in TENSORS if getattr(parts[0], name) is not None]

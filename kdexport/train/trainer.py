@@ -19,6 +19,7 @@ import torch
 from kdexport.errors import KdexportError
 from kdexport.system.files import write_whole
 from kdexport.system.interrupts import Interrupted
+from kdexport.train.ahead import ahead
 from kdexport.train.checkpoint import State, list_checkpoints, load_checkpoint, save_checkpoint
 from kdexport.train.data import Batch, Encoded
 from kdexport.train.evaluate import Evaluation, evaluate
@@ -96,7 +97,8 @@ class Material:
 
     ``targets`` are at the training temperature, ``held_out_targets`` at 1; None: no teacher is
     asked, and the best student is the one of lowest perplexity. ``own``: how the student writes
-    some of the batches itself; None: it writes none.
+    some of the batches itself; None: it writes none. ``in_step``: all processes have to ask for
+    ``targets`` equally often.
     """
 
     feed: Feed
@@ -104,6 +106,7 @@ class Material:
     held_out: Sequence[Encoded]
     held_out_targets: TargetFn | None
     own: OnPolicy | None = None
+    in_step: bool = False
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,7 @@ def distill(
         group = material.feed.group(settings.accumulate)
         world.reseed(seed, at.step)
         own = _own_part(group, material, stepper, at.step, progress)
-        done = stepper.step(own, material.targets, lr, progress)
+        done = stepper.step(own, _targets_of(own, group, material), lr, progress)
         _advance(at, done, stepper, started)
         _count_skips(at, done, group, checkpoints, world)
         hooks.report(_event(at, done, settings.budget, lr))
@@ -237,6 +240,15 @@ def _own_part(
         return material.own.renewed(
             stepper.student, group, step, progress, stepper.world, stepper.memory
         )
+
+
+def _targets_of(
+    own: Sequence[Batch], group: Sequence[Batch], material: Material
+) -> TargetFn | None:
+    """Who is asked for a step's targets: the teacher, in the step or before it."""
+    if material.targets is None or not material.in_step:
+        return material.targets
+    return ahead(material.targets, own, group)
 
 
 def _rounding(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from kdexport.train.data import Batch, Encoded, collate
-from kdexport.train.targets import HeadTargets, TargetRows, Targets
+from kdexport.train.targets import TargetRows, Targets, in_order
 from kdexport.train.teacher import TargetFn
 
 NO_PARTNER = -1
@@ -117,14 +117,6 @@ def paired_targets(ask_teacher: TargetFn, pairs: Mapping[str, Paired]) -> Target
             numbers.append(np.where(one.partners < 0, NO_PARTNER, one.partners + begin))
             begin += one.teacher.n_targets
         chosen = torch.from_numpy(np.concatenate(numbers))
-        return PairedTargets(_in_order(found, chosen.clamp(min=0)), chosen >= 0)
+        return PairedTargets(in_order(found, chosen.clamp(min=0)), chosen >= 0)
 
     return ask
-
-
-def _in_order(found: TargetRows, order: torch.Tensor) -> TargetRows:
-    """Rows in another order, int64 [N]."""
-    if isinstance(found, HeadTargets):
-        return replace(found, hidden=found.hidden[order.to(found.hidden.device)])
-    logprobs = found.rows(slice(None)).logprobs
-    return Targets(logprobs[order.to(logprobs.device)])

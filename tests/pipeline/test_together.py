@@ -113,18 +113,23 @@ def test_two_processes_read_a_stream_of_packed_texts_as_one_does(folder: Path) -
     assert losses_of(folder, "two") == pytest.approx(losses, rel=1e-4)
 
 
-def test_a_teacher_in_two_parts_says_what_a_whole_one_does(folder: Path) -> None:
-    sets = ["--set", "train.targets=cached", "--set", "train.max_steps=3"]
-    sets += ["--set", "train.on_policy=null"]
-    distil_alone(folder, *sets, "--set", "name=whole")
-    said = distil_in_two(folder, *sets, "--set", "name=parts", "--set", "train.shard_teacher=true")
+@pytest.mark.parametrize("way", ["cached", "live"])
+def test_a_teacher_in_two_parts_says_what_a_whole_one_does(folder: Path, way: str) -> None:
+    """Live, it judges own samples, too."""
+    sets = ["--set", f"train.targets={way}", "--set", "train.max_steps=3"]
+    sets += ["--set", "train.on_policy=null"] * (way == "cached")
+    names = [f"{way}-whole", f"{way}-parts"]
+    distil_alone(folder, *sets, "--set", f"name={names[0]}")
+    sets += ["--set", "train.shard_teacher=true"]
+    said = distil_in_two(folder, *sets, "--set", f"name={names[1]}")
     assert "layers are shared out over 2 processes" in said
-    files = [folder / "runs" / name / "reference.npz" for name in ("whole", "parts")]
+    files = [folder / "runs" / name / "reference.npz" for name in names]
     with np.load(files[0]) as one, np.load(files[1]) as two:
         assert np.array_equal(one["topk_ids"], two["topk_ids"])
         for key in ("topk_logprobs", "target_logprobs", "kept_mass"):
             np.testing.assert_allclose(two[key], one[key], rtol=1e-5, atol=1e-5)
-    assert losses_of(folder, "parts") == pytest.approx(losses_of(folder, "whole"), rel=1e-4)
+    whole, parts = (losses_of(folder, name) for name in names)
+    assert parts == pytest.approx(whole, rel=1e-4)
 
 
 def test_the_others_are_told_of_the_whole_run(folder: Path) -> None:

@@ -8,14 +8,21 @@ import numpy as np
 import pytest
 import torch
 
+from kdexport.errors import KdexportError
+from kdexport.train.ahead import ahead
 from kdexport.train.cache import TargetCache, fill_cache
 from kdexport.train.columns import hidden_form
-from kdexport.train.data import Encoded, collate
+from kdexport.train.data import Batch, Encoded, collate
+from kdexport.train.feed import Epochs
 from kdexport.train.model import load_model
+from kdexport.train.on_policy import OnPolicy
+from kdexport.train.schedule import Budget, Schedule
 from kdexport.train.sharded import in_shards
 from kdexport.train.teacher import live_targets
-from kdexport.train.world import joined
+from kdexport.train.trainer import Hooks, Material, TrainSettings, distill
+from kdexport.train.world import ALONE, World, joined
 from tests.processes import in_two
+from tests.train.shortage import for_at_most
 
 CLOSE = 1e-5  # the same products of the same numbers
 FAMILIES = ("llama", "gpt2")
@@ -51,7 +58,39 @@ def in_one_of_two(rank: int, folder: Path) -> None:
                 fill_cache(
                     place, texts(9, 14)[:n], form.ask, batch_size=2, world=world, in_step=True
                 )
+        mine = in_shards(lambda: load_model(folder / "llama"), "cpu", world)
+        seen["learnt"] = learnt(folder / "llama", mine, folder / "checkpoints", world)
     (folder / f"{rank}.json").write_text(json.dumps(seen))
+
+
+def learnt(path: Path, teacher: Any, checkpoints: Path, world: World) -> list[float]:
+    """Losses of a student that asks this teacher live, of given texts and of its own.
+
+    Nine texts in batches of four: of the last batch one process has nothing. Where this is the
+    second of two, memory ends at two texts.
+    """
+    torch.manual_seed(0)
+    student, losses = load_model(path), list[float]()
+    torch.nn.init.normal_(student.get_input_embeddings().weight, std=0.05)
+    if world.rank:
+        read = student.base_model.forward
+
+        def forward(input_ids: Any, **inputs: Any) -> Any:
+            if torch.is_grad_enabled() and len(input_ids) > 1:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+            return read(input_ids=input_ids, **inputs)
+
+        student.base_model.forward = forward
+    half = OnPolicy(Schedule(0.5, 0.5), 1.0, 6, 40, frozenset({2}), seed=0)
+    material = Material(
+        *(Epochs(texts(9, 9), 4, 0), live_targets(teacher, None, 1.0), [], None, half),
+        in_step=world.size > 1,
+    )
+    settings = TrainSettings(Budget(max_steps=6), batch_size=4, accumulate=2, evaluate_steps=100)
+    hooks = Hooks(report=lambda event: losses.append(event.loss))
+    where: Any = {"checkpoints": checkpoints, "fingerprint": "f", "world": world}
+    distill(student, material, settings, hooks, **where)
+    return losses
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +125,38 @@ def test_kept_targets_are_those_of_one_process(
     batch = collate(texts(9, 14))
     one, two = (TargetCache(of).columns(batch) for of in (tmp_path, seen[0] / f"{name}-kept"))
     torch.testing.assert_close(two["hidden"], one["hidden"], rtol=1e-3, atol=1e-5)  # in half
+
+
+def test_a_student_learns_live_of_a_teacher_in_parts_as_of_a_whole_one(
+    seen: tuple[Path, Any], tmp_path: Path
+) -> None:
+    """Also where one process works in smaller batches than the other, and has fewer of them."""
+    path = seen[0] / "llama"
+    alone = learnt(path, load_model(path), tmp_path, ALONE)
+    assert len(alone) == 6 and alone[-1] < alone[0]
+    for rank in (0, 1):
+        assert seen[1][rank]["learnt"] == pytest.approx(alone, abs=1e-4)
+
+
+def test_what_was_asked_before_serves_parts_of_a_batch(llama: Path) -> None:
+    ask = live_targets(load_model(llama), None, 2.0)
+    first, second = collate(texts(1, 4)), collate(texts(2, 3))
+    asked: list[int] = []
+
+    def counted(batch: Batch) -> Any:
+        asked.append(len(batch.examples))
+        return ask(batch)
+
+    given = ahead(counted, [first, second], [first, second, first])
+    assert asked == [4, 3, 1]  # once more than it has batches, of one text
+    for part in (first, second, second.of(second.examples[1:]), first.of(first.examples[1:3])):
+        found, expected = (of(part).rows(slice(None)).logprobs for of in (given, ask))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    assert asked == [4, 3, 1]
+
+
+def test_a_batch_that_is_too_much_for_the_teacher_is_one_line(llama: Path) -> None:
+    ask = for_at_most(2, live_targets(load_model(llama), None, 1.0))
+    batch = collate(texts(1, 4))
+    with pytest.raises(KdexportError, match="not memory enough for 4 examples at once"):
+        ahead(ask, [batch], [batch])
