@@ -18,6 +18,7 @@ from kdexport.system.console import LOG_SECONDS, say
 from kdexport.system.machine import rss_mb
 from kdexport.system.metrics import Log
 from kdexport.train.evaluate import Evaluation
+from kdexport.train.memory import gpu_mb
 from kdexport.train.trainer import Event, Position
 
 RECENT_STEPS = 50  # over which loss and speed are averaged
@@ -38,7 +39,8 @@ class Written:
 class Seen:
     """Where a training is. ``loss`` and ``tokens_per_s`` over the last steps, ``kl`` on validation.
 
-    ``left_s`` and ``kl`` are None until they are known; ``memory_mb`` of the process, 10^6 bytes.
+    ``left_s`` and ``kl`` are None until they are known; ``memory_mb`` of the process, 10^6 bytes;
+    ``gpu_mb``: the most of its GPU, where it has one.
     """
 
     step: int
@@ -51,6 +53,7 @@ class Seen:
     skipped: int
     kl: float | None = None
     best_kl: float | None = None
+    gpu_mb: float | None = None
 
     @property
     def facts(self) -> list[tuple[str, str]]:
@@ -64,6 +67,8 @@ class Seen:
             ("left", "?" if self.left_s is None else _clock(self.left_s)),
             ("memory", f"{self.memory_mb:,.0f} MB"),
         ]
+        if self.gpu_mb is not None:
+            found.append(("GPU memory", f"{self.gpu_mb:,.0f} MB"))
         return found + [("skipped", str(self.skipped))] * bool(self.skipped)
 
 
@@ -106,6 +111,8 @@ class Watcher:
         self._recent.append((event.elapsed_s, event.tokens, event.loss))
         seen = self._seen(event)
         row = {**asdict(event), "tokens_per_s": seen.tokens_per_s, "memory_mb": seen.memory_mb}
+        if seen.gpu_mb is not None:
+            row["gpu_mb"] = seen.gpu_mb
         row = {name: _finite(value) for name, value in row.items()}
         self._log.add(row)
         if self._board:
@@ -158,6 +165,7 @@ class Watcher:
             skipped=event.skipped,
             kl=self._kl,
             best_kl=self._best,
+            gpu_mb=gpu_mb(),
         )
 
 

@@ -93,3 +93,9 @@ class Memory:
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether an error tells that memory ended, on a GPU or a CPU."""
     return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in TOLD_BY)
+
+
+def gpu_mb() -> float | None:
+    """The most of this process's GPU that tensors have taken yet, 10^6 bytes; None without any."""
+    most = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return most / 1e6 if most else None

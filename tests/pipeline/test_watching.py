@@ -55,6 +55,24 @@ def test_every_step_is_logged_and_what_comes_again_is_not_twice(
     assert (seen[4].kl, seen[4].best_kl) == (0.4, 0.3)
 
 
+def test_the_memory_of_a_gpu_is_told_where_one_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The most that it was yet: what is short is the GPU's, not the process's."""
+    seen: list[Seen] = []
+    watcher = Watcher(seen.append, tmp_path / "metrics.jsonl")
+    watcher.begins(Position())
+    watcher.step(event(1))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    for step, n_bytes in ((2, 0), (3, 7_300_000_000)):
+        monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda n_bytes=n_bytes: n_bytes)
+        watcher.step(event(step))
+    watcher.close()
+    assert [row.get("gpu_mb") for row in rows(tmp_path / "metrics.jsonl")] == [None, None, 7300.0]
+    assert ["GPU memory" in dict(one.facts) for one in seen] == [False, False, True]
+    assert "GPU memory 7,300 MB" in line_of("training", seen[-1])
+
+
 def test_a_step_without_finite_numbers_is_json_still(tmp_path: Path) -> None:
     seen: list[Seen] = []
     watcher = Watcher(seen.append, tmp_path / "metrics.jsonl")
