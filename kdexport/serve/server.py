@@ -121,10 +121,7 @@ def serve(
             where="--host",
             remedy="name the variable with a key for them: --api-key-env NAME",
         )
-    brand = load_brand(brand_path) if brand_path else None
-    rules = Rules(load_channels(channels_folder), brand, language_identifier())
-    if rules.identify is None:
-        say(NOT_IDENTIFIED)
+    rules = _rules(channels_folder, brand_path, say)
     engine = Engine(
         open_bundle(bundle),
         n_threads=threads,
@@ -152,6 +149,16 @@ def serve(
     address = f"[{host}]" if ":" in host else host
     say(f"listening on http://{address}:{listening.getsockname()[1]}, loading {name}")
     asyncio.run(run())
+
+
+def _rules(channels: Path | None, brand: Path | None, say: Callable[[str], None]) -> Rules:
+    """What copy is held to; said where its language is not checked."""
+    rules = Rules(
+        load_channels(channels), load_brand(brand) if brand else None, language_identifier()
+    )
+    if rules.identify is None:
+        say(NOT_IDENTIFIED)
+    return rules
 
 
 def _key(name: str | None) -> str | None:
