@@ -178,6 +178,47 @@ def huge_pages(found: Mapping[str, Any]) -> Lines:
             yield f"| {bundle} | {measure} | {told} |"
 
 
+def serving(found: Mapping[str, Any]) -> Lines:
+    n = found["clients"]
+    yield (
+        f"{found['prompt_tokens']} tokens of prompt and {found['new_tokens']} new ones for each "
+        "client; the clients run on the same cores."
+    )
+    yield from (
+        "",
+        f"| round | one client, tok/s | {n} clients, tok/s | ratio |",
+        "|---:|---:|---:|---:|",
+    )
+    rounds = zip(found["tok_s_one"], found["tok_s_all"], found["ratio"], strict=True)
+    for number, (one, every, ratio) in enumerate(rounds):
+        yield f"| {number + 1} | {one:.0f} | {every:.0f} | {ratio:.2f} |"
+    typical, health, failed = (found[k] for k in ("ttft_ms_p50", "health_ms_p99", "n_not_200"))
+    yield ""
+    yield _bar(f"{n} clients / one, median", statistics.median(found["ratio"]), "≥ 3", 3)
+    yield f"- /health p99 {health:.1f} ms, bar < 50: {'met' if health < 50 else 'NOT met'}"
+    yield f"- answers other than 200: {failed}, bar 0: {'met' if not failed else 'NOT met'}"
+    yield f"- first token, median: {typical:,.0f} ms"
+
+
+def writing(found: Mapping[str, Any]) -> Lines:
+    yield f"{found['n_briefs']:,} briefs, {found['candidates']} texts each; a slice of them a row."
+    ways = ("together", "one after another", "each alone")
+    yield ""
+    yield f"| {' | '.join(f'{way}, texts/min' for way in ways)} | times the second | the third |"
+    yield "|---:" * 5 + "|"
+    for one in found["texts_a_minute"]:
+        rates = " | ".join(f"{one[way]:,.0f}" for way in ways)
+        yield f"| {rates} | {one[f'times {ways[1]}']:.2f} | {one[f'times {ways[2]}']:.2f} |"
+    yield ""
+    for way in ways[1:]:
+        values = [one[f"times {way}"] for one in found["texts_a_minute"]]
+        yield _bar(f"together / {way}, median", statistics.median(values), "≥ 3", 3)
+
+
+def _bar(name: str, value: float, bar: str, least: float) -> str:
+    return f"- {name}: {value:.2f}, bar {bar}: {'met' if value >= least else 'NOT met'}"
+
+
 def operators(found: Mapping[str, Any]) -> Lines:
     yield f"{found['scheme']}, {found['depth']} tokens deep, one token."
     yield from ("", "| operator | calls | ms |", "|---|---:|---:|")
@@ -193,6 +234,8 @@ KINDS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], Lines]]] = {
     "distill": ("Distillation for equal CPU minutes", quality),
     "ablations": ("Ablations of the quickstart's recipe", quality),
     "passing": ("Pass rates with reviewed texts and raw ones", passing),
+    "writing": ("Copy in bulk", writing),
+    "serving": ("Many clients beside one", serving),
     "train-speed": ("Speed of training", train_speed),
     "targets": ("What is kept of a teacher: bytes against fidelity", targets),
     "own-samples": ("Own samples from PyTorch and from a bundle", own_samples),

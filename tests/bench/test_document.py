@@ -121,3 +121,22 @@ def test_own_samples_tell_when_an_export_is_paid(
 def test_results_of_no_kind_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="knows no such results"):
         list(document.sections([tmp_path / "other.json"]))
+
+
+def test_copy_in_bulk_and_many_clients_are_held_to_their_bars(tmp_path: Path) -> None:
+    rates = {"together": 900.0, "one after another": 300.0, "each alone": 250.0}
+    slices = [{**rates, "times one after another": 3.0, "times each alone": 2.9}]
+    lines = told(
+        tmp_path, "writing.json", {"n_briefs": 9, "candidates": 4, "texts_a_minute": slices}
+    )
+    assert "| 900 | 300 | 250 | 3.00 | 2.90 |" in lines
+    assert lines[-2:] == [
+        "- together / one after another, median: 3.00, bar ≥ 3: met",
+        "- together / each alone, median: 2.90, bar ≥ 3: NOT met",
+    ]
+    found = {"clients": 32, "prompt_tokens": 64, "new_tokens": 64, "ttft_ms_p50": 1206.2}
+    found |= {"tok_s_one": [300.0], "tok_s_all": [450.0], "ratio": [1.5], "health_ms_p99": 14.9}
+    lines = told(tmp_path, "serving.json", found | {"n_not_200": 0})
+    assert "| 1 | 300 | 450 | 1.50 |" in lines
+    assert "- 32 clients / one, median: 1.50, bar ≥ 3: NOT met" in lines
+    assert "- /health p99 14.9 ms, bar < 50: met" in lines
