@@ -183,7 +183,7 @@ TRAPS: Traps = {
     prompts_in_full: (every_path_is_the_formula, named("live")),
     read_across_a_row: (every_path_is_the_formula, named("cached")),
 }
-ALONE = {rows_of_the_first_chunk, tail_left_out, draws_normalised, head_without_temperature}
+ALONE = (rows_of_the_first_chunk, tail_left_out, draws_normalised, head_without_temperature)
 
 
 @pytest.mark.parametrize("broken", TRAPS, ids=lambda broken: broken.__name__)
