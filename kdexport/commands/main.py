@@ -1,6 +1,5 @@
 """The command line: parse, one call, print. Everything heavy is imported inside the commands."""
 
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from kdexport.commands.serve import serve
 from kdexport.commands.train import distill, finetune, import_targets, run, sweep
 from kdexport.commands.write import content, write
 from kdexport.errors import InputError, refusal
-from kdexport.system.interrupts import SIGNALS, end_at_the_next, how_it_ended
+from kdexport.system.interrupts import how_it_ended, raised
 from kdexport.system.streams import (
     forget_stdout,
     print_json,
@@ -254,16 +253,8 @@ def _prove(recipe: Path, overrides: Sequence[str], as_json: bool) -> None:
 
 def main() -> None:
     """Entry point: errors of ours become one line and an exit code, without a traceback."""
-    interrupts: list[int] = []
-
-    def interrupted(number: int, _frame: Any) -> None:
-        interrupts.append(number)
-        end_at_the_next()
-        raise KeyboardInterrupt
-
     settle_streams()
-    for number in SIGNALS:
-        signal.signal(number, interrupted)
+    interrupts = raised()
     try:
         cli(standalone_mode=False, prog_name="kdexport")
     except click.ClickException as error:

@@ -121,7 +121,8 @@ def serve(
             where="--host",
             remedy="name the variable with a key for them: --api-key-env NAME",
         )
-    rules = _rules(channels_folder, brand_path, say)
+    brand = load_brand(brand_path) if brand_path else None
+    rules = Rules(load_channels(channels_folder), brand, language_identifier())
     engine = Engine(
         open_bundle(bundle),
         n_threads=threads,
@@ -140,7 +141,7 @@ def serve(
             key=key,
             hosts=LOOPBACK if is_own else None,
             drain_seconds=drain,
-            on_ready=lambda: say(f"{name} is loaded"),
+            on_ready=lambda: _loaded(name, rules, say),
         )
         await server.serve(sockets=[listening])
         if server.failure:
@@ -151,14 +152,10 @@ def serve(
     asyncio.run(run())
 
 
-def _rules(channels: Path | None, brand: Path | None, say: Callable[[str], None]) -> Rules:
-    """What copy is held to; said where its language is not checked."""
-    rules = Rules(
-        load_channels(channels), load_brand(brand) if brand else None, language_identifier()
-    )
+def _loaded(name: str, rules: Rules, say: Callable[[str], None]) -> None:
+    say(f"{name} is loaded")
     if rules.identify is None:
         say(NOT_IDENTIFIED)
-    return rules
 
 
 def _key(name: str | None) -> str | None:

@@ -2,6 +2,9 @@
 
 By default both become a KeyboardInterrupt where they come. Within `noted` they are written down,
 and the work asks when it can stop with all saved. The second one ends the process at once.
+
+Python drops a KeyboardInterrupt that comes in a finalizer or in a weak reference's callback, of
+which torch has many. It is raised again then, and `noted` work does not begin after one.
 """
 
 import os
@@ -14,6 +17,7 @@ from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SHOW_CURSOR = b"\x1b[?25h"
+LATER_SECONDS = 0.05  # when a finalizer has ended that dropped a signal
 
 
 class Interrupted(KeyboardInterrupt):
@@ -25,13 +29,44 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(where)
 
 
+_received: list[int] = []  # that became a KeyboardInterrupt
+
+
+def raised() -> list[int]:
+    """From here on signals become a KeyboardInterrupt; the list will have their numbers."""
+    _received.clear()
+    for number in SIGNALS:
+        signal.signal(number, _interrupt)
+    sys.unraisablehook = _raise_again
+    return _received
+
+
+def _interrupt(number: int, _frame: Any) -> None:
+    _received.append(number)
+    end_at_the_next()
+    raise KeyboardInterrupt
+
+
+def _raise_again(dropped: "sys.UnraisableHookArgs") -> None:
+    """Whatever Python had to drop is told as ever, but for an interrupt: it comes once more."""
+    if not issubclass(dropped.exc_type, KeyboardInterrupt) or not _received:
+        sys.__unraisablehook__(dropped)
+        return
+    number = _received[-1]
+    signal.signal(number, _interrupt)
+    main = threading.main_thread().ident
+    threading.Timer(LATER_SECONDS, signal.pthread_kill, (main, number)).start()
+
+
 @contextmanager
 def noted() -> Iterator[Callable[[], bool]]:
     """Note signals within the block, which is given a function that tells whether one came.
 
     A block that comes to its end nevertheless ends in Interrupted. Signals are the main thread's:
-    in any other, none comes.
+    in any other, none comes. Raises KeyboardInterrupt where one came before and was dropped.
     """
+    if _received:
+        raise KeyboardInterrupt
     received: list[int] = []
 
     def note(number: int, _frame: Any) -> None:

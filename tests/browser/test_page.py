@@ -210,6 +210,7 @@ def test_stop_keeps_what_is_written(
         server.wait_for_rest()  # its row is free
         page.click(".again")
         expect(page.locator(".copy")).to_have_attribute("data-state", "writing")
+        expect(page.locator(".text")).to_contain_text("abc")  # it is another state without
         page.keyboard.press("Escape")
         expect(page.locator(".run")).to_have_attribute("data-state", "stopped")
 

@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import click
@@ -73,3 +75,31 @@ def test_what_an_interrupt_became_is_looked_through() -> None:
     plain = "interrupted; run the same command again to go on"
     assert how_it_ended(ImportError("half-way"), [signal.SIGTERM]) == (plain, 143)
     assert how_it_ended(click.Abort(), []) == (plain, 130)
+
+
+DROPPED = """
+import os, signal, time, weakref
+from kdexport.system.interrupts import noted, raised
+received = raised()
+class Thing: pass
+thing = Thing()
+there = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+del thing
+print(received, flush=True)
+WORK
+"""
+
+
+@pytest.mark.parametrize("work", ["time.sleep(60)", "with noted(): print('begun')"])
+def test_a_signal_in_a_weak_reference_s_callback_is_not_dropped(work: str) -> None:
+    """Python has to drop the exception there; it comes again, or the work does not begin."""
+    found = subprocess.run(
+        [sys.executable, "-c", DROPPED.replace("WORK", work)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert found.stdout == "[15]\n"
+    assert found.stderr.splitlines()[-1] == "KeyboardInterrupt"
+    assert "ignored" not in found.stderr
