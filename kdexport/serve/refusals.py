@@ -60,7 +60,9 @@ def refusal_of(error: Exception) -> RefusedError:
             return RefusedError(504, str(error), code="timeout")
         case InputError():
             return _of_input(error)
-    return RefusedError(500, "an error of the server's; its log has more", code="internal_error")
+    words = "an error of the server's; its log has more"
+    closes = {"Connection": "close"}  # uvicorn does so after an error: nobody is to ask on it again
+    return RefusedError(500, words, code="internal_error", headers=closes)
 
 
 def _of_input(error: InputError) -> RefusedError:
