@@ -295,16 +295,7 @@ def bench_run(run: Run) -> BenchReport:
     asked = {spec.name: copied for spec in specs}
     with tracked("    bench", "steps") as progress:
         arms = measure_arms(specs, settings, asked, progress, briefs_of(run, copied))
-    report = BenchReport(
-        name=run.recipe.name,
-        settings=settings,
-        arms=arms,
-        baseline=specs[0].name,
-        losses=stage_losses(arms),
-        samples=gather_samples(arms, {p.id: request_of(p) for p in shown}),
-        **of_bench(),
-        **of_run(run),
-    )
+    report = report_of(run.recipe.name, settings, specs[0], arms, shown, **of_run(run))
     write_report(report, run.folder)
     return report
 
@@ -348,14 +339,27 @@ def bench_bundles(
         of_each = {spec.name: requests.pairs for spec in specs}
         arms = measure_arms(specs, settings, of_each, progress, requests.briefed)
     shown = spread(requests.pairs, N_SHOWN)
+    return report_of(" and ".join(names), settings, specs[0], arms, shown)
+
+
+def report_of(
+    name: str,
+    settings: BenchSettings,
+    baseline: ArmSpec,
+    arms: Sequence[ArmResult],
+    shown: Sequence[Pair],
+    **about: Any,
+) -> BenchReport:
+    """What a bench that ends now has found, with the copy for ``shown`` side by side."""
     return BenchReport(
-        name=" and ".join(names),
+        name=name,
         settings=settings,
-        arms=arms,
+        arms=list(arms),
+        baseline=baseline.name,
         losses=stage_losses(arms),
-        samples=gather_samples(arms, {p.id: request_of(p) for p in shown}),
-        baseline=specs[0].name,
+        samples=gather_samples(arms, {pair.id: request_of(pair) for pair in shown}),
         **of_bench(),
+        **about,
     )
 
 

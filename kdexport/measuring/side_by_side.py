@@ -4,14 +4,13 @@ from collections.abc import Iterable, Mapping
 
 from kdexport.bundle import open_bundle
 from kdexport.data.pairs import Pair
-from kdexport.measuring.arms import arm_names, bundle_arm, measure_arms, settings_of
-from kdexport.measuring.asking import briefs_of, request_of, requests_of
-from kdexport.measuring.circumstances import of_bench, of_run, stage_seconds
+from kdexport.measuring.arms import arm_names, bundle_arm, measure_arms, report_of, settings_of
+from kdexport.measuring.asking import briefs_of, requests_of
+from kdexport.measuring.circumstances import of_run, stage_seconds
 from kdexport.pipeline.run import Run
 from kdexport.system.console import tracked
 from kdexport.verdict.choices import Matrix, MatrixStudent
-from kdexport.verdict.report import BenchReport, gather_samples
-from kdexport.verdict.stage_losses import stage_losses
+from kdexport.verdict.report import BenchReport
 
 Counts = Mapping[str, int]  # pairs by split
 
@@ -46,17 +45,8 @@ def bench_students(
     ]
     about = of_run(base) | {"training": []}
     about["stages"] |= {name: sum(stages.values()) for name, stages in seconds.items()}
-    return BenchReport(
-        name=base.recipe.name,
-        settings=settings,
-        arms=arms,
-        baseline=specs[0].name,
-        losses=stage_losses(arms),
-        samples=gather_samples(arms, {pair.id: request_of(pair) for pair in shown}),
-        matrix=Matrix(column=column, students=students),
-        **of_bench(),
-        **about,
-    )
+    about["matrix"] = Matrix(column=column, students=students)
+    return report_of(base.recipe.name, settings, specs[0], arms, shown, **about)
 
 
 def own_report(report: BenchReport, value: str, run: Run) -> BenchReport:
