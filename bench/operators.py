@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.record import record, save  # noqa: E402
-from kdexport.bundle import Graphs, open_bundle  # noqa: E402
+from kdexport.bundle import open_bundle  # noqa: E402
+from kdexport.runtime.cpu import suits_many_tokens  # noqa: E402
 from kdexport.runtime.session import Session  # noqa: E402
 from kdexport.system.machine import physical_cores  # noqa: E402
 
@@ -84,10 +85,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     given = parser.parse_args()
     bundle = open_bundle(given.bundle)
-    name = bundle.manifest.graphs.decode
+    graphs = bundle.manifest.graphs
+    name = graphs.prefill if given.rows > 1 and suits_many_tokens() else graphs.decode
     with tempfile.TemporaryDirectory() as folder:
         graph = profiled(bundle.file(name), Path(folder) / "profile")
-        session = Session(bundle.manifest, {name: graph}, Graphs(prefill=name, decode=name))
+        session = Session(bundle.manifest, graph)
         decode(session, given.depth, given.rows)
         found = shares(Path(graph.end_profiling()))
     result = {

@@ -38,7 +38,8 @@ F = TypeVar("F", bound=_Facts)
 
 
 class Graphs(_Facts):
-    """File names; equal when one graph serves both. ``decode`` runs one token of one text.
+    """File names; equal when one graph serves both. ``decode`` is the quicker at one token of one
+    text, ``prefill`` at many tokens at once (of a prompt, or of a batch) where the CPU has AMX.
 
     ``standard``: the graph for other tools, over the same weights; None in format 1.
     """

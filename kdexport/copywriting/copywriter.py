@@ -26,6 +26,7 @@ from kdexport.copywriting.sentiment import sentiment_scorer
 from kdexport.data.card import NOT_IDENTIFIED, language_identifier
 from kdexport.data.contamination import HeldOut
 from kdexport.data.pairs import Pair, read_pairs
+from kdexport.runtime.cpu import MANY_TEXTS
 from kdexport.runtime.session import open_session
 from kdexport.runtime.text import TextCodec, load_text
 
@@ -112,7 +113,9 @@ class Copywriter:
         self.checks = Checks(self.channels, self.brand, language_identifier(), asked.disclose)
         if self.checks.identify is None:
             warn(NOT_IDENTIFIED)
-        self.session = open_session(self.bundle, n_threads=n_threads, warn=warn)
+        self.session = open_session(
+            self.bundle, n_threads=n_threads, many_tokens=max_rows >= MANY_TEXTS, warn=warn
+        )
         self.generator = Overgenerator(
             self.session,
             self.codec,

@@ -19,6 +19,7 @@ from kdexport.copywriting.text_form import OPTIONS, kept_to
 from kdexport.data.card import language_identifier
 from kdexport.errors import InputError
 from kdexport.runtime.constrain import TextForm
+from kdexport.runtime.cpu import MANY_TEXTS
 from kdexport.runtime.generate import Step
 from kdexport.runtime.prompt_cache import PromptCache, Reads
 from kdexport.runtime.sample import Sampler, TokenSampler, make_sampler
@@ -161,7 +162,8 @@ def open_writer(
     opened = open_bundle(bundle)
     check_ids(np.asarray(list(bias), dtype=np.int64), opened.manifest.model.vocab_size)
     exact = exact or draft is not None
-    session = open_session(opened, n_threads=threads, exact=exact, warn=warn)
+    many = max(variants, beams) >= MANY_TEXTS
+    session = open_session(opened, n_threads=threads, exact=exact, many_tokens=many, warn=warn)
     codec = load_text(opened)
     kept = PromptCache(session, folder=prompt_cache, warn=warn) if prompt_cache else None
     return Writer(

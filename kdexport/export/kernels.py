@@ -38,41 +38,43 @@ def rows_in_8_bits(kind: type[np.int8] | type[np.uint8]) -> Write:
     """
 
     def write(draft: Draft, node: onnx.NodeProto, rounded: Rounded) -> None:
-        x, name = node.input
-        (out,) = node.output
-        _constants(draft)
+        name = node.input[1]
         draft.weights[f"{name}.int8"] = rounded.values.astype(kind)
         draft.weights[f"{name}.scale"] = rounded.scale[0]
-        quantized = [f"{out}.steps", f"{name}.int8", "kdexport.step", f"{name}.scale"]
-        quantized.append("kdexport.middle")
+        weights = [f"{name}.int8", f"{name}.scale"]
         if kind is np.uint8:
             draft.weights[f"{name}.zero_point"] = rounded.zero_point[0].astype(kind)
-            quantized.append(f"{name}.zero_point")
-        nodes = [
-            ("Abs", [x], f"{out}.abs"),
-            ("ReduceMax", [f"{out}.abs", "kdexport.last"], f"{out}.largest"),
-            ("Max", [f"{out}.largest", "kdexport.tiny"], f"{out}.row"),
-            ("Div", [x, f"{out}.row"], f"{out}.unit"),
-            ("QuantizeLinear", [f"{out}.unit", "kdexport.step", "kdexport.middle"], quantized[0]),
-            ("MatMulIntegerToFloat", quantized, f"{out}.product"),
-            ("Mul", [f"{out}.product", f"{out}.row"], out),
-        ]
-        draft.replace(node, [_node(kind_, inputs, made) for kind_, inputs, made in nodes])
+            weights.append(f"{name}.zero_point")
+        draft.replace(node, product_by_rows(draft, node, *weights))
 
     return write
+
+
+def product_by_rows(
+    draft: Draft, node: onnx.NodeProto, weights: str, scale: str, *zero_point: str
+) -> list[onnx.NodeProto]:
+    """The nodes of `rows_in_8_bits` in the place of a product, for weights that are there."""
+    x, (out,) = node.input[0], node.output
+    draft.weights["kdexport.tiny"] = np.asarray(1e-12, dtype=np.float32)
+    draft.weights["kdexport.last"] = np.asarray([-1], dtype=np.int64)
+    draft.weights["kdexport.step"] = np.asarray(1 / HALF_RANGE, dtype=np.float32)
+    draft.weights["kdexport.middle"] = np.asarray(HALF_RANGE + 1, dtype=np.uint8)
+    quantized = [f"{out}.steps", weights, "kdexport.step", scale, "kdexport.middle", *zero_point]
+    nodes = [
+        ("Abs", [x], f"{out}.abs"),
+        ("ReduceMax", [f"{out}.abs", "kdexport.last"], f"{out}.largest"),
+        ("Max", [f"{out}.largest", "kdexport.tiny"], f"{out}.row"),
+        ("Div", [x, f"{out}.row"], f"{out}.unit"),
+        ("QuantizeLinear", [f"{out}.unit", "kdexport.step", "kdexport.middle"], quantized[0]),
+        ("MatMulIntegerToFloat", quantized, f"{out}.product"),
+        ("Mul", [f"{out}.product", f"{out}.row"], out),
+    ]
+    return [_node(kind, inputs, made) for kind, inputs, made in nodes]
 
 
 def _node(kind: str, inputs: Sequence[str], output: str) -> onnx.NodeProto:
     domain = MICROSOFT if kind == "MatMulIntegerToFloat" else ""
     return helper.make_node(kind, inputs, [output], domain=domain)
-
-
-def _constants(draft: Draft) -> None:
-    """What every row-wise product shares: the grid of 255 steps from -1 to 1."""
-    draft.weights["kdexport.tiny"] = np.asarray(1e-12, dtype=np.float32)
-    draft.weights["kdexport.last"] = np.asarray([-1], dtype=np.int64)
-    draft.weights["kdexport.step"] = np.asarray(1 / HALF_RANGE, dtype=np.float32)
-    draft.weights["kdexport.middle"] = np.asarray(HALF_RANGE + 1, dtype=np.uint8)
 
 
 def in_blocks(bits: int) -> Write:
@@ -117,16 +119,19 @@ def packed(rounded: Rounded, bits: int) -> Array:
     return values if bits == 8 else values[..., 0::2] | (values[..., 1::2] << 4)
 
 
+WIDE = (128, 64, 32)
 FLOAT32 = "float32"  # no kernel of ours: the product stays as it is
 KERNELS: Mapping[str, Kernel] = {
     "rows8": Kernel(8, Grid(-HALF_RANGE, HALF_RANGE), rows_in_8_bits(np.int8)),
     "rows8u": Kernel(8, Grid(0, 255, whole_range=True), rows_in_8_bits(np.uint8)),
-    "wide8": Kernel(8, Grid(-128, 127, (128, 64, 32)), in_blocks(8)),
+    "wide8": Kernel(8, Grid(-128, 127, WIDE), in_blocks(8)),
+    "column8": Kernel(8, Grid(-128, 127, WIDE, by_column=True), in_blocks(8)),
     "block8": Kernel(8, Grid(-128, 127, (32,)), in_blocks(8)),
     "block4": Kernel(4, Grid(-8, 7, (32,)), in_blocks(4)),
 }
 """``rows8u``: unsigned weights, which every CPU multiplies exactly. ``wide8``: in blocks as wide as
-divide the rows; fewer scales are quicker where the CPU has VNNI."""
+divide the rows; fewer scales are quicker where the CPU has VNNI. ``column8``: the same with one
+scale a column, so that `many_tokens_graph` can read the weights, too."""
 
 
 def table_in_blocks(

@@ -30,6 +30,7 @@ STEPS_UP: Mapping[str, str] = {
     "rows8": "block8",
     "rows8u": "block8",
     "wide8": "block8",
+    "column8": "block8",
     "block8": FLOAT32,
 }
 """Kernel -> the next more faithful one."""

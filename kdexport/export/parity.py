@@ -11,7 +11,7 @@ from kdexport.content.prompts import ASKING, Message
 from kdexport.errors import InputError, ParityError
 from kdexport.export.layers import lengths_that_matter
 from kdexport.runtime.quality import log_softmax
-from kdexport.runtime.session import Session, open_graphs, open_session
+from kdexport.runtime.session import Session, open_graph, open_session
 from kdexport.runtime.text import TextCodec
 
 Array = np.ndarray[Any, Any]
@@ -63,13 +63,13 @@ def check_parity(checkpoint: Path, session: Session, codec: TextCodec) -> Parity
 def check_quantized(parent: Bundle, staging: Path, graphs: Graphs) -> Parity:
     """A quantized bundle, still being written, against the float32 one that it is made from."""
     whole = open_session(parent)
-    session = Session(parent.manifest, open_graphs(staging, graphs, None), graphs)
     ids = _some_ids(whole)
     expected = whole.score(ids.tolist()).copy()
-    pairs = [
-        ("prefill", expected, session.score(ids.tolist()).copy()),
-        ("decode", expected, token_by_token(session, ids)),
-    ]
+    pairs = []
+    for name in {graphs.decode: None, graphs.prefill: None}:
+        session = Session(parent.manifest, open_graph(staging / name))
+        pairs.append((f"prefill of {name}", expected, session.score(ids.tolist()).copy()))
+        pairs.append((f"decode of {name}", expected, token_by_token(session, ids)))
     return _compare(pairs, np.inf, MAX_KL_QUANTIZED)
 
 

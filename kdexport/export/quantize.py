@@ -27,11 +27,12 @@ from kdexport.export.cpu import cpu_facts
 from kdexport.export.draft import Array, Draft, load_draft, save_drafts
 from kdexport.export.gate import Gate
 from kdexport.export.kernels import KERNELS
+from kdexport.export.many_tokens import MANY_TOKENS, many_tokens_graph
 from kdexport.export.mix import Entry, choose_mix
 from kdexport.export.parity import check_quantized
 from kdexport.export.smooth import smooth
 from kdexport.export.standard import STANDARD, standard_graph
-from kdexport.runtime.session import Session, open_graphs
+from kdexport.runtime.session import Session, open_graph
 from kdexport.runtime.text import load_text
 from kdexport.system.console import tracked
 from kdexport.system.machine import cpu_features
@@ -53,8 +54,14 @@ class Scheme:
 
 
 def _eight_bits_of_choice() -> str:
-    """Blocks are the faster where VNNI multiplies them; without it they read prompts slowly."""
-    return "wide8" if "vnni" in cpu_features() else "rows8u"
+    """Blocks are the faster where VNNI multiplies them; without it they read prompts slowly.
+
+    With AMX whole columns are faster still for many tokens at once: weights that serve both.
+    """
+    features = cpu_features()
+    if "amx" in features:
+        return "column8"
+    return "wide8" if "vnni" in features else "rows8u"
 
 
 SCHEMES: Mapping[str, Scheme] = {
@@ -95,12 +102,17 @@ def quantize_bundle(
     """
     source = _check(bundle, scheme)
     graph = source.graphs.decode
-    graphs = Graphs(prefill=graph, decode=graph, standard=STANDARD)
     with staged_bundle(out, bundle.n_bytes // 2) as staging:  # a quarter, and what is beside it
         check_files(bundle, set(source.files))
         draft = load_draft(bundle.file(graph))
         ledger = _quantize(bundle, draft, SCHEMES[scheme], wishes)
-        save_drafts({graph: draft, STANDARD: standard_graph(draft)}, staging, source.weights)
+        drafts = {graph: draft, STANDARD: standard_graph(draft)}
+        many_tokens = many_tokens_graph(draft)
+        if many_tokens is not None:
+            drafts[MANY_TOKENS] = many_tokens
+        prefill = graph if many_tokens is None else MANY_TOKENS
+        graphs = Graphs(prefill=prefill, decode=graph, standard=STANDARD)
+        save_drafts(drafts, staging, source.weights)
         copy_companions(bundle, staging)
         if ledger:
             rows = [asdict(entry) for entry in ledger]
@@ -118,7 +130,7 @@ def quantize_bundle(
         )
         if wishes.gate is not None:
             wishes.gate.check(
-                staging, lambda: Session(manifest, open_graphs(staging, graphs, None), graphs)
+                staging, lambda: Session(manifest, open_graph(staging / graphs.decode))
             )
         return commit_bundle(staging, out, manifest)
 

@@ -41,13 +41,14 @@ class Grid:
     """The whole numbers that a value may take, ``low`` to ``high``, and what shares a scale.
 
     ``blocks``: how many rows of K may share a scale, of which the first that divides K is taken;
-    without, a whole column does. ``whole_range``: the zero point is chosen with the scale, else it
-    is 0 (the range is symmetric).
+    without, a whole column does. ``by_column``: the blocks of a column have the same scale.
+    ``whole_range``: the zero point is chosen with the scale, else it is 0 (the range is symmetric).
     """
 
     low: int
     high: int
     blocks: tuple[int, ...] = ()
+    by_column: bool = False
     whole_range: bool = False
 
     def block(self, n_rows: int) -> int | None:
@@ -95,7 +96,9 @@ def round_matrix(weights: Array, grid: Grid, gram: Array | None = None) -> Round
         return Rounded(_to_grid(weights, scales, zeros, grid), scale, zero_point)
     factors = factored(gram)
     found = Rounded(compensated(weights, scale, zero_point, grid, factors), scale, zero_point)
-    return _refined(weights, found, grid, gram, factors) if grid.blocks else found
+    if not grid.blocks or grid.by_column:
+        return found
+    return _refined(weights, found, grid, gram, factors)
 
 
 def _refined(weights: Array, first: Rounded, grid: Grid, gram: Array, factors: Factors) -> Rounded:
@@ -184,6 +187,8 @@ def _to_grid(weights: Array, scale: Array, zero_point: Array, grid: Grid) -> Arr
 def _scales(weights: Array, grid: Grid, importance: Array | None) -> tuple[Array, Array]:
     """Scale and zero point of each column or block: of some ranges the one that errs least."""
     n_rows = grid.block(len(weights))
+    n_alike = len(weights) // n_rows if n_rows and grid.by_column else 1  # blocks of one scale
+    n_rows = n_rows and n_rows * n_alike
     blocks = _blocks(weights, n_rows)
     weight = np.ones(len(weights), dtype=np.float32) if importance is None else importance
     weight = _blocks(weight[:, None], n_rows)
@@ -199,7 +204,7 @@ def _scales(weights: Array, grid: Grid, importance: Array | None) -> tuple[Array
         for kept, tried in zip(best, (scale, zero_point, error), strict=True):
             kept[better] = tried[better]
     assert best is not None
-    return best[0], best[1]
+    return np.repeat(best[0], n_alike, axis=0), np.repeat(best[1], n_alike, axis=0)
 
 
 def _ranges(blocks: Array, grid: Grid) -> Iterator[tuple[Array, Array]]:

@@ -47,10 +47,10 @@ def best_scale(weights: Array, observed: Observed, grid: Grid) -> Array:
     s = |x|^strength / max|w|^(1 - strength) per channel, its geometric mean 1. |x| is the largest,
     which the rounding of activations goes by, or, for weights of few bits, whose rounding is most
     of the error, the root of the mean square. Activations are rounded as the product will read
-    them, row by row or block by block.
+    them, row by row or block by block; by row where both are (`many_tokens_graph`).
     """
     exact = observed.samples @ weights
-    block = grid.block(len(weights))
+    block = None if grid.by_column else grid.block(len(weights))
     best, least = np.ones(len(weights), dtype=np.float32), np.inf
     sizes = [observed.largest]
     if grid.high - grid.low < FEW_STEPS:

@@ -135,7 +135,9 @@ def _synthesized_pairs(run: Run, drops: Drops) -> tuple[Iterable[Pair], dict[str
     with tracked("teacher writes", "copies") as progress:
         written = synthesize(
             briefs,
-            open_session(run.teacher_bundle, n_threads=run.recipe.train.n_threads),
+            open_session(
+                run.teacher_bundle, n_threads=run.recipe.train.n_threads, many_tokens=True
+            ),
             load_text(run.teacher_bundle),
             sampling,
             drafts_path=run.folder / "drafts.jsonl",

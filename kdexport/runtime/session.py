@@ -13,7 +13,6 @@ import numpy as np
 
 from kdexport.bundle import (
     Bundle,
-    Graphs,
     Manifest,
     ModelFacts,
     check_files,
@@ -21,7 +20,7 @@ from kdexport.bundle import (
     weights_location,
 )
 from kdexport.errors import InputError, first_words
-from kdexport.runtime.cpu import suit_cpu
+from kdexport.runtime.cpu import suit_cpu, suits_many_tokens
 from kdexport.runtime.external_data import external_locations
 from kdexport.runtime.huge_pages import in_huge_pages
 from kdexport.runtime.kv_cache import KVCache
@@ -34,7 +33,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Session:
-    """A bundle ready to run. Make one with `open_session`.
+    """A bundle ready to run. Make one with `open_session`; ``opened`` is ONNX Runtime's session.
 
     ``exact``: a text's logits do not depend on how its tokens are grouped into calls. ONNX Runtime
     computes the last of an odd number of rows otherwise than one of two, in attention and in some
@@ -42,15 +41,11 @@ class Session:
     again. Not so in batches: its attention takes one token a row there.
     """
 
-    def __init__(
-        self, manifest: Manifest, opened: dict[str, Any], graphs: Graphs, *, exact: bool = False
-    ) -> None:
+    def __init__(self, manifest: Manifest, opened: Any, *, exact: bool = False) -> None:
         self.manifest = manifest
         self.exact = exact
         self.vocab_size = manifest.model.vocab_size
-        self._prefill = _Graph(opened[graphs.prefill], manifest)
-        same = graphs.prefill == graphs.decode
-        self._decode = self._prefill if same else _Graph(opened[graphs.decode], manifest)
+        self._graph = _Graph(opened, manifest)
 
     def new_cache(self, batch_size: int = 1, capacity: int = 256) -> KVCache:
         """An empty cache for ``batch_size`` texts."""
@@ -97,8 +92,7 @@ class Session:
             ids = np.concatenate([ids, ids[:, -1:]], axis=1) if n_more else ids
             rows = [*rows, rows[-1]] if n_logits % 2 else rows
         cache.reserve(end + n_more)
-        graph = self._decode if ids.size == 1 else self._prefill
-        logits = graph.run(ids, cache, total + n_more if n_more else total, rows)
+        logits = self._graph.run(ids, cache, total + n_more if n_more else total, rows)
         cache.lengths = total
         return logits[:n_logits]
 
@@ -218,48 +212,39 @@ def open_session(
     n_threads: int | None = None,
     verify: bool = True,
     exact: bool = False,
+    many_tokens: bool = False,
     huge_pages: bool = True,
     warn: Callable[[str], None] = lambda line: None,
 ) -> Session:
     """Open a bundle for running, on ``n_threads`` threads (default: physical cores).
 
     The hashes of graphs and weights are checked before ONNX Runtime reads them, unless ``verify``
-    is False. ``exact``: see `Session`. ``huge_pages``: gather the weights in pages that are quicker
-    to read, where the system has them. ``warn`` is told, in a line, of a bundle that is slow here
-    and was not where it was made. Raises InputError for a bundle that is damaged or that this
-    machine cannot run.
+    is False. ``exact``: see `Session`. ``many_tokens``: take the graph that is quick at batches and
+    prompts, where the bundle has one for this CPU; it rounds otherwise. ``huge_pages``: gather the
+    weights in pages that are quicker to read, where the system has them. ``warn`` is told, in a
+    line, of a bundle that is slow here and was not where it was made. Raises InputError for a
+    bundle that is damaged or that this machine cannot run.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     manifest = opened.manifest
-    names = {manifest.graphs.prefill, manifest.graphs.decode}
+    name = manifest.graphs.decode
+    if many_tokens and suits_many_tokens():
+        name = manifest.graphs.prefill
     if verify:
-        check_files(opened, names | {manifest.weights})
+        check_files(opened, {name, manifest.weights})
     switches = suit_cpu(opened, warn)
-    for name in names:
-        file = opened.file(name)
-        own = weights_location(name, manifest.weights)
-        strangers = external_locations(file.read_bytes(), str(file)) - {own}
-        if strangers:
-            raise InputError(
-                f"{name} refers to a file outside of the bundle: {sorted(strangers)[0]!r}",
-                where=str(opened.path),
-            )
+    file = opened.file(name)
+    own = weights_location(name, manifest.weights)
+    strangers = external_locations(file.read_bytes(), str(file)) - {own}
+    if strangers:
+        raise InputError(
+            f"{name} refers to a file outside of the bundle: {sorted(strangers)[0]!r}",
+            where=str(opened.path),
+        )
     with in_huge_pages(wanted=huge_pages):
-        graphs = open_graphs(opened.path, manifest.graphs, n_threads, switches)
-    for name, graph in graphs.items():
-        _check_shapes(graph, manifest.model, opened.file(name))
-    return Session(manifest, graphs, manifest.graphs, exact=exact)
-
-
-def open_graphs(
-    folder: Path,
-    graphs: Graphs,
-    n_threads: int | None,
-    switches: Mapping[str, str] = MappingProxyType({}),
-) -> dict[str, Any]:
-    """ONNX Runtime sessions of a folder's graphs, by file name; ``switches``: of its own."""
-    names = {graphs.prefill, graphs.decode}
-    return {name: _open_graph(folder / name, n_threads, switches) for name in names}
+        graph = open_graph(file, n_threads, switches)
+    _check_shapes(graph, manifest.model, file)
+    return Session(manifest, graph, exact=exact)
 
 
 def _check_shapes(graph: Any, model: ModelFacts, where: Path) -> None:
@@ -294,7 +279,10 @@ def session_options(n_threads: int, switches: Mapping[str, str]) -> Any:
     return options
 
 
-def _open_graph(path: Path, n_threads: int | None, switches: Mapping[str, str]) -> Any:
+def open_graph(
+    path: Path, n_threads: int | None = None, switches: Mapping[str, str] = MappingProxyType({})
+) -> Any:
+    """ONNX Runtime's session of a graph; ``switches``: of its own. Raises InputError."""
     import onnxruntime
 
     options = session_options(n_threads or physical_cores(), switches)

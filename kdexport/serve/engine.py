@@ -174,7 +174,9 @@ class Engine:
     def _run(self) -> None:
         try:
             self.codec = load_text(self._bundle)
-            session = open_session(self._bundle, n_threads=self._n_threads, warn=self._warn)
+            session = open_session(
+                self._bundle, n_threads=self._n_threads, many_tokens=True, warn=self._warn
+            )
             # Here, not when it is first asked for: it holds the interpreter for up to a second.
             self.grammars = Grammars(self.codec, session.vocab_size)
         except Exception as error:  # the event loop's to tell

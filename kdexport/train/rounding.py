@@ -28,12 +28,14 @@ class Grid:
 
     ``blocks``: how many inputs of a product may share one, of which the first that divides them is
     taken, its scale in half precision and its zero point 0. Without: all inputs do, and the zero
-    point is chosen with the scale. Activations are rounded in the same blocks.
+    point is chosen with the scale. Activations are rounded in the same blocks. ``by_column``: the
+    blocks of an output have the same scale.
     """
 
     low: int
     high: int
     blocks: tuple[int, ...] = ()
+    by_column: bool = False
 
     def block(self, n_inputs: int) -> int | None:
         """Inputs that share a scale; None where no block divides them."""
@@ -42,6 +44,7 @@ class Grid:
 
 ROWS = Grid(0, 255)
 WIDE = Grid(-128, 127, (128, 64, 32))
+COLUMN = Grid(-128, 127, (128, 64, 32), by_column=True)
 NARROW = Grid(-128, 127, (32,))
 FOUR_BITS = Grid(-8, 7, (32,))
 
@@ -55,7 +58,10 @@ class Grids:
 
 
 def _eight_bits_of_choice() -> Grids:
-    return Grids(WIDE if "vnni" in cpu_features() else ROWS)
+    features = cpu_features()
+    if "amx" in features:
+        return Grids(COLUMN)
+    return Grids(WIDE if "vnni" in features else ROWS)
 
 
 GRIDS: Mapping[str, Callable[[], Grids]] = {
@@ -169,6 +175,7 @@ def round_weight(
     n_rows = grid.block(weight.shape[inputs])
     if n_rows is None:
         raise ValueError(f"no block divides {weight.shape[inputs]} inputs")
+    n_rows = weight.shape[inputs] if grid.by_column else n_rows
     shape = (-1, n_rows) if inputs == 1 else (-1, n_rows, weight.shape[1])
     blocks, results = weight.view(shape), made.view(shape)
     at_once = len(blocks)

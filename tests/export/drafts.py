@@ -9,6 +9,7 @@ from onnx import TensorProto, helper
 from kdexport.bundle import Bundle
 from kdexport.export.calibrate import feeds
 from kdexport.export.draft import Draft, graph_bytes
+from kdexport.export.rounding import Rounded
 
 Array = np.ndarray[Any, Any]
 
@@ -58,3 +59,20 @@ def matrix(n_rows: int, n_columns: int, seed: int = 0) -> Array:
     rng = np.random.default_rng(seed)
     wide = rng.normal(size=(n_rows, n_columns)) * rng.uniform(0.01, 10, n_columns)
     return np.asarray(wide, dtype=np.float32)
+
+
+def some_rows(n: int, n_channels: int) -> Array:
+    """Activations of which the third is an outlier and the last is all zeros."""
+    x = np.random.default_rng(0).normal(size=(n, n_channels)).astype(np.float32)
+    x[2 % n] *= 1000
+    x[-1] = 0
+    return x
+
+
+def integer_product(x: Array, rounded: Rounded) -> Array:
+    """Each row in 255 steps of its own largest value; whole numbers multiplied exactly."""
+    step = np.float32(1 / 127)
+    largest = np.maximum(np.abs(x).max(1, keepdims=True), np.float32(1e-12))
+    whole = np.rint(x / largest / step).astype(np.int64)
+    weights = (rounded.values - rounded.zero_point).astype(np.int64)
+    return np.asarray((whole @ weights) * (step * rounded.scale.astype(np.float64)) * largest)

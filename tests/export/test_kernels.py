@@ -7,9 +7,9 @@ from kdexport.export.draft import Draft
 from kdexport.export.kernels import KERNELS, packed
 from kdexport.export.rounding import Rounded, round_matrix
 from kdexport.runtime.probes import probe_kernel
-from tests.export.drafts import Array, matrix, product_draft, run
+from tests.export.drafts import Array, integer_product, matrix, product_draft, run, some_rows
 
-ROWS, BLOCKS = ("rows8u", "rows8"), ("wide8", "block8", "block4")
+ROWS, BLOCKS = ("rows8u", "rows8"), ("wide8", "column8", "block8", "block4")
 
 
 @pytest.fixture(params=ROWS)
@@ -25,23 +25,6 @@ def rewritten(kernel: str, weights: Array) -> tuple[Draft, Rounded]:
     KERNELS[kernel].write(draft, next(draft.products()), rounded)
     draft.remove_unused()
     return draft, rounded
-
-
-def some_rows(n: int, n_channels: int) -> Array:
-    """Activations of which the third is an outlier and the last is all zeros."""
-    x = np.random.default_rng(0).normal(size=(n, n_channels)).astype(np.float32)
-    x[2 % n] *= 1000
-    x[-1] = 0
-    return x
-
-
-def integer_product(x: Array, rounded: Rounded) -> Array:
-    """Each row in 255 steps of its own largest value; whole numbers multiplied exactly."""
-    step = np.float32(1 / 127)
-    largest = np.maximum(np.abs(x).max(1, keepdims=True), np.float32(1e-12))
-    whole = np.rint(x / largest / step).astype(np.int64)
-    weights = (rounded.values - rounded.zero_point).astype(np.int64)
-    return np.asarray((whole @ weights) * (step * rounded.scale.astype(np.float64)) * largest)
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 40])

@@ -11,8 +11,8 @@ from kdexport.errors import InputError
 from kdexport.export.quantize import SCHEMES, Scheme, quantize_bundle
 from kdexport.runtime import cpu
 from kdexport.runtime.advice import Probe
-from kdexport.runtime.cpu import CLASSES, cpu_class, suit_cpu
-from kdexport.runtime.session import open_graphs, open_session
+from kdexport.runtime.cpu import CLASSES, cpu_class, suit_cpu, suits_many_tokens
+from kdexport.runtime.session import open_graph, open_session
 
 
 def made(bundle: Bundle, made_on: str, *kernels: str) -> Bundle:
@@ -47,6 +47,11 @@ def signed_bundle(llama_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
 )
 def test_the_class_is_the_best_of_the_features(features: list[str], name: str) -> None:
     assert cpu_class(features) == name
+
+
+def test_only_amx_has_a_graph_of_its_own_for_many_tokens() -> None:
+    assert suits_many_tokens(["avx2", "vnni", "amx"])
+    assert not suits_many_tokens(["avx2", "avx512", "vnni"]) and not suits_many_tokens([])
 
 
 def test_blocks_of_vnni_read_slowly_without(llama_bundle: Bundle) -> None:
@@ -130,11 +135,11 @@ def test_with_the_switch_a_bundle_writes_the_same(
     assert facts is not None and facts.kernels == ["rows8"]
     given: list[dict[str, str]] = []
 
-    def opened(folder: Path, graphs: Any, n: int | None, switches: Any) -> Any:
+    def opened(path: Path, n: int | None, switches: Any) -> Any:
         given.append(dict(switches))
-        return open_graphs(folder, graphs, n, switches)
+        return open_graph(path, n, switches)
 
-    monkeypatch.setattr("kdexport.runtime.session.open_graphs", opened)
+    monkeypatch.setattr("kdexport.runtime.session.open_graph", opened)
     monkeypatch.setattr("kdexport.runtime.cpu.cpu_class", lambda features: "vnni")
     plain = open_session(signed_bundle, n_threads=1).score(range(5, 40)).copy()
     monkeypatch.setattr("kdexport.runtime.cpu.cpu_class", lambda features: "avx2")

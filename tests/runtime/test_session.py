@@ -140,7 +140,7 @@ def test_calls_of_several_sizes_in_turns_stay_bound(llama_bundle: Bundle) -> Non
     expected = session.score(IDS.tolist()).copy()
     cache, sizes = session.new_cache(1, 1), [1, 5, 1, 2, 5, 3, 1, 4, 5, 6, 1, 1]
     binds: list[tuple[int, ...]] = []
-    graph = session._prefill
+    graph = session._graph
     bind = graph._bind
     graph._bind = lambda shape: binds.append(shape) or bind(shape)  # type: ignore[method-assign,func-returns-value]
     begin = 0

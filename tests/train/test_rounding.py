@@ -15,20 +15,35 @@ from kdexport.runtime.session import open_session
 from kdexport.train.data import Encoded, collate
 from kdexport.train.model import load_model, save_model
 from kdexport.train.objective import Objective
-from kdexport.train.rounding import GRIDS, ROWS, WIDE, Grids, Rounding, round_weight, straight
+from kdexport.train.rounding import (
+    COLUMN,
+    GRIDS,
+    ROWS,
+    WIDE,
+    Grids,
+    Rounding,
+    round_weight,
+    straight,
+)
 from kdexport.train.step import Stepper
 from kdexport.train.teacher import live_targets
 from tests.models import make_family
 
-KERNEL_OF = {"int8": "wide8", "int8-portable": "rows8u", "int8-block": "block8", "int4": "block4"}
+KERNEL_OF = {
+    "int8": "wide8",
+    "amx": "column8",
+    "int8-portable": "rows8u",
+    "int8-block": "block8",
+    "int4": "block4",
+}
+
+GRIDS_OF = {name: grids().body for name, grids in GRIDS.items()} | {"int8": WIDE, "amx": COLUMN}
 
 
 @pytest.mark.parametrize("scheme", KERNEL_OF)
-def test_a_rounded_weight_is_left_by_export_as_it_is(
-    scheme: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rounded_weight_is_left_by_export_as_it_is(scheme: str) -> None:
     weight = torch.randn(48, 128, generator=torch.Generator().manual_seed(0))
-    grid = WIDE if scheme == "int8" else GRIDS[scheme]().body
+    grid = GRIDS_OF[scheme]
     rounded = round_weight(weight, grid)
     assert not torch.equal(rounded, weight)
     exported = round_matrix(rounded.numpy().T, KERNELS[KERNEL_OF[scheme]].grid).matrix().T
@@ -36,7 +51,7 @@ def test_a_rounded_weight_is_left_by_export_as_it_is(
     np.testing.assert_allclose(rounded.numpy(), exported, atol=2e-3 * float(weight.abs().max()))
 
 
-@pytest.mark.parametrize("scheme", KERNEL_OF)
+@pytest.mark.parametrize("scheme", GRIDS)
 def test_a_rounded_student_computes_what_its_bundle_will(scheme: str, tmp_path: Path) -> None:
     # Two layers: in more of them, the last bits of float32 move an activation over a border, and
     # that others, until the noise of rounding itself is reached.
