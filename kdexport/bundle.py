@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -28,6 +28,8 @@ LEDGER = "ledger.json"  # of a mix of kernels: what each product got, and is exp
 WEIGHTS = "onnx/model.onnx_data"
 Count = Annotated[int, Field(ge=1)]
 TokenId = Annotated[int, Field(ge=0)]
+KVType = Literal["float32", "int8"]
+"""Of the keys and values that a text has in memory while it is written: a name of numpy."""
 
 
 class _Facts(BaseModel):
@@ -114,6 +116,7 @@ class Manifest(_Facts):
     format_version: int = FORMAT_VERSION
     name: str
     scheme: str
+    kv_cache: KVType = "float32"
     created: str = ""
     graphs: Graphs
     weights: str = WEIGHTS
@@ -129,6 +132,13 @@ class Manifest(_Facts):
     cpu: CpuFacts | None = None
     files: dict[str, FileFacts] = {}
     self_sha256: str = ""
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes that a token's keys and values take in memory."""
+        model = self.model
+        n_values = 2 * model.n_layers * model.n_kv_heads * model.head_dim
+        return n_values * {"float32": 4, "int8": 1}[self.kv_cache]
 
 
 @dataclass(frozen=True)

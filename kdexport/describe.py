@@ -44,6 +44,7 @@ def describe_bundle(bundle: Bundle) -> Any:
         "model": f"{model.family}, {model.n_parameters / 1e6:.1f} M parameters, "
         f"{model.n_layers} layers, vocabulary of {model.vocab_size}, "
         f"texts up to {model.max_length} tokens",
+        "keys and values": f"{manifest.kv_cache}, {manifest.token_bytes} bytes a token in memory",
         "on disk": f"{bundle.n_bytes / 1e6:.1f} MB "
         f"({bundle.n_bytes / model.n_parameters:.2f} bytes a parameter)",
         "teacher": manifest.teacher or "unknown",

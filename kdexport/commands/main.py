@@ -111,6 +111,11 @@ for command in COMMANDS:
 @click.option("--scheme", help="int8 (default), int8-portable, int8-block or int4.")
 @click.option("--calibrate", type=EXISTING, help="Texts or pairs by which to round weights.")
 @click.option("--max-kl", type=FiniteRange(0, min_open=True), help="Nats that quantizing may cost.")
+@click.option(
+    "--kv-cache",
+    type=click.Choice(["float32", "int8"]),
+    help="In what it keeps keys and values of its texts; --max-kl does not count them.",
+)
 @click.option("--backend", type=click.Choice(["mobius", "optimum"]), default="mobius")
 @allow_option
 @json_option
@@ -124,11 +129,12 @@ def export(checkpoint: Path, quantize: bool, as_json: bool, **asked: Any) -> Non
     """
     from kdexport.pipeline.stages import export_checkpoint
 
-    for name in ("scheme", "calibrate", "max_kl"):
+    for name in ("scheme", "calibrate", "max_kl", "kv_cache"):
         if asked[name] is not None and not quantize:
             where = f"--{name.replace('_', '-')}"
             raise InputError("is of --quantize, which is not given", where=where)
     asked["scheme"] = (asked["scheme"] or "int8") if quantize else None
+    asked["kv_cache"] = asked["kv_cache"] or "float32"
     bundles = export_checkpoint(checkpoint, **asked)
     if as_json:
         print_json([str(bundle.path) for bundle in bundles])

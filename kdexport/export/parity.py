@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kdexport.bundle import Bundle, Graphs, Parity
+from kdexport.bundle import Bundle, Manifest, Parity
 from kdexport.content.prompts import ASKING, Message
 from kdexport.errors import InputError, ParityError
 from kdexport.export.layers import lengths_that_matter
@@ -60,14 +60,15 @@ def check_parity(checkpoint: Path, session: Session, codec: TextCodec) -> Parity
     return parity
 
 
-def check_quantized(parent: Bundle, staging: Path, graphs: Graphs) -> Parity:
+def check_quantized(parent: Bundle, staging: Path, manifest: Manifest) -> Parity:
     """A quantized bundle, still being written, against the float32 one that it is made from."""
+    graphs = manifest.graphs
     whole = open_session(parent)
     ids = _some_ids(whole)
     expected = whole.score(ids.tolist()).copy()
     pairs = []
     for name in {graphs.decode: None, graphs.prefill: None}:
-        session = Session(parent.manifest, open_graph(staging / name))
+        session = Session(manifest, open_graph(staging / name))
         pairs.append((f"prefill of {name}", expected, session.score(ids.tolist()).copy()))
         pairs.append((f"decode of {name}", expected, token_by_token(session, ids)))
     return _compare(pairs, np.inf, MAX_KL_QUANTIZED)

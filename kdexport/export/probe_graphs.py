@@ -1,4 +1,4 @@
-"""The tiny graphs that `kdexport doctor` probes a machine with: one product each, without weights.
+"""The tiny graphs that machines are probed with: one product each, or attention, without weights.
 
 Knows names, types and shapes; the weights are declared as external data that no file holds, so that
 kdexport.runtime.probes can hand over its own as constants, which is what ONNX Runtime packs ahead.
@@ -11,13 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from onnx import ModelProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, TensorProto, helper
 
 FOLDER = Path(__file__).parent.parent / "runtime" / "probe_graphs"
 SIZES: Mapping[str, tuple[int, int]] = {"small": (512, 256), "large": (2048, 8192)}
 """Name -> K and N of the [K, N] weights."""
 
 BLOCK = 32
+ATTENTION = "attention8"
+N_HEADS, N_KV_HEADS, HEAD_DIM = 4, 2, 64
 MICROSOFT = "com.microsoft"
 OPSETS = (("", 21), (MICROSOFT, 1))
 IR_VERSION = 10  # what onnxruntime 1.22, the oldest that is meant to work, reads
@@ -48,6 +50,53 @@ def probe_graph(kernel: str, size: str) -> ModelProto:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, out)],
         [_left_out(name, *facts) for name, facts in row.weights.items()],
     )
+    return _model(graph)
+
+
+def attention_graph() -> ModelProto:
+    """``x`` and int8 ``key`` and ``value`` -> ``y``: attention over a cache in 8 bits.
+
+    ``x`` float32 [B, S, queries, keys and values side by side]; ``key``, ``value`` [B, kv heads, C,
+    head size], bound as ``new_key``, ``new_value`` too; ``last`` int32 [B], ``total`` int32 scalar:
+    the places of each row's last token, and how many the longest row has.
+    """
+    wide, n_scales = (N_HEADS + 2 * N_KV_HEADS) * HEAD_DIM, N_KV_HEADS * HEAD_DIM
+    scales = ["key_scale", "value_scale"]
+    node = helper.make_node(
+        "GroupQueryAttention",
+        ["x", "", "", "key", "value", "last", "total", *[""] * 5, *scales],
+        ["y", "new_key", "new_value"],
+        domain=MICROSOFT,
+        num_heads=N_HEADS,
+        kv_num_heads=N_KV_HEADS,
+        k_quant_type="PER_CHANNEL",
+        v_quant_type="PER_CHANNEL",
+        kv_cache_bit_width=8,
+    )
+    cache = TensorProto.INT8, ("B", N_KV_HEADS, "C", HEAD_DIM)
+    inputs = {
+        "x": (TensorProto.FLOAT, ("B", "S", wide)),
+        "key": cache,
+        "value": cache,
+        "last": (TensorProto.INT32, ("B",)),
+        "total": (TensorProto.INT32, ()),
+    }
+    outputs = {
+        "y": (TensorProto.FLOAT, ("B", "S", N_HEADS * HEAD_DIM)),
+        "new_key": cache,
+        "new_value": cache,
+    }
+    graph = helper.make_graph(
+        [node],
+        ATTENTION,
+        [helper.make_tensor_value_info(name, *facts) for name, facts in inputs.items()],
+        [helper.make_tensor_value_info(name, *facts) for name, facts in outputs.items()],
+        [_left_out(name, TensorProto.FLOAT, (n_scales,)) for name in scales],
+    )
+    return _model(graph)
+
+
+def _model(graph: GraphProto) -> ModelProto:
     opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS]
     model = helper.make_model(graph, opset_imports=opsets, producer_name="kdexport")
     model.ir_version = IR_VERSION
@@ -55,14 +104,14 @@ def probe_graph(kernel: str, size: str) -> ModelProto:
 
 
 def write_probe_graphs(folder: Path = FOLDER) -> list[Path]:
-    """Write every kernel at every size as KERNEL-SIZE.onnx, some hundred bytes each."""
+    """Write every kernel at every size as KERNEL-SIZE.onnx, and attention; small files."""
     folder.mkdir(parents=True, exist_ok=True)
+    graphs = {f"{kernel}-{size}": probe_graph(kernel, size) for kernel in GRAPHS for size in SIZES}
     written = []
-    for kernel in GRAPHS:
-        for size in SIZES:
-            path = folder / f"{kernel}-{size}.onnx"
-            path.write_bytes(probe_graph(kernel, size).SerializeToString(deterministic=True))
-            written.append(path)
+    for name, model in (graphs | {ATTENTION: attention_graph()}).items():
+        path = folder / f"{name}.onnx"
+        path.write_bytes(model.SerializeToString(deterministic=True))
+        written.append(path)
     return written
 
 

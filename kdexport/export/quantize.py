@@ -13,6 +13,7 @@ from kdexport.bundle import (
     LEDGER,
     Bundle,
     Graphs,
+    KVType,
     Manifest,
     Parent,
     check_files,
@@ -22,6 +23,7 @@ from kdexport.bundle import (
 )
 from kdexport.errors import InputError
 from kdexport.export.assign import HEAD, assign, check_plan, is_rounded
+from kdexport.export.cache_in_8_bits import cache_in_8_bits, cache_scales, check_attention
 from kdexport.export.calibrate import Observed, calibration_texts, observe, written_texts
 from kdexport.export.cpu import cpu_facts
 from kdexport.export.draft import Array, Draft, load_draft, save_drafts
@@ -80,12 +82,14 @@ class Wishes:
 
     ``calibrate``: texts of the kind that the model will write (`calibration_texts`); rounding
     errors are then made up for on them. ``max_kl``: nats a token; products that cost too much get a
-    better kernel until the whole keeps to it. ``gate``: what the bundle must not fail.
+    better kernel until the whole keeps to it; ``kv_cache``: in what the bundle keeps keys and
+    values, which that does not count. ``gate``: what the bundle must not fail.
     """
 
     calibrate: Path | None = None
     max_kl: float | None = None
     gate: Gate | None = None
+    kv_cache: KVType = "float32"
 
 
 def quantize_bundle(
@@ -105,8 +109,11 @@ def quantize_bundle(
     with staged_bundle(out, bundle.n_bytes // 2) as staging:  # a quarter, and what is beside it
         check_files(bundle, set(source.files))
         draft = load_draft(bundle.file(graph))
-        ledger = _quantize(bundle, draft, SCHEMES[scheme], wishes)
-        drafts = {graph: draft, STANDARD: standard_graph(draft)}
+        ledger, kv_scales = _quantize(bundle, draft, SCHEMES[scheme], wishes)
+        standard = standard_graph(draft)  # its cache stays in float32, which other tools give it
+        if kv_scales:
+            cache_in_8_bits(draft, kv_scales)
+        drafts = {graph: draft, STANDARD: standard}
         many_tokens = many_tokens_graph(draft)
         if many_tokens is not None:
             drafts[MANY_TOKENS] = many_tokens
@@ -124,10 +131,12 @@ def quantize_bundle(
                 "graphs": graphs,
                 "requires_cpu": [],
                 "cpu": cpu_facts(draft),
-                "parity": check_quantized(bundle, staging, graphs),
+                "kv_cache": wishes.kv_cache,
                 "parent": Parent(name=source.name, manifest_sha256=bundle.manifest_sha256),
             }
         )
+        parity = check_quantized(bundle, staging, manifest)
+        manifest = manifest.model_copy(update={"parity": parity})
         if wishes.gate is not None:
             wishes.gate.check(
                 staging, lambda: Session(manifest, open_graph(staging / graphs.decode))
@@ -135,17 +144,22 @@ def quantize_bundle(
         return commit_bundle(staging, out, manifest)
 
 
-def _quantize(bundle: Bundle, draft: Draft, scheme: Scheme, wishes: Wishes) -> Sequence[Entry]:
-    """Change the draft by a scheme; the ledger of the mix, if one was asked for."""
+def _quantize(
+    bundle: Bundle, draft: Draft, scheme: Scheme, wishes: Wishes
+) -> tuple[Sequence[Entry], Mapping[str, Array]]:
+    """Change the draft by a scheme; the ledger of a mix and the cache's scales, if asked for."""
     body = scheme.body()
     plan = {node.output[0]: body for node in draft.products()} | {HEAD: scheme.head}
     check_plan(draft, plan)
+    if wishes.kv_cache == "int8":
+        check_attention(draft)
     texts = _texts(bundle, scheme, wishes)
     n_judging = min(N_JUDGING, len(texts) // 2) if wishes.max_kl is not None else 0
     held_out = texts[len(texts) - n_judging :]
     with tracked("    observing", "texts") as progress:
         seen = texts[: len(texts) - len(held_out)]
         observed: Mapping[str, Observed] = observe(bundle, draft, seen, progress)
+    kv_scales = cache_scales(bundle, draft, seen) if wishes.kv_cache == "int8" else {}
     # What was trained with rounded weights computes as it was trained to only on its grid.
     if not is_rounded(draft, plan):
         observed = smooth(draft, observed, KERNELS[body].grid)
@@ -158,7 +172,7 @@ def _quantize(bundle: Bundle, draft: Draft, scheme: Scheme, wishes: Wishes) -> S
             )
         plan = {entry.product: entry.kernel for entry in ledger}
     assign(draft, plan, observed if compensated else None)
-    return ledger
+    return ledger, kv_scales
 
 
 def _texts(bundle: Bundle, scheme: Scheme, wishes: Wishes) -> list[Array]:

@@ -148,15 +148,17 @@ def choose(
 def cost_of(run: Run, model: Any, tokenizer: Any) -> Cost:
     """Export a model as the student will be, and time it as the bench does."""
     from kdexport.export.bundles import export_bundle
-    from kdexport.export.quantize import quantize_bundle
+    from kdexport.export.quantize import Wishes, quantize_bundle
 
     folder = run.checkpoints / "candidate"
     shutil.rmtree(folder, ignore_errors=True)
     try:
         save_model(model, folder / "model", tokenizer_from=run.teacher.path, tokenizer=tokenizer)
         bundle = export_bundle(folder / "model", folder / "fp32", name="candidate")
-        if run.recipe.export.scheme != "fp32":
-            bundle = quantize_bundle(bundle, run.recipe.export.scheme, folder / "quantized")
+        wish = run.recipe.export
+        if wish.scheme != "fp32":
+            wishes = Wishes(kv_cache=wish.kv_cache)
+            bundle = quantize_bundle(bundle, wish.scheme, folder / "quantized", wishes)
         return time_bundle(bundle.path, run.recipe.bench)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -177,7 +179,7 @@ def time_bundle(bundle: Path, wish: BenchSection) -> Cost:
 def costs_asked(run: Run) -> object:
     """What measured costs depend on beside teacher, shape and vocabulary."""
     bench = run.recipe.bench.model_dump(include={"n_threads", "prompt_tokens", "new_tokens"})
-    return [run.recipe.export.scheme, bench]
+    return [run.recipe.export.model_dump(), bench]
 
 
 def _ledger_key(run: Run, kept_ids: Sequence[int] | None) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdexport.bundle import Bundle, check_target
+from kdexport.bundle import Bundle, KVType, check_target
 from kdexport.content.audiences import load_segments
 from kdexport.content.languages import load_languages
 from kdexport.content.prompts import load_openings
@@ -98,8 +98,9 @@ def make_quantized(run: Run) -> None:
     if run.recipe.export.scheme != "fp32":
         bundle = open_bundle(run.student_bundle)
         gate = _gate_of(run, QUANTIZED_ARM)
-        wishes = Wishes(calibrate=run.pairs, gate=gate)  # without their test split
-        quantize_bundle(bundle, run.recipe.export.scheme, run.quantized_bundle, wishes)
+        wish = run.recipe.export
+        wishes = Wishes(run.pairs, gate=gate, kv_cache=wish.kv_cache)  # without their test split
+        quantize_bundle(bundle, wish.scheme, run.quantized_bundle, wishes)
 
 
 def _gate_of(run: Run, arm: str) -> Any:
@@ -133,6 +134,7 @@ def export_checkpoint(
     backend: str = "mobius",
     calibrate: Path | None = None,
     max_kl: float | None = None,
+    kv_cache: KVType = "float32",
     allow: bool = False,
 ) -> Sequence[Bundle]:
     """`kdexport export`: a run's student, or any Hugging Face folder, to one or two bundles.
@@ -178,7 +180,8 @@ def export_checkpoint(
     write_first_card(bundle)
     if scheme is None:
         return [bundle]
-    wishes = Wishes(calibrate, max_kl, gate_for(QUANTIZED_ARM, last, thresholds))
+    gate = gate_for(QUANTIZED_ARM, last, thresholds)
+    wishes = Wishes(calibrate, max_kl, gate, kv_cache)
     bundles = [bundle, quantize_bundle(bundle, scheme, quantized, wishes)]
     write_first_card(bundles[-1])
     return bundles

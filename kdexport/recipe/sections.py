@@ -159,6 +159,15 @@ class ExportSection(Section):
     """The bundle that goes out."""
 
     scheme: Literal["fp32", "int8", "int8-portable", "int8-block", "int4"] = "int8"
+    kv_cache: Literal["float32", "int8"] = Field(
+        "float32", description="In what the quantized bundle keeps the keys and values of its texts"
+    )
+
+    @model_validator(mode="after")
+    def _quantized(self) -> "ExportSection":
+        if self.kv_cache == "int8" and self.scheme == "fp32":
+            raise ValueError("kv_cache: int8 needs a scheme other than fp32")
+        return self
 
 
 def _threshold(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Whether a bundle's products suit this CPU: right, and as quick as where they were chosen.
+"""Whether a bundle's kernels suit this CPU: right, and as quick as where they were chosen.
 
 Knows names of kernels and classes of CPUs; no weights and no graph.
 """
@@ -38,6 +38,8 @@ def suit_cpu(
             remedy="export it again with --scheme int8, whose weights are right on every CPU",
         )
     here = cpu_class(features)
+    if manifest.kv_cache == "int8":
+        _check_attention(bundle)
     if manifest.cpu is None:
         return {}
     slow = [SLOW[kernel, here] for kernel in manifest.cpu.kernels if (kernel, here) in SLOW]
@@ -61,6 +63,23 @@ def suits_many_tokens(features: Sequence[str] | None = None) -> bool:
     Where there is no AMX that graph's products are no quicker, and without VNNI they are wrong.
     """
     return "amx" in (cpu_features() if features is None else features)
+
+
+def _check_attention(bundle: Bundle) -> None:
+    """Refuse a bundle whose attention over 8 bits is not had, or wrong, here."""
+    import onnxruntime
+
+    from kdexport.runtime.attention_probe import probe_attention
+
+    probe = probe_attention()
+    if probe.verdict != "ok":
+        state = "lacks" if probe.value is None else "computes wrongly here"
+        raise InputError(
+            f"keeps keys and values in int8; onnxruntime {onnxruntime.__version__} {state} "
+            "attention over these",
+            where=str(bundle.path),
+            remedy="upgrade onnxruntime, or export it again with --kv-cache float32",
+        )
 
 
 def _unsigned_is_right() -> bool:

@@ -17,12 +17,14 @@ class KVCache:
     """Keys and values of ``batch_size`` texts, one buffer bound as past and as present.
 
     ``lengths``: int32 [batch], valid tokens of each row; what stands behind them is never read.
-    Buffers are float32 [batch, n_kv_heads, capacity, head_dim] and grow by doubling, so that a
-    token costs the same however many came before. ``version`` changes with the buffers.
+    Buffers are [batch, n_kv_heads, capacity, head_dim], of ``dtype``, the manifest's type, and grow
+    by doubling, so that a token costs the same however many came before. ``version`` changes with
+    the buffers.
     """
 
     def __init__(self, manifest: Manifest, batch_size: int, capacity: int) -> None:
         self._model = manifest.model
+        self.dtype = np.dtype(manifest.kv_cache)
         self.lengths = np.zeros(batch_size, dtype=np.int32)
         self.capacity = min(max(capacity, 1), self._model.max_length)
         self.buffers = [self._empty() for _ in range(2 * self._model.n_layers)]
@@ -37,7 +39,7 @@ class KVCache:
         # Zeroed by the system, page by page as they are touched: the unused part costs nothing.
         model = self._model
         shape = (len(self.lengths), model.n_kv_heads, self.capacity, model.head_dim)
-        return np.zeros(shape, dtype=np.float32)
+        return np.zeros(shape, dtype=self.dtype)
 
     def reserve(self, n_tokens: int) -> None:
         """Make room for ``n_tokens`` tokens in each row."""
@@ -78,7 +80,7 @@ class KVCache:
         self.lengths = wanted.copy()
 
     def read(self, begin: int, end: int) -> Array:
-        """A copy of tokens of the first row, float32 [2 * layers, kv heads, end - begin, head]."""
+        """A copy of tokens of the first row, [2 * layers, kv heads, end - begin, head]."""
         return np.stack([buffer[0, :, begin:end] for buffer in self.buffers])
 
     def extend(self, values: Array) -> None:

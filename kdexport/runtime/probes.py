@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from kdexport.runtime.advice import MANY_ROWS, Probe, Probes, Speed, recommend
+from kdexport.runtime.attention_probe import probe_attention
 from kdexport.system.machine import physical_cores
 
 Array = np.ndarray[Any, Any]
@@ -67,6 +68,7 @@ def probe_machine(
     threads = n_threads or physical_cores()
     opened = opener or open_product
     probes = [probe_kernel(kernel, n_threads=threads, opener=opened) for kernel in KERNELS]
+    attention = probe_attention(n_threads=threads)
     speeds: list[Speed] = []
     if timed:
         able = [kernel for kernel, probe in zip(KERNELS, probes, strict=True) if _taken(probe)]
@@ -75,7 +77,7 @@ def probe_machine(
         speeds = _time_all(products)
         asked = Probes(n_threads=threads, seconds=0, probes=probes, speeds=speeds)
         probes += [probe for row in COMPARED for probe in _compare(asked, *row)]
-    asked = Probes(n_threads=threads, seconds=0, probes=probes, speeds=speeds)
+    asked = Probes(n_threads=threads, seconds=0, probes=[*probes, attention], speeds=speeds)
     seconds = round(time.perf_counter() - begun, 2)
     return asked.model_copy(update={"recommended": recommend(asked), "seconds": seconds})
 

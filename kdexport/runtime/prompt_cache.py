@@ -63,7 +63,8 @@ class PromptCache:
         if folder is not None:
             model = session.manifest.model
             shape = (2 * model.n_layers, model.n_kv_heads, BLOCK, model.head_dim)
-            self._disk = _Disk(folder / self._root[:16], shape, max_disk_bytes, warn)
+            dtype = np.dtype(session.manifest.kv_cache)
+            self._disk = _Disk(folder / self._root[:16], shape, dtype, max_disk_bytes, warn)
 
     @property
     def n_bytes(self) -> int:
@@ -141,17 +142,23 @@ class PromptCache:
 
 
 class _Disk:
-    """Blocks as files: a line with the key and the sha256 of what follows, then plain float32.
+    """Blocks as files: a line with the key and the sha256 of what follows, then plain values.
 
     The hash tells damage, not malice: whoever may write here may change what is written with it.
     """
 
     def __init__(
-        self, folder: Path, shape: tuple[int, ...], max_bytes: int, warn: Callable[[str], None]
+        self,
+        folder: Path,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        max_bytes: int,
+        warn: Callable[[str], None],
     ) -> None:
         make_folder(folder)
         self._folder = folder
         self._shape = shape
+        self._dtype = dtype.newbyteorder("<")
         self._max_bytes = max_bytes
         self._warn = warn
         self._wrote = False
@@ -159,7 +166,7 @@ class _Disk:
     def read(self, key: str) -> Array | None:
         """The block of a key; None where there is none or none that can be believed."""
         path = self._folder / f"{key}.kv"
-        n_bytes = 4 * int(np.prod(self._shape))
+        n_bytes = self._dtype.itemsize * int(np.prod(self._shape))
         head = len(_line(key, b""))
         try:
             if path.is_symlink() or path.stat().st_size != head + n_bytes:
@@ -174,13 +181,13 @@ class _Disk:
         if content[:head] != _line(key, values):
             self._refuse(path, ValueError("its hash differs"))
             return None
-        return np.frombuffer(values, dtype="<f4").reshape(self._shape)
+        return np.frombuffer(values, dtype=self._dtype).reshape(self._shape)
 
     def write(self, key: str, values: Array) -> None:
         """Write beside and then in place; a disk that cannot be written to is none."""
         path = self._folder / f"{key}.kv"
         beside = path.with_suffix(f".{os.getpid()}.partial")
-        content = values.astype("<f4").tobytes()
+        content = values.astype(self._dtype).tobytes()
         try:
             beside.write_bytes(_line(key, content) + content)
             beside.replace(path)

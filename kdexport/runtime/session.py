@@ -14,7 +14,6 @@ import numpy as np
 from kdexport.bundle import (
     Bundle,
     Manifest,
-    ModelFacts,
     check_files,
     open_bundle,
     weights_location,
@@ -29,6 +28,7 @@ from kdexport.system.machine import physical_cores
 SPIN_MICROSECONDS = 1000
 MOST_BOUND = 4
 FEW_LOGITS = 16  # rows of logits that a binding may keep in memory for later
+KV_TYPES = {"float32": "tensor(float)", "int8": "tensor(int8)"}  # as ONNX Runtime names them
 Array = np.ndarray[Any, Any]
 
 
@@ -243,19 +243,20 @@ def open_session(
         )
     with in_huge_pages(wanted=huge_pages):
         graph = open_graph(file, n_threads, switches)
-    _check_shapes(graph, manifest.model, file)
+    _check_shapes(graph, manifest, file)
     return Session(manifest, graph, exact=exact)
 
 
-def _check_shapes(graph: Any, model: ModelFacts, where: Path) -> None:
+def _check_shapes(graph: Any, manifest: Manifest, where: Path) -> None:
     """Refuse a graph that does not read and make what the manifest says."""
-    past = [model.n_kv_heads, model.head_dim]
-    stated: dict[str, list[int]] = {
+    model = manifest.model
+    past: list[str | int] = [KV_TYPES[manifest.kv_cache], model.n_kv_heads, model.head_dim]
+    stated: dict[str, list[str | int]] = {
         f"past_key_values.{layer}.{part}": past
         for layer in range(min(model.n_layers, len(graph.get_inputs())))
         for part in ("key", "value")
     }
-    found = {i.name: [i.shape[n] for n in (1, 3) if n < len(i.shape)] for i in graph.get_inputs()}
+    found = {i.name: [i.type, *i.shape[1::2]] for i in graph.get_inputs()}
     found = {name: shape for name, shape in found.items() if name.startswith("past_key_values.")}
     stated["logits"] = [model.vocab_size]
     found |= {o.name: o.shape[-1:] for o in graph.get_outputs() if o.name == "logits"}

@@ -353,6 +353,7 @@ def test_what_a_text_may_hold_is_an_option(folder: Path) -> None:
         (["generate", "{folder}/tiny", "--brief", "{folder}/long.jsonl"], "long.jsonl: endless"),
         (["export", "{folder}/model", "--scheme", "int8"], "--scheme: is of --quantize"),
         (["export", "{folder}/model", "--max-kl", "0.1"], "--max-kl: is of --quantize"),
+        (["export", "{folder}/model", "--kv-cache", "int8"], "--kv-cache: is of --quantize"),
         (["export", "{folder}/model", "--quantize", "--calibrate", "none.txt"], "no such file"),
         *(
             ([command, "n" * 300, *more], "File name too long")

@@ -6,9 +6,10 @@ import numpy as np
 import onnx
 import pytest
 
+from kdexport.export import probe_graphs
 from kdexport.export.probe_graphs import BLOCK, FOLDER, GRAPHS, SIZES, probe_graph
 from kdexport.export.probe_graphs import write_probe_graphs as write
-from kdexport.runtime import probes
+from kdexport.runtime import attention_probe, probes
 
 
 def test_the_shipped_graphs_are_those_that_are_made_here(tmp_path: Path) -> None:
@@ -19,7 +20,7 @@ def test_the_shipped_graphs_are_those_that_are_made_here(tmp_path: Path) -> None
 
 def test_the_shipped_graphs_are_small() -> None:
     sizes = [path.stat().st_size for path in probes.FOLDER.iterdir()]
-    assert len(sizes) == len(GRAPHS) * len(SIZES)
+    assert len(sizes) == len(GRAPHS) * len(SIZES) + 1  # of attention
     assert max(sizes) < 1000  # the weights are not in them
 
 
@@ -27,6 +28,9 @@ def test_both_sides_mean_the_same_sizes_and_kernels() -> None:
     """The runtime may not import the export part, so the constants stand twice."""
     assert (dict(SIZES), BLOCK) == (probes.SIZES, probes.BLOCK)
     assert list(GRAPHS) == list(probes.KERNELS)
+    for name in ("N_HEADS", "N_KV_HEADS", "HEAD_DIM"):
+        assert getattr(probe_graphs, name) == getattr(attention_probe, name)
+    assert f"{probe_graphs.ATTENTION}.onnx" == attention_probe.GRAPH.name
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -122,6 +122,8 @@ def test_what_was_measured_is_not_measured_again(
     assert asked == [5, 4, 2]
     make_student(open_run(*sets, "student.budget.size_mb=4.5", "export.scheme=int4"))
     assert asked == [5, 4, 2, 5, 4]  # of another scheme
+    make_student(open_run(*sets, "student.budget.size_mb=4.5", "export.kv_cache=int8"))
+    assert asked == [5, 4, 2, 5, 4, 5, 4]  # of another cache
     found = json.loads((run.folder / "budget.json").read_text())
     assert [row["n_layers"] for row in found["candidates"] if row["chosen"]] == [4]
     told = budget_of(run)

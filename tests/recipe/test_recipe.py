@@ -209,6 +209,12 @@ def test_rounding_for_an_export_that_does_not_round_is_refused(folder: Path) -> 
         load(folder, GOOD, "train.quantize_aware=0.2", "export.scheme=fp32")
 
 
+def test_a_cache_in_8_bits_of_an_export_that_does_not_quantize_is_refused(folder: Path) -> None:
+    assert load(folder, GOOD, "export.kv_cache=int8").export.kv_cache == "int8"
+    with pytest.raises(InputError, match="kv_cache: int8 needs a scheme other than fp32"):
+        load(folder, GOOD, "export.kv_cache=int8", "export.scheme=fp32")
+
+
 def test_losses_are_a_name_a_term_or_a_list(folder: Path) -> None:
     def terms(wish: str) -> list[tuple[str, float, float | None]]:
         recipe: Any = load(folder, GOOD.replace("  lr: 3e-4", f"  lr: 3e-4\n  loss: {wish}"))

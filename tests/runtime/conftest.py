@@ -28,3 +28,12 @@ def int8_bundle(llama_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) 
 
     out: Path = tmp_path_factory.mktemp("int8") / "bundle"
     return quantize_bundle(llama_bundle, "int8-portable", out)
+
+
+@pytest.fixture(scope="session")
+def kv8_bundle(llama_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Quantized as `int8_bundle` is, and its keys and values too."""
+    from kdexport.export.quantize import Wishes, quantize_bundle
+
+    out: Path = tmp_path_factory.mktemp("kv8") / "bundle"
+    return quantize_bundle(llama_bundle, "int8-portable", out, Wishes(kv_cache="int8"))

@@ -105,6 +105,17 @@ def test_signed_weights_that_stay_wrong_are_refused(
     assert "--scheme int8" in caught.value.remedy and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("error", "state"), [(None, "lacks"), (0.4, "computes wrongly here")])
+def test_attention_in_8_bits_that_is_not_to_be_had_is_one_line(
+    kv8_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, error: float | None, state: str
+) -> None:
+    wrong = Probe(name="attention8: error", value=error, unit="share", verdict="wrong", why="")
+    monkeypatch.setattr("kdexport.runtime.attention_probe.probe_attention", lambda: wrong)
+    with pytest.raises(InputError, match=state) as caught:
+        open_session(kv8_bundle)
+    assert "--kv-cache float32" in caught.value.remedy and "\n" not in str(caught.value)
+
+
 def test_the_switch_makes_the_products_unsigned(signed_bundle: Bundle, tmp_path: Path) -> None:
     """ONNX Runtime's own word for it: the graph that it makes of ours."""
     import onnx

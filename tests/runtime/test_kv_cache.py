@@ -49,6 +49,12 @@ def test_the_bytes_are_the_buffers(manifest: Manifest) -> None:
     assert cache.n_bytes == 2 * model.n_layers * 3 * model.n_kv_heads * 40 * model.head_dim * 4
 
 
+def test_in_8_bits_they_are_a_quarter(manifest: Manifest) -> None:
+    eighth = KVCache(manifest.model_copy(update={"kv_cache": "int8"}), 3, 40)
+    assert {buffer.dtype for buffer in eighth.buffers} == {np.dtype("i1")}
+    assert 4 * eighth.n_bytes == KVCache(manifest, 3, 40).n_bytes
+
+
 def test_capacity_ends_at_the_model_s_length(manifest: Manifest) -> None:
     cache = KVCache(manifest, 1, 200)
     cache.reserve(201)
@@ -84,7 +90,7 @@ def test_a_row_named_twice_is_two_rows(manifest: Manifest) -> None:
     assert (cache.buffers[0][1, :, :3] >= 0).all()
 
 
-@pytest.mark.parametrize("bundle", ["llama_bundle", "gpt2_bundle", "int8_bundle"])
+@pytest.mark.parametrize("bundle", ["llama_bundle", "gpt2_bundle", "int8_bundle", "kv8_bundle"])
 def test_what_was_cut_off_leaves_no_trace(bundle: str, request: pytest.FixtureRequest) -> None:
     session = open_session(request.getfixturevalue(bundle), n_threads=1)
     straight, cut = session.new_cache(1, 64), session.new_cache(1, 64)
@@ -93,7 +99,7 @@ def test_what_was_cut_off_leaves_no_trace(bundle: str, request: pytest.FixtureRe
     session.run(IDS[None, 50:60], cut)
     cut.truncate(20)
     for buffer in cut.buffers:
-        buffer[:, :, 20:] = np.nan
+        buffer[:, :, 20:] = np.nan if buffer.dtype == np.float32 else 99
     for begin, end in ((20, 25), (25, 26)):  # a call of many tokens and a call of one
         expected = session.run(IDS[None, begin:end], straight).copy()
         np.testing.assert_array_equal(session.run(IDS[None, begin:end], cut), expected)

@@ -15,7 +15,7 @@ from kdexport.runtime.sample import make_sampler
 from kdexport.runtime.session import Session, open_session
 
 IDS = np.random.default_rng(1).integers(3, 300, 160).tolist()
-BUNDLES = ["llama_bundle", "gpt2_bundle", "int8_bundle"]
+BUNDLES = ["llama_bundle", "gpt2_bundle", "int8_bundle", "kv8_bundle"]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from tests.models import make_llama
 IDS = np.arange(5, 45, dtype=np.int64)
 
 
-@pytest.fixture(params=["llama_bundle", "gpt2_bundle", "int8_bundle"])
+@pytest.fixture(params=["llama_bundle", "gpt2_bundle", "int8_bundle", "kv8_bundle"])
 def bundle(request: pytest.FixtureRequest) -> Bundle:
     found: Bundle = request.getfixturevalue(request.param)
     return found
@@ -55,19 +55,22 @@ def test_a_new_cache_where_an_old_one_lay_is_another(int8_bundle: Bundle) -> Non
 
 
 SCHEMES = ["fp32", "int8", "int8-portable", "int8-block", "int4"]
+EIGHTH = "keys and values in int8"
 
 
 @pytest.fixture(scope="module")
 def wide_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     """A model of every scheme, wide enough for blocks of 128, which have kernels of their own."""
     from kdexport.export.bundles import export_bundle
-    from kdexport.export.quantize import quantize_bundle
+    from kdexport.export.quantize import Wishes, quantize_bundle
 
     folder = tmp_path_factory.mktemp("wide")
     model = make_llama(folder / "model", hidden=128)
     bundles = {"fp32": export_bundle(model, folder / "fp32", name="wide")}
     for scheme in SCHEMES[1:]:
         bundles[scheme] = quantize_bundle(bundles["fp32"], scheme, folder / scheme)
+    wishes = Wishes(kv_cache="int8")
+    bundles[EIGHTH] = quantize_bundle(bundles["fp32"], "int8", folder / "eighth", wishes)
     return bundles
 
 
@@ -84,7 +87,7 @@ def read(session: Session, sizes: list[int], every: bool) -> tuple[np.ndarray, n
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", [*SCHEMES, EIGHTH])
 def test_grouping_changes_no_bit_of_an_exact_session(
     wide_bundles: dict[str, Bundle], scheme: str, n_threads: int
 ) -> None:
@@ -224,6 +227,17 @@ def test_a_manifest_that_is_not_the_graph_s_is_one_line(
     ) as caught:
         open_session(Bundle(llama_bundle.path, manifest, ""))
     assert caught.value.where.endswith("onnx/decode.onnx")
+
+
+@pytest.mark.parametrize("name", ["llama_bundle", "kv8_bundle"])
+def test_a_cache_of_another_type_than_the_manifest_s_is_one_line(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    bundle: Bundle = request.getfixturevalue(name)
+    other = "int8" if bundle.manifest.kv_cache == "float32" else "float32"
+    manifest = bundle.manifest.model_copy(update={"kv_cache": other})
+    with pytest.raises(InputError, match=r"its manifest: past_key_values\.0\.key differs"):
+        open_session(Bundle(bundle.path, manifest, ""))
 
 
 def test_a_graph_that_fails_is_one_line(llama_bundle: Bundle) -> None:
