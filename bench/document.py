@@ -215,6 +215,19 @@ def writing(found: Mapping[str, Any]) -> Lines:
         yield _bar(f"together / {way}, median", statistics.median(values), "≥ 3", 3)
 
 
+def killed_writing(found: Mapping[str, Any]) -> Lines:
+    whole = f"{found['n_briefs']:,} briefs, {found['candidates']} texts each"
+    rate = f"{found['texts']:,} texts in {found['seconds']:,.0f} s"
+    yield f"{whole}: {rate}, {found['copies_per_minute']:,.0f} a minute."
+    done = found["journal_lines_at_kills"]
+    yield ""
+    yield f"- kills: {len(done)}, with {', '.join(f'{n:,}' for n in done)} lines in the journal"
+    for name in ("rows_lost", "rows_doubled"):
+        met = "NOT met" if found[name] else "met"
+        yield f"- {name.replace('_', ' ')}: {found[name]}, bar 0: {met}"
+    yield f"- the bytes of the unbroken table: {'met' if found['same_bytes'] else 'NOT met'}"
+
+
 def _bar(name: str, value: float, bar: str, least: float) -> str:
     return f"- {name}: {value:.2f}, bar {bar}: {'met' if value >= least else 'NOT met'}"
 
@@ -235,6 +248,7 @@ KINDS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], Lines]]] = {
     "ablations": ("Ablations of the quickstart's recipe", quality),
     "passing": ("Pass rates with reviewed texts and raw ones", passing),
     "writing": ("Copy in bulk", writing),
+    "killed-writing": ("Copy in bulk, killed and gone on with", killed_writing),
     "serving": ("Many clients beside one", serving),
     "train-speed": ("Speed of training", train_speed),
     "targets": ("What is kept of a teacher: bytes against fidelity", targets),

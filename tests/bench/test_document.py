@@ -134,6 +134,15 @@ def test_copy_in_bulk_and_many_clients_are_held_to_their_bars(tmp_path: Path) ->
         "- together / one after another, median: 3.00, bar ≥ 3: met",
         "- together / each alone, median: 2.90, bar ≥ 3: NOT met",
     ]
+    done = {"n_briefs": 1000, "candidates": 8, "texts": 8000, "seconds": 180.4}
+    done |= {"copies_per_minute": 2660.8, "journal_lines_at_kills": [31, 402], "rows_lost": 0}
+    lines = told(tmp_path, "killed-writing.json", done | {"rows_doubled": 1, "same_bytes": False})
+    assert "1,000 briefs, 8 texts each: 8,000 texts in 180 s, 2,661 a minute." in lines
+    assert lines[-3:] == [
+        "- rows lost: 0, bar 0: met",
+        "- rows doubled: 1, bar 0: NOT met",
+        "- the bytes of the unbroken table: NOT met",
+    ]
     found = {"clients": 32, "prompt_tokens": 64, "new_tokens": 64, "ttft_ms_p50": 1206.2}
     found |= {"tok_s_one": [300.0], "tok_s_all": [450.0], "ratio": [1.5], "health_ms_p99": 14.9}
     lines = told(tmp_path, "serving.json", found | {"n_not_200": 0})
