@@ -236,6 +236,7 @@ def _root(session: Session) -> str:
         FORMAT,
         BLOCK,
         session.manifest.model_dump_json(),
+        session.graph,
         onnxruntime.__version__,
         machine.cpu,
         machine.features,

@@ -33,7 +33,8 @@ Array = np.ndarray[Any, Any]
 
 
 class Session:
-    """A bundle ready to run. Make one with `open_session`; ``opened`` is ONNX Runtime's session.
+    """A bundle ready to run. Make one with `open_session`; ``opened`` is ONNX Runtime's session of
+    one of the bundle's graphs, ``graph`` that one's file.
 
     ``exact``: a text's logits do not depend on how its tokens are grouped into calls. ONNX Runtime
     computes the last of an odd number of rows otherwise than one of two, in attention and in some
@@ -41,9 +42,12 @@ class Session:
     again. Not so in batches: its attention takes one token a row there.
     """
 
-    def __init__(self, manifest: Manifest, opened: Any, *, exact: bool = False) -> None:
+    def __init__(
+        self, manifest: Manifest, opened: Any, *, exact: bool = False, graph: str = ""
+    ) -> None:
         self.manifest = manifest
         self.exact = exact
+        self.graph = graph
         self.vocab_size = manifest.model.vocab_size
         self._graph = _Graph(opened, manifest)
 
@@ -244,7 +248,7 @@ def open_session(
     with in_huge_pages(wanted=huge_pages):
         graph = open_graph(file, n_threads, switches)
     _check_shapes(graph, manifest, file)
-    return Session(manifest, graph, exact=exact)
+    return Session(manifest, graph, exact=exact, graph=name)
 
 
 def _check_shapes(graph: Any, manifest: Manifest, where: Path) -> None:

@@ -166,6 +166,16 @@ def test_another_bundle_s_blocks_are_not_found(
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_another_graph_of_the_bundle_rounds_otherwise(llama_bundle: Bundle, tmp_path: Path) -> None:
+    one, other = (open_session(llama_bundle, n_threads=1) for _ in range(2))
+    other.graph = "onnx/another.onnx"
+    PromptCache(one, folder=tmp_path).begin(IDS[:70])
+    for session, found in ((one, 2 * BLOCK), (other, 0)):
+        kept = PromptCache(session, folder=tmp_path)
+        kept.begin(IDS[:70])
+        assert kept.reads.from_disk == found
+
+
 def test_the_disk_is_bounded_and_strangers_stay(session: Session, tmp_path: Path) -> None:
     stranger = tmp_path / "mine" / "notes.kv"
     stranger.parent.mkdir()
