@@ -110,13 +110,15 @@ class FileFacts(_Facts):
 class Manifest(_Facts):
     """All facts of a bundle. Nothing is read from paths or file names.
 
-    ``self_sha256``: of the manifest's own bytes with this value left out.
+    ``self_sha256``: of the manifest's own bytes with this value left out. ``prefill_kv_cache``: of
+    `Graphs.prefill`, where that is a graph of its own.
     """
 
     format_version: int = FORMAT_VERSION
     name: str
     scheme: str
     kv_cache: KVType = "float32"
+    prefill_kv_cache: KVType | None = None
     created: str = ""
     graphs: Graphs
     weights: str = WEIGHTS
@@ -132,6 +134,12 @@ class Manifest(_Facts):
     cpu: CpuFacts | None = None
     files: dict[str, FileFacts] = {}
     self_sha256: str = ""
+
+    def of_graph(self, name: str) -> "Manifest":
+        """The manifest with the cache of one of its graphs as the cache."""
+        if name == self.graphs.decode or self.prefill_kv_cache is None:
+            return self
+        return self.model_copy(update={"kv_cache": self.prefill_kv_cache})
 
     @property
     def token_bytes(self) -> int:

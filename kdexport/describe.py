@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdexport.bundle import Bundle
+from kdexport.bundle import Bundle, Manifest
 
 PARTS: dict[str, tuple[str, ...]] = {
     "generate, inspect, verify, bench": (
@@ -44,7 +44,7 @@ def describe_bundle(bundle: Bundle) -> Any:
         "model": f"{model.family}, {model.n_parameters / 1e6:.1f} M parameters, "
         f"{model.n_layers} layers, vocabulary of {model.vocab_size}, "
         f"texts up to {model.max_length} tokens",
-        "keys and values": f"{manifest.kv_cache}, {manifest.token_bytes} bytes a token in memory",
+        "keys and values": _kept(manifest),
         "on disk": f"{bundle.n_bytes / 1e6:.1f} MB "
         f"({bundle.n_bytes / model.n_parameters:.2f} bytes a parameter)",
         "teacher": manifest.teacher or "unknown",
@@ -212,6 +212,15 @@ def describe_sweep(rows: Sequence[dict[str, Any]]) -> Any:
         cells = [str(row["number"]), *values, score, f"{row['seconds'] / 60:.1f}", row["state"]]
         table.add_row(*map(Text, cells), style="bold" if row is rows[0] else "")
     return table
+
+
+def _kept(manifest: Manifest) -> str:
+    """What a bundle's texts take while they are written."""
+    kept = f"{manifest.kv_cache}, {manifest.token_bytes:,} bytes a token in memory"
+    batches = manifest.of_graph(manifest.graphs.prefill)
+    if batches.kv_cache == manifest.kv_cache:
+        return kept
+    return f"{kept}; in batches, with AMX, {batches.kv_cache}, {batches.token_bytes:,} bytes"
 
 
 def _version(module: str) -> str | None:

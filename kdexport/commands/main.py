@@ -114,7 +114,7 @@ for command in COMMANDS:
 @click.option(
     "--kv-cache",
     type=click.Choice(["float32", "int8"]),
-    help="In what it keeps keys and values of its texts; --max-kl does not count them.",
+    help="Of its texts' keys and values [default: float32; int8 in the graph for batches].",
 )
 @click.option("--backend", type=click.Choice(["mobius", "optimum"]), default="mobius")
 @allow_option
@@ -134,7 +134,6 @@ def export(checkpoint: Path, quantize: bool, as_json: bool, **asked: Any) -> Non
             where = f"--{name.replace('_', '-')}"
             raise InputError("is of --quantize, which is not given", where=where)
     asked["scheme"] = (asked["scheme"] or "int8") if quantize else None
-    asked["kv_cache"] = asked["kv_cache"] or "float32"
     bundles = export_checkpoint(checkpoint, **asked)
     if as_json:
         print_json([str(bundle.path) for bundle in bundles])

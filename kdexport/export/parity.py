@@ -68,7 +68,7 @@ def check_quantized(parent: Bundle, staging: Path, manifest: Manifest) -> Parity
     expected = whole.score(ids.tolist()).copy()
     pairs = []
     for name in {graphs.decode: None, graphs.prefill: None}:
-        session = Session(manifest, open_graph(staging / name))
+        session = Session(manifest.of_graph(name), open_graph(staging / name))
         pairs.append((f"prefill of {name}", expected, session.score(ids.tolist()).copy()))
         pairs.append((f"decode of {name}", expected, token_by_token(session, ids)))
     return _compare(pairs, np.inf, MAX_KL_QUANTIZED)

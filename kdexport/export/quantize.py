@@ -39,6 +39,7 @@ from kdexport.runtime.text import load_text
 from kdexport.system.console import tracked
 from kdexport.system.machine import cpu_features
 
+BY_COLUMN = "column8"  # which `many_tokens_graph` goes by
 N_JUDGING = 2  # texts kept back, on which a mix is judged
 
 
@@ -62,7 +63,7 @@ def _eight_bits_of_choice() -> str:
     """
     features = cpu_features()
     if "amx" in features:
-        return "column8"
+        return BY_COLUMN
     return "wide8" if "vnni" in features else "rows8u"
 
 
@@ -83,13 +84,14 @@ class Wishes:
     ``calibrate``: texts of the kind that the model will write (`calibration_texts`); rounding
     errors are then made up for on them. ``max_kl``: nats a token; products that cost too much get a
     better kernel until the whole keeps to it; ``kv_cache``: in what the bundle keeps keys and
-    values, which that does not count. ``gate``: what the bundle must not fail.
+    values, which that does not count (None: in float32, but in 8 bits in the graph for many
+    tokens, whose batches gain most by it). ``gate``: what the bundle must not fail.
     """
 
     calibrate: Path | None = None
     max_kl: float | None = None
     gate: Gate | None = None
-    kv_cache: KVType = "float32"
+    kv_cache: KVType | None = None
 
 
 def quantize_bundle(
@@ -110,14 +112,17 @@ def quantize_bundle(
         check_files(bundle, set(source.files))
         draft = load_draft(bundle.file(graph))
         ledger, kv_scales = _quantize(bundle, draft, SCHEMES[scheme], wishes)
-        standard = standard_graph(draft)  # its cache stays in float32, which other tools give it
-        if kv_scales:
-            cache_in_8_bits(draft, kv_scales)
-        drafts = {graph: draft, STANDARD: standard}
+        # The cache stays in float32 where other tools give it.
+        drafts = {graph: draft, STANDARD: standard_graph(draft)}
         many_tokens = many_tokens_graph(draft)
+        prefill, prefill_kv_cache = graph, None
         if many_tokens is not None:
-            drafts[MANY_TOKENS] = many_tokens
-        prefill = graph if many_tokens is None else MANY_TOKENS
+            prefill, drafts[MANY_TOKENS] = MANY_TOKENS, many_tokens
+            if kv_scales:
+                prefill_kv_cache = "int8"
+                cache_in_8_bits(many_tokens, kv_scales)
+        if wishes.kv_cache == "int8":
+            cache_in_8_bits(draft, kv_scales)
         graphs = Graphs(prefill=prefill, decode=graph, standard=STANDARD)
         save_drafts(drafts, staging, source.weights)
         copy_companions(bundle, staging)
@@ -131,7 +136,8 @@ def quantize_bundle(
                 "graphs": graphs,
                 "requires_cpu": [],
                 "cpu": cpu_facts(draft),
-                "kv_cache": wishes.kv_cache,
+                "kv_cache": wishes.kv_cache or "float32",
+                "prefill_kv_cache": prefill_kv_cache,
                 "parent": Parent(name=source.name, manifest_sha256=bundle.manifest_sha256),
             }
         )
@@ -147,7 +153,7 @@ def quantize_bundle(
 def _quantize(
     bundle: Bundle, draft: Draft, scheme: Scheme, wishes: Wishes
 ) -> tuple[Sequence[Entry], Mapping[str, Array]]:
-    """Change the draft by a scheme; the ledger of a mix and the cache's scales, if asked for."""
+    """Change the draft by a scheme; the ledger of a mix and the cache's scales, if wanted."""
     body = scheme.body()
     plan = {node.output[0]: body for node in draft.products()} | {HEAD: scheme.head}
     check_plan(draft, plan)
@@ -159,7 +165,8 @@ def _quantize(
     with tracked("    observing", "texts") as progress:
         seen = texts[: len(texts) - len(held_out)]
         observed: Mapping[str, Observed] = observe(bundle, draft, seen, progress)
-    kv_scales = cache_scales(bundle, draft, seen) if wishes.kv_cache == "int8" else {}
+    wanted = wishes.kv_cache or ("int8" if body == BY_COLUMN else "float32")
+    kv_scales = cache_scales(bundle, draft, seen) if wanted == "int8" else {}
     # What was trained with rounded weights computes as it was trained to only on its grid.
     if not is_rounded(draft, plan):
         observed = smooth(draft, observed, KERNELS[body].grid)

@@ -134,7 +134,7 @@ def export_checkpoint(
     backend: str = "mobius",
     calibrate: Path | None = None,
     max_kl: float | None = None,
-    kv_cache: KVType = "float32",
+    kv_cache: KVType | None = None,
     allow: bool = False,
 ) -> Sequence[Bundle]:
     """`kdexport export`: a run's student, or any Hugging Face folder, to one or two bundles.

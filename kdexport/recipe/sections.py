@@ -159,8 +159,8 @@ class ExportSection(Section):
     """The bundle that goes out."""
 
     scheme: Literal["fp32", "int8", "int8-portable", "int8-block", "int4"] = "int8"
-    kv_cache: Literal["float32", "int8"] = Field(
-        "float32", description="In what the quantized bundle keeps the keys and values of its texts"
+    kv_cache: Literal["float32", "int8"] | None = Field(
+        None, description="In what the quantized bundle keeps the keys and values of its texts"
     )
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ Knows names of kernels and classes of CPUs; no weights and no graph.
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from kdexport.bundle import Bundle
+from kdexport.bundle import Bundle, Manifest
 from kdexport.errors import InputError
 from kdexport.system.machine import cpu_features
 
@@ -57,12 +57,17 @@ def suit_cpu(
     return AS_UNSIGNED
 
 
-def suits_many_tokens(features: Sequence[str] | None = None) -> bool:
+def suits_many_tokens(manifest: Manifest, features: Sequence[str] | None = None) -> bool:
     """Whether a CPU (default: this one) is quicker with `Graphs.prefill` at many tokens at once.
 
-    Where there is no AMX that graph's products are no quicker, and without VNNI they are wrong.
+    Where there is no AMX that graph's products are no quicker, and without VNNI they are wrong; its
+    attention may be one that this ONNX Runtime has not.
     """
-    return "amx" in (cpu_features() if features is None else features)
+    from kdexport.runtime.attention_probe import probe_attention
+
+    if "amx" not in (cpu_features() if features is None else features):
+        return False
+    return manifest.prefill_kv_cache != "int8" or probe_attention().verdict == "ok"
 
 
 def _check_attention(bundle: Bundle) -> None:

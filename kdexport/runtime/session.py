@@ -232,8 +232,9 @@ def open_session(
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     manifest = opened.manifest
     name = manifest.graphs.decode
-    if many_tokens and suits_many_tokens():
+    if many_tokens and suits_many_tokens(manifest):
         name = manifest.graphs.prefill
+    manifest = manifest.of_graph(name)
     if verify:
         check_files(opened, {name, manifest.weights})
     switches = suit_cpu(opened, warn)

@@ -102,6 +102,10 @@ def test_it_is_opened_with_amx_and_when_asked_for(
     graphs = made.manifest.graphs
     assert graphs.prefill == MANY_TOKENS != graphs.decode
     assert made.manifest.cpu is not None and made.manifest.cpu.kernels == ["block8"]
+    manifest = made.manifest
+    assert (manifest.kv_cache, manifest.prefill_kv_cache) == ("float32", "int8")
+    assert manifest.of_graph(MANY_TOKENS).kv_cache == "int8"
+    assert manifest.of_graph(graphs.decode) == manifest
     assert opened_with(AMX, made, monkeypatch) == {MANY_TOKENS}
     assert opened_with(["avx2", "vnni"], made, monkeypatch) == {graphs.decode}
     assert opened_with(AMX, parents["llama"], monkeypatch) == {graphs.decode}
@@ -114,10 +118,11 @@ def test_a_text_is_near_and_the_same_alone_and_in_a_batch(
     texts: list[Array],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("kdexport.runtime.session.suits_many_tokens", lambda: True)
+    monkeypatch.setattr("kdexport.runtime.session.suits_many_tokens", lambda manifest: True)
     many = open_session(made, n_threads=1, many_tokens=True)
     ids = texts[0][:40]
     found = many.score(ids.tolist()).copy()
+    assert many.new_cache().dtype == np.int8 and open_session(made).new_cache().dtype == np.float32
     assert mean_kl(open_session(parents["llama"]).score(ids.tolist()), found) < 0.008
     alone, batch = many.new_cache(1, 40), many.new_cache(3, 40)
     many.run(np.stack([ids[:20], texts[1][:20], texts[2][:20]]), batch)

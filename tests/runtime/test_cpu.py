@@ -49,9 +49,22 @@ def test_the_class_is_the_best_of_the_features(features: list[str], name: str) -
     assert cpu_class(features) == name
 
 
-def test_only_amx_has_a_graph_of_its_own_for_many_tokens() -> None:
-    assert suits_many_tokens(["avx2", "vnni", "amx"])
-    assert not suits_many_tokens(["avx2", "avx512", "vnni"]) and not suits_many_tokens([])
+def test_only_amx_has_a_graph_of_its_own_for_many_tokens(llama_bundle: Bundle) -> None:
+    manifest = llama_bundle.manifest
+    assert suits_many_tokens(manifest, ["avx2", "vnni", "amx"])
+    assert not suits_many_tokens(manifest, ["avx2", "avx512", "vnni"])
+    assert not suits_many_tokens(manifest, [])
+
+
+@pytest.mark.parametrize("value", [None, 0.3])  # not there, and wrong
+def test_that_graph_is_left_where_its_attention_is_not_right(
+    llama_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, value: float | None
+) -> None:
+    found = Probe(name="attention8", value=value, unit="share", verdict="wrong", why="it is")
+    monkeypatch.setattr("kdexport.runtime.attention_probe.probe_attention", lambda: found)
+    manifest = llama_bundle.manifest.model_copy(update={"prefill_kv_cache": "int8"})
+    assert not suits_many_tokens(manifest, ["amx"])
+    assert suits_many_tokens(llama_bundle.manifest, ["amx"])
 
 
 def test_blocks_of_vnni_read_slowly_without(llama_bundle: Bundle) -> None:
