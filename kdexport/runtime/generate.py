@@ -4,14 +4,14 @@ Knows tokens; no text (`kdexport.runtime.stream` does) and no model family.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypedDict, Unpack
 
 import numpy as np
 
 from kdexport.errors import InputError
-from kdexport.runtime.logits import log_sum_exp, most_likely
-from kdexport.runtime.sample import Row, Sampler, new_row
+from kdexport.runtime.logits import Rows, log_sums, most_likely
+from kdexport.runtime.sample import Choices, Row, Sampler, TokenSampler, new_row
 
 Array = np.ndarray[Any, Any]
 
@@ -185,7 +185,10 @@ class Text:
 
 
 class Writing:
-    """What is common to the texts of one call."""
+    """What is common to the texts of one call.
+
+    ``kind``: equal for those whose tokens can be chosen together.
+    """
 
     def __init__(self, session: Runs, sampler: Sampler, options: Options) -> None:
         self.session = session
@@ -197,6 +200,8 @@ class Writing:
         eos_ids = () if options.get("ignore_eos") else session.manifest.text.eos_token_ids
         self.eos_ids = frozenset(eos_ids)
         self.end_ids = self.eos_ids.union(options.get("stop_ids", ()))
+        is_plain = isinstance(sampler, TokenSampler) and not sampler.changes
+        self.kind: object = (sampler, self.n_logprobs) if is_plain else self
         check_least(0, min_new_tokens=self.min_new_tokens, n_logprobs=self.n_logprobs or 0)
 
     def room(self, n_prompt: int, max_new_tokens: int) -> int:
@@ -224,46 +229,48 @@ class Writing:
 
     def steps(self, texts: list[Text], cache: Any, logits: Array) -> Iterator[tuple[int, Step]]:
         """Write all texts to their ends. One that has ended leaves the cache."""
-        rows = [text.row for text in texts]
         while True:
-            tokens = self.sampler(logits, rows)
-            steps = []
-            for at, (text, token_id) in enumerate(zip(texts, tokens.tolist(), strict=True)):
-                text.row.ids.append(token_id)
-                steps.append((text.number, self.step(text, token_id, logits[at])))
+            chosen = self.choose([text.row for text in texts], logits)
+            steps = [
+                (text.number, self.step(text, one)) for text, one in zip(texts, chosen, strict=True)
+            ]
             yield from steps
             keep = [at for at, (_, step) in enumerate(steps) if step.finish_reason is None]
             if not keep:
                 return
             if len(keep) < len(texts):
                 cache.keep_rows(keep)
-                texts, rows, tokens = (
-                    [texts[at] for at in keep],
-                    [rows[at] for at in keep],
-                    tokens[keep],
-                )
-            logits = self.session.run(tokens[:, None], cache)
+                texts = [texts[at] for at in keep]
+            tokens = np.asarray([text.row.ids[-1:] for text in texts], dtype=np.int64)
+            logits = self.session.run(tokens, cache)
 
-    def step(self, text: Text, token_id: int, logits: Array) -> Step:
-        """What a token that was chosen means for a text, given its logits, float32 [V]."""
+    def choose(self, rows: Sequence[Row], logits: Rows) -> list[Step]:
+        """The next token of each of B rows, given their logits, float32 [V] each; see `step`."""
+        if isinstance(self.sampler, TokenSampler):
+            choices = self.sampler.choose(logits, rows)
+        else:
+            choices = Choices(self.sampler(np.asarray(logits), rows).tolist())
+        if self.n_logprobs is None:
+            return [Step(token_id) for token_id in choices.ids]
+        sums = choices.log_sums or log_sums(logits)
+        return [self._scored(*one) for one in zip(choices.ids, logits, sums, strict=True)]
+
+    def _scored(self, token_id: int, logits: Array, log_sum: float) -> Step:
+        top = most_likely(logits, self.n_logprobs).tolist() if self.n_logprobs else []
+        likely = tuple((one, float(logits[one]) - log_sum) for one in top)
+        return Step(token_id, float(logits[token_id]) - log_sum, top=likely)
+
+    def step(self, text: Text, chosen: Step) -> Step:
+        """Add the token that was chosen to its text; the step with what that means for its end."""
+        token_id = chosen.token_id
+        text.row.ids.append(token_id)
         in_text = token_id not in self.eos_ids
         stopped = self.stops(text.number, token_id) if self.stops and in_text else False
-        reason = None
         if stopped or token_id in self.end_ids:
-            reason = "stop"
-        elif len(text.row.ids) >= text.n_longest:
-            reason = "length"
-        if self.n_logprobs is None:
-            return Step(token_id, None, reason, in_text)
-        total = log_sum_exp(logits)
-        top = most_likely(logits, self.n_logprobs).tolist() if self.n_logprobs else []
-        return Step(
-            token_id,
-            float(logits[token_id]) - total,
-            reason,
-            in_text,
-            tuple((one, float(logits[one]) - total) for one in top),
-        )
+            return replace(chosen, finish_reason="stop", in_text=in_text)
+        if len(text.row.ids) >= text.n_longest:
+            return replace(chosen, finish_reason="length")
+        return chosen
 
 
 def room_after(session: Runs, n_prompt: int, max_new_tokens: int, min_new_tokens: int = 0) -> int:

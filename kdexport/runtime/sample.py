@@ -8,16 +8,26 @@ import hashlib
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from kdexport.errors import InputError
-from kdexport.runtime.logits import all_ids, kth_largest, nucleus, weights_of
+from kdexport.runtime.logits import (
+    LEAST,
+    MOST,
+    Rows,
+    all_ids,
+    highest,
+    nucleus,
+    place_at,
+    running_sums,
+    weights_of,
+)
 from kdexport.runtime.penalties import bar_repeated_ngrams, penalize_counts, penalize_repetition
 
 Array = np.ndarray[Any, Any]
-BLOCK = 256  # of the sums that a draw from a whole vocabulary looks through first
 
 
 @dataclass
@@ -45,28 +55,37 @@ Sampler = Callable[[Array, Sequence[Row]], Array]
 
 @dataclass(frozen=True)
 class Distribution:
-    """What a token is drawn from: ``ids``, int64 [K], and ``probabilities``, float64 [K], sum 1."""
+    """What a token is drawn from: ``ids``, int64 [K], in proportion to ``weights``, float64 [K]."""
 
     ids: Array
-    probabilities: Array
+    weights: Array
+
+    @property
+    def probabilities(self) -> Array:
+        """Those of the ids, float64 [K], sum 1."""
+        return np.asarray(self.weights / self.weights.sum())
 
     def draw(self, generator: np.random.Generator) -> int:
         """One token; takes one number from the generator, none where there is no choice."""
-        weights = self.probabilities
-        if len(weights) == 1:
-            return int(self.ids[0])
-        # A running sum over a whole vocabulary costs more than its softmax: first by blocks.
-        begins = np.arange(0, len(weights), BLOCK)
-        reached = np.cumsum(np.add.reduceat(weights, begins))
-        wanted = generator.random() * reached[-1]
-        block = min(int(np.searchsorted(reached, wanted, side="right")), len(begins) - 1)
-        begin = int(begins[block])
-        inside = np.cumsum(weights[begin : begin + BLOCK])
-        rest = wanted - (reached[block - 1] if block else 0.0)
-        place = begin + int(np.searchsorted(inside, rest, side="right"))
-        if place >= begin + len(inside) or weights[place] == 0:  # by rounding, at a block's end
-            place = begin + int(np.flatnonzero(weights[begin : begin + BLOCK])[-1])
-        return int(self.ids[place])
+        return int(self.ids[0]) if len(self.ids) == 1 else self.at(generator.random())
+
+    def at(self, number: float) -> int:
+        """The token at which the running sum of weights passes ``number`` (0 to 1) of the whole."""
+        reached = self.weights.cumsum()
+        total = float(reached[-1])
+        wanted = min(number * total, math.nextafter(total, 0))
+        return int(self.ids[reached.searchsorted(wanted, side="right")])
+
+
+class Choices(NamedTuple):
+    """The token ids of B rows.
+
+    ``log_sums``: those of their logits (`kdexport.runtime.logits.log_sums`), where choosing brought
+    them up.
+    """
+
+    ids: list[int]
+    log_sums: list[float] | None = None
 
 
 def new_row(
@@ -83,9 +102,13 @@ def new_row(
     return Row(generator, list(prompt_ids), len(prompt_ids), min_new_tokens, end_ids)
 
 
-@dataclass
+@dataclass(frozen=True)
 class TokenSampler:
-    """A `Sampler` that also tells what it draws from. Make one with `make_sampler`."""
+    """A `Sampler` that also tells what it draws from. Make one with `make_sampler`.
+
+    A token is drawn by `distribution`, and found by less work where that is known to be the same.
+    Equal samplers choose alike: rows of theirs can be given to one of them.
+    """
 
     temperature: float
     top_k: int
@@ -95,15 +118,18 @@ class TokenSampler:
     frequency_penalty: float
     presence_penalty: float
     no_repeat_ngram: int
-    logit_bias: Mapping[int, float]
-    _bias: tuple[Array, Array] = field(init=False, repr=False, compare=False)
-    _changes: bool = field(init=False, repr=False, compare=False)
+    logit_bias: tuple[tuple[int, float], ...]
 
-    def __post_init__(self) -> None:
-        ids = np.asarray(list(self.logit_bias), dtype=np.int64)
-        self._bias = ids, np.asarray(list(self.logit_bias.values()), dtype=np.float32)
+    @cached_property
+    def _bias(self) -> tuple[Array, Array]:
+        ids = np.asarray([token for token, _ in self.logit_bias], dtype=np.int64)
+        return ids, np.asarray([value for _, value in self.logit_bias], dtype=np.float32)
+
+    @cached_property
+    def changes(self) -> bool:
+        """Whether a bias, penalties or bars change the scores."""
         counted = self.repetition_penalty != 1 or self.frequency_penalty or self.presence_penalty
-        self._changes = bool(counted or self.no_repeat_ngram or len(ids))
+        return bool(counted or self.no_repeat_ngram or self.logit_bias)
 
     @property
     def greedy(self) -> bool:
@@ -112,49 +138,81 @@ class TokenSampler:
 
     def __call__(self, logits: Array, rows: Sequence[Row]) -> Array:
         """Token ids, int64 [B], for logits, float32 [B, V], which are left as they are."""
-        if self.greedy and not self._changes and all(row.may_end for row in rows):
-            return np.asarray(logits.argmax(-1), dtype=np.int64)
-        chosen = [
-            self._choices(row_logits, row).draw(row.generator)
-            for row_logits, row in zip(logits, rows, strict=True)
+        return np.asarray(self.choose(logits, rows).ids, dtype=np.int64)
+
+    def choose(self, logits: Rows, rows: Sequence[Row]) -> Choices:
+        """The next token of each of B rows, given their logits, float32 [V] each.
+
+        Raises InputError where for one of them every token is barred or the logits are no numbers;
+        then no row has drawn a number.
+        """
+        scores = [self.penalized(*one) for one in zip(logits, rows, strict=True)]
+        if not (self.greedy or self.top_k or self.top_p < 1 or self.min_p):
+            are_logits = not self.changes and all(row.may_end for row in rows)
+            return self._from_all(scores, rows, are_logits=are_logits)
+        best = [_best(*one) for one in zip(scores, rows, strict=True)]
+        if self.greedy:
+            return Choices(best)
+        drawn = [
+            self._choices(values, float(values[top])).draw(row.generator)
+            for values, top, row in zip(scores, best, rows, strict=True)
         ]
-        return np.asarray(chosen, dtype=np.int64)
+        return Choices(drawn)
+
+    def _from_all(self, scores: Rows, rows: Sequence[Row], *, are_logits: bool) -> Choices:
+        """Draw without filters: by `distribution` only where float32 cannot tell the token."""
+        reached = running_sums(scores, self.temperature)
+        totals = reached[:, -1].tolist()
+        are_sound = all(LEAST < total < MOST for total in totals)
+        if not are_sound:
+            for values, row in zip(scores, rows, strict=True):
+                _best(values, row)
+        ids = []
+        for values, row, sums in zip(scores, rows, reached, strict=True):
+            number = row.generator.random()
+            place = place_at(number, sums, values, self.temperature)
+            if place is None:
+                place = self._choices(values, float(values.max())).at(number)
+            ids.append(place)
+        is_known = are_sound and are_logits and self.temperature == 1
+        return Choices(ids, [math.log(total) for total in totals] if is_known else None)
 
     def distribution(self, logits: Array, row: Row) -> Distribution:
         """What the next token of a row is drawn from, given its logits, float32 [V].
 
-        After all penalties and filters; greedy is one token with probability 1. Raises InputError
-        where every token is barred or the logits are no numbers.
+        After all penalties and filters; greedy is one token with probability 1. Errors as in
+        `choose`.
         """
-        found = self._choices(logits, row)
-        return Distribution(found.ids, found.probabilities.copy())
-
-    def _choices(self, logits: Array, row: Row) -> Distribution:
-        """The distribution of a row; its probabilities may be overwritten by the next call."""
         scores = self.penalized(logits, row)
-        best = int(scores.argmax())
-        if not scores[best] > -np.inf:
-            raise InputError(
-                "no token is left to choose from",
-                where=f"token {len(row.ids) - row.n_prompt + 1} of the text",
-                remedy="bar fewer tokens; or else the model's logits are not finite",
-            )
+        best = _best(scores, row)
         if self.greedy:
             return Distribution(np.asarray([best]), np.ones(1))
-        top = float(scores[best])
+        found = self._choices(scores, float(scores[best]))
+        return Distribution(found.ids, found.weights.copy())
+
+    def _choices(self, scores: Array, top: float) -> Distribution:
+        """What filters leave of a row whose highest score is ``top``.
+
+        The weights may be overwritten by the next call.
+        """
         ids: Array | None = None
         if 0 < self.top_k < len(scores):
-            ids = np.flatnonzero(scores >= kth_largest(scores, self.top_k))
+            ids = highest(scores, self.top_k)
+            if self.top_p == 1:  # a draw goes through the ids then
+                ids.sort()
             scores = scores[ids]
         weights = weights_of(scores, top, self.temperature)
-        kept = nucleus(weights, self.top_p) if self.top_p < 1 else None
+        if self.top_p < 1 and ids is not None:  # the heaviest first
+            reached = weights.cumsum()
+            n_kept = int(reached.searchsorted(self.top_p * float(reached[-1]))) + 1
+            ids, weights = ids[:n_kept], weights[:n_kept]
+        elif self.top_p < 1:
+            ids = nucleus(weights, self.top_p)
+            weights = weights[ids]
         if self.min_p > 0:  # the most likely token's weight is 1
-            likely = weights >= self.min_p
-            kept = np.flatnonzero(likely) if kept is None else kept[likely[kept]]
-        if kept is not None:
-            weights = weights[kept]
-            ids = kept if ids is None else ids[kept]
-        weights /= weights.sum()
+            likely = np.flatnonzero(weights >= self.min_p)
+            ids = likely if ids is None else ids[likely]
+            weights = weights[likely]
         return Distribution(all_ids(len(weights)) if ids is None else ids, weights)
 
     def penalized(self, scores: Array, row: Row) -> Array:
@@ -162,7 +220,7 @@ class TokenSampler:
 
         In this order: bias, repetition, frequency and presence, n-grams, too early an end.
         """
-        if not self._changes and row.may_end:
+        if not self.changes and row.may_end:
             return scores
         scores = scores.copy()
         ids, values = self._bias
@@ -183,6 +241,18 @@ class TokenSampler:
         if not row.may_end:
             scores[list(row.end_ids)] = -np.inf
         return scores
+
+
+def _best(scores: Array, row: Row) -> int:
+    """The most likely token, the first of equal ones."""
+    best = int(scores.argmax())
+    if scores[best] > -np.inf:
+        return best
+    raise InputError(
+        "no token is left to choose from",
+        where=f"token {len(row.ids) - row.n_prompt + 1} of the text",
+        remedy="bar fewer tokens; or else the model's logits are not finite",
+    )
 
 
 def make_sampler(
@@ -217,7 +287,7 @@ def make_sampler(
             raise InputError(
                 f"{value} for token {token} cannot be added to a logit", where="logit_bias"
             )
-    return TokenSampler(**options, logit_bias=bias)
+    return TokenSampler(**options, logit_bias=tuple(bias.items()))
 
 
 def _check(name: str, value: float) -> None:

@@ -20,11 +20,14 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(eq=False)
 class Member:
-    """A text in the batch. ``error``: why it ended without a step, if it did."""
+    """A text in the batch. ``error``: why it ended without a step, if it did.
+
+    ``chosen``: its next token, which the next step adds.
+    """
 
     writing: Writing
     text: Text
-    logits: Array
+    chosen: Step | None = None
     error: Exception | None = None
 
 
@@ -120,7 +123,8 @@ class Batch:
 
     def _join(self, prompt: Prompt, cache: KVCache, text: Text, writing: Writing) -> Member:
         """Give a text a row; the first one's cache becomes the batch's."""
-        member = Member(writing, text, prompt.logits)
+        member = Member(writing, text)
+        _choose([(member, prompt.logits)])
         row = self._free_row()
         if self._cache is None:
             cache.reserve(text.n_longest)
@@ -153,23 +157,29 @@ class Batch:
         return found
 
     def _next(self, member: Member) -> Step | None:
+        if member.chosen is None:
+            return None
         try:
-            token_id = int(member.writing.sampler(member.logits[None], [member.text.row])[0])
-            member.text.row.ids.append(token_id)
-            return member.writing.step(member.text, token_id, member.logits)
-        except Exception as error:  # whatever its sampler or its end may raise: the others go on
+            return member.writing.step(member.text, member.chosen)
+        except Exception as error:  # whatever its end may raise: the others go on
             member.error = error
             return None
 
     def _read(self, cache: KVCache) -> None:
-        """The last token of each text; an empty row reads a token that nothing sees."""
+        """The last token of each text, and choose the next while the logits are there.
+
+        An empty row reads a token that nothing sees.
+        """
         tokens = [member.text.row.ids[-1] if member else 0 for member in self._rows]
         is_empty = [member is None for member in self._rows]
         cache.lengths[is_empty] = 0
         logits = self._session.run(np.asarray(tokens, dtype=np.int64)[:, None], cache)
+        alike: dict[Any, list[tuple[Member, Array]]] = {}
         for member, values in zip(self._rows, logits, strict=True):
             if member is not None:
-                member.logits = values.copy()
+                alike.setdefault(member.writing.kind, []).append((member, values))
+        for found in alike.values():
+            _choose(found)
 
     def _free_row(self) -> int:
         """An empty row; where there is none, there become twice as many."""
@@ -188,3 +198,20 @@ class Batch:
         elif self._cache is not None and 2 * len(taken) <= len(self._rows):
             self._cache.keep_rows(taken)
             self._rows = [self._rows[row] for row in taken]
+
+
+def _choose(found: Sequence[tuple[Member, Array]]) -> None:
+    """Choose the next tokens of texts of one kind, each with its logits, float32 [V]."""
+    members, logits = zip(*found, strict=True)
+    for member in members:
+        member.chosen = None
+    try:
+        rows = [member.text.row for member in members]
+        for member, step in zip(members, members[0].writing.choose(rows, logits), strict=True):
+            member.chosen = step
+    except Exception as error:  # whatever a sampler may raise: the others go on
+        if len(found) == 1:
+            members[0].error = error
+        else:  # none has drawn a number yet
+            for one in found:
+                _choose([one])

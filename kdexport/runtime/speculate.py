@@ -215,7 +215,7 @@ class _Draft:
                 break
             self._scores[self._vocabularies.target_ids] = logits[self._vocabularies.draft_ids]
             try:
-                chosen = self._sampler.distribution(self._scores, ahead).draw(ahead.generator)
+                chosen = int(self._sampler(self._scores[None], [ahead])[0])
             except InputError:  # each token that the draft knows is barred here
                 break
             guesses.append(chosen)

@@ -8,7 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdexport.runtime.sample import BLOCK, Distribution, make_sampler, new_row
+from kdexport.errors import InputError
+from kdexport.runtime.logits import log_sums
+from kdexport.runtime.sample import Distribution, Row, make_sampler, new_row
 
 seeds = st.integers(0, 2**31)
 
@@ -158,7 +160,7 @@ class Fixed:
         return self.number
 
 
-@given(seeds, st.integers(2, 3 * BLOCK), st.floats(0, 1, exclude_max=True))
+@given(seeds, st.integers(2, 800), st.floats(0, 1, exclude_max=True))
 def test_a_draw_is_the_inverse_of_the_running_sum(seed: int, size: int, number: float) -> None:
     generator = np.random.default_rng(seed)
     p = generator.random(size) ** 4 * (generator.random(size) < 0.3)
@@ -172,11 +174,112 @@ def test_a_draw_is_the_inverse_of_the_running_sum(seed: int, size: int, number: 
 
 
 @pytest.mark.parametrize("number", [0.0, np.nextafter(0.5, 0), 0.5, np.nextafter(1.0, 0)])
-def test_whole_blocks_without_weight_are_never_drawn_from(number: float) -> None:
-    p = np.zeros(5 * BLOCK)
-    p[BLOCK + 3] = p[3 * BLOCK + 9] = 0.5
+def test_what_has_no_weight_is_never_drawn(number: float) -> None:
+    p = np.zeros(1280)
+    p[259] = p[777] = 0.5
     drawn = Distribution(np.arange(len(p)), p).draw(Fixed(number))  # type: ignore[arg-type]
-    assert drawn == (BLOCK + 3 if number < 0.5 else 3 * BLOCK + 9)
+    assert drawn == (259 if number < 0.5 else 777)
+
+
+SAMPLINGS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 1.0},
+    {"temperature": 0.7},
+    {"temperature": 0.8, "top_k": 50, "top_p": 0.95},
+    {"temperature": 1.3, "top_k": 3},
+    {"temperature": 1.0, "top_p": 0.9},
+    {"temperature": 1.0, "min_p": 0.1},
+    {"temperature": 1.0, "top_k": 20, "top_p": 0.9, "min_p": 0.05},
+    {"temperature": 1.0, "frequency_penalty": 0.5, "logit_bias": {4: -np.inf, 5: 2.0}},
+    {"temperature": 0.9, "top_k": 9, "repetition_penalty": 1.4, "no_repeat_ngram": 2},
+]
+
+
+def plainly_chosen(scores: np.ndarray, row: Row, options: dict[str, Any]) -> int:
+    """A token by the definitions, in long double, from scores after penalties, float32 [V]."""
+    x = scores.astype(np.longdouble)
+    order = np.argsort(-x, kind="stable")
+    temperature, k, p = (
+        options.get(n, d) for n, d in (("temperature", 0), ("top_k", 0), ("top_p", 1))
+    )
+    if not temperature:
+        return int(order[0])
+    if 0 < k < len(x):
+        order = order[x[order] >= x[order[k - 1]]]
+    weights = np.exp((x - x.max()) / temperature)
+    if p < 1:
+        reached = np.cumsum(weights[order])
+        order = order[: int((reached < p * reached[-1]).sum()) + 1]
+    order = order[weights[order] >= options.get("min_p", 0)]
+    if p == 1:
+        order = np.sort(order)
+    if len(order) == 1:
+        return int(order[0])
+    reached = np.cumsum(weights[order])
+    return int(order[int((reached <= row.generator.random() * reached[-1]).sum())])
+
+
+@given(
+    seeds,
+    st.sampled_from(SAMPLINGS),
+    st.integers(1, 6),
+    st.sampled_from([30, 600, 5000]),
+    st.sampled_from([0.3, 3.0, 30.0]),
+    st.booleans(),
+)
+def test_a_batch_chooses_as_each_row_alone_and_as_the_definitions(
+    seed: int, options: dict[str, Any], n_rows: int, v: int, spread: float, rounded: bool
+) -> None:
+    generator = np.random.default_rng(seed)
+    sampler = make_sampler(**options)
+    texts: list[list[Row]] = [
+        [
+            new_row(seed, str(number), [3, 5, 3], min_new_tokens=number % 3, end_ids=[1])
+            for number in range(n_rows)
+        ]
+        for _ in range(3)
+    ]
+    together, alone, plain = texts
+    for _ in range(4):
+        logits = generator.normal(0, spread, (n_rows, v)).astype(np.float32)
+        if rounded:  # some are equal
+            logits = logits.round(1)
+        tokens = sampler(logits, together).tolist()
+        assert tokens == [
+            int(sampler(one[None], [row])[0]) for one, row in zip(logits, alone, strict=True)
+        ]
+        assert tokens == [
+            plainly_chosen(sampler.penalized(one, row), row, options)
+            for one, row in zip(logits, plain, strict=True)
+        ]
+        for rows in texts:
+            for row, token in zip(rows, tokens, strict=True):
+                row.ids.append(token)
+
+
+@pytest.mark.parametrize("options", SAMPLINGS, ids=str)
+@pytest.mark.parametrize("broken", [-np.inf, np.nan])
+def test_no_row_draws_where_one_has_no_token_left(options: dict[str, Any], broken: float) -> None:
+    logits = np.concatenate([some_logits(1), np.full((1, 30), broken, dtype=np.float32)])
+    rows = [new_row(0), new_row(1)]
+    with pytest.raises(InputError, match="no token is left"):
+        make_sampler(**options)(logits, rows)
+    assert [row.generator.random() for row in rows] == [
+        new_row(seed).generator.random() for seed in (0, 1)
+    ]
+
+
+@given(seeds, st.sampled_from([0.3, 3.0, 200.0]))
+def test_sums_that_a_draw_brought_up_are_those_of_the_logits(seed: int, spread: float) -> None:
+    logits = np.random.default_rng(seed).normal(0, spread, (3, 700)).astype(np.float32)
+    rows = [new_row(seed, str(number)) for number in range(3)]
+    found = make_sampler(temperature=1.0).choose(logits, rows).log_sums
+    assert found is None or found == log_sums(logits)
+    assert (found is None) == (spread == 200)  # beyond what float32 holds
+    for other in ({"temperature": 0.7}, {"temperature": 1.0, "logit_bias": {1: 5.0}}):
+        assert make_sampler(**other).choose(logits, rows).log_sums is None
+    barred = [new_row(seed, min_new_tokens=1, end_ids=[2])]
+    assert make_sampler(temperature=1.0).choose(logits[:1], barred).log_sums is None
 
 
 def test_greedy_is_one_token_with_probability_one() -> None:

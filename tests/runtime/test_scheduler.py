@@ -23,11 +23,19 @@ def session(llama_bundle: Bundle) -> Session:
 
 
 def options_of(number: int) -> dict[str, Any]:
-    """Some texts are greedy, some drawn, with lengths and seeds of their own."""
-    sampling = {"temperature": 0.9, "top_k": 20} if number % 2 else {}
+    """Some texts are chosen for together, some alone, with lengths and seeds of their own."""
+    sampling: list[dict[str, Any]] = [
+        {},
+        {"temperature": 1.0},
+        {"temperature": 0.9, "top_k": 20, "top_p": 0.9},
+        {"temperature": 1.0, "frequency_penalty": 0.5},
+        {"temperature": 0.9, "top_k": 20, "top_p": 0.9},
+        {"temperature": 1.0},
+    ]
     return {
-        "sampler": make_sampler(**sampling),
+        "sampler": make_sampler(**sampling[number]),
         "max_new_tokens": 2 + 3 * number,
+        "min_new_tokens": number % 2,
         "seed": number,
         "n_logprobs": 0,
     }
@@ -171,6 +179,32 @@ def test_a_mistake_in_one_text_s_sampler_or_end_ends_it_alone(session: Session) 
     assert [found[text] is None for text in texts] == [True, True, False]
     assert [type(text.error) for text in texts] == [KeyError, KeyError, type(None)]
     assert len(batch) == 1
+
+
+def test_one_that_loses_its_logits_ends_alone_and_changes_no_other_s_draws(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = session.run
+    drawn: dict[str, Any] = {"sampler": make_sampler(temperature=1.0), "max_new_tokens": 6}
+
+    def written(breaks: bool) -> list[list[int | None]]:
+        batch = Batch(session)
+        members = [batch.add([5], key=key, ignore_eos=True, **drawn) for key in "abc"]
+        texts: dict[Member, list[int | None]] = {member: [] for member in members}
+        for number in range(6):
+            for member, step in batch.step():
+                texts[member].append(step and step.token_id)
+            monkeypatch.setattr(session, "run", broken if breaks and number == 0 else run)
+        return list(texts.values())
+
+    def broken(*given: Any, **options: Any) -> Any:
+        logits = run(*given, **options)
+        logits[1] = np.nan
+        return logits
+
+    whole, without = written(False), written(True)
+    assert [without[0], without[2]] == [whole[0], whole[2]]
+    assert without[1] == [*whole[1][:2], None]
 
 
 @pytest.mark.parametrize(
