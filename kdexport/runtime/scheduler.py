@@ -142,6 +142,12 @@ class Batch:
             self._shrink()
 
     def step(self) -> list[tuple[Member, Step | None]]:
+        """`take` and `read_on`."""
+        found = self.take()
+        self.read_on()
+        return found
+
+    def take(self) -> list[tuple[Member, Step | None]]:
         """The next token of every text. Those that end leave; None: by `Member.error`."""
         found: list[tuple[Member, Step | None]] = []
         for row, member in enumerate(self._rows):
@@ -152,9 +158,12 @@ class Batch:
             if step is None or step.finish_reason is not None:
                 self._rows[row] = None
         self._shrink()
+        return found
+
+    def read_on(self) -> None:
+        """Read what was taken, for the tokens after it."""
         if self._cache is not None:
             self._read(self._cache)
-        return found
 
     def _next(self, member: Member) -> Step | None:
         if member.chosen is None:

@@ -189,7 +189,9 @@ class Engine:
             try:
                 worker.drop()
                 worker.read()
-                worker.step()
+                worker.take()
+                self._tell(worker)  # while the model reads on
+                worker.read_on()
             except Exception as error:  # a mistake of ours: the thread goes on without its texts
                 worker.lose([*worker.waiting, *worker.writing.values()], error)
                 worker.waiting.clear()
@@ -301,14 +303,9 @@ class _Worker:
         )
         self.writing[member] = text
 
-    def step(self) -> None:
+    def take(self) -> None:
         """The next token of every text of the batch."""
-        try:
-            found = self._batch.step()
-        except Exception as error:  # those who wait are not concerned
-            self.lose(list(self.writing.values()), error)
-            return
-        for member, step in found:
+        for member, step in self._batch.take():
             text = self.writing[member]
             if step is None or step.finish_reason:
                 del self.writing[member]
@@ -321,6 +318,13 @@ class _Worker:
             else:
                 reason = step.finish_reason
                 self._put(text, Piece(text.number, certain, (step,), finish_reason=reason))
+
+    def read_on(self) -> None:
+        """Read the tokens that were taken."""
+        try:
+            self._batch.read_on()
+        except Exception as error:  # those who wait are not concerned
+            self.lose(list(self.writing.values()), error)
 
     def lose(self, texts: Sequence[_Text], error: Exception) -> None:
         """Fail some texts, and all of the batch with them."""

@@ -1,6 +1,7 @@
 """Many at once write what each writes alone, and none can hold up or end the others."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -286,10 +287,10 @@ def test_a_mistake_in_one_text_s_sampler_ends_no_other(bundle: Bundle) -> None:
 def test_the_thread_outlives_a_step_that_fails(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = Batch.step
+    read_on = Batch.read_on
 
     def failing(self: Batch) -> Any:
-        monkeypatch.setattr(Batch, "step", step)
+        monkeypatch.setattr(Batch, "read_on", read_on)
         raise RuntimeError("a bug")
 
     async def work(engine: Engine) -> None:
@@ -297,12 +298,32 @@ def test_the_thread_outlives_a_step_that_fails(
         answer = engine.submit([forever()])
         stream = aiter(answer)
         await anext(stream)
-        monkeypatch.setattr(Batch, "step", failing)
+        monkeypatch.setattr(Batch, "read_on", failing)
         with pytest.raises(RuntimeError, match="a bug"):
             while True:
                 await anext(stream)
         assert (await all_of(engine.submit([job_of(0)])))[-1].finish_reason
         assert engine.n_open == 0
+
+    with_engine(bundle, work)
+
+
+def test_a_token_is_told_before_the_model_reads_it(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_read, read_on = threading.Event(), Batch.read_on
+
+    def waiting(self: Batch) -> None:
+        assert may_read.wait(60)
+        read_on(self)
+
+    async def work(engine: Engine) -> None:
+        monkeypatch.setattr(Batch, "read_on", waiting)
+        stream = aiter(engine.submit([forever()]))
+        (first,) = await anext(stream)
+        assert len(first.steps) == 1 and not may_read.is_set()
+        may_read.set()
+        await anext(stream)
 
     with_engine(bundle, work)
 
