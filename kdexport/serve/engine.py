@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from kdexport.bundle import Bundle
 from kdexport.errors import InputError
 from kdexport.runtime.constrain import Grammars
+from kdexport.runtime.cpu import MANY_TEXTS
 from kdexport.runtime.generate import room_after
 from kdexport.runtime.prompt_cache import PromptCache
 from kdexport.runtime.scheduler import Batch, Member
@@ -175,7 +176,10 @@ class Engine:
         try:
             self.codec = load_text(self._bundle)
             session = open_session(
-                self._bundle, n_threads=self._n_threads, many_tokens=True, warn=self._warn
+                self._bundle,
+                n_threads=self._n_threads,
+                many_tokens=self._max_rows >= MANY_TEXTS,
+                warn=self._warn,
             )
             # Here, not when it is first asked for: it holds the interpreter for up to a second.
             self.grammars = Grammars(self.codec, session.vocab_size)
