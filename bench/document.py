@@ -239,6 +239,17 @@ def operators(found: Mapping[str, Any]) -> Lines:
         yield f"| {name} | {one['calls']:.0f} | {one['ms']:.3f} |"
 
 
+def steps(found: Mapping[str, Any]) -> Lines:
+    names = list(found["steps"][0]["of"])
+    yield "Milliseconds of CPU time, medians: a token for all rows, or a whole prompt."
+    yield from ("", f"| | {' | '.join(names)} |", "|---|" + "---:|" * len(names))
+    told = [(f"{s['rows']} rows, {s['depth']} tokens deep", s["of"]) for s in found["steps"]]
+    told += [(f"a prompt of {p['tokens']}", p["of"]) for p in found["prompts"]]
+    for what, of in told:
+        values = " | ".join(f"{of[name]['cpu_ms']:.1f}" for name in names)
+        yield f"| {what} | {values} |"
+
+
 KINDS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], Lines]]] = {
     "quickstart": ("The quickstart, teacher to int8 student", quickstart),
     "repeatability": ("What a second bench says", repeatability),
@@ -257,6 +268,7 @@ KINDS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], Lines]]] = {
     "peers": ("Engines that run the same model", peers),
     "huge-pages": ("Weights in huge pages", huge_pages),
     "operators": ("Where a token's time goes", operators),
+    "steps": ("Steps of a batch, by graph and by what keeps keys and values", steps),
 }
 """What a file's name begins with -> the section's heading, and its lines from the file."""
 

@@ -118,6 +118,18 @@ def test_own_samples_tell_when_an_export_is_paid(
     assert lines[-1] == f"- an export is paid after {expected}"
 
 
+def test_steps_have_a_column_a_session(tmp_path: Path) -> None:
+    of = {"x, one": {"cpu_ms": 5.55, "wall_ms": 6.0}, "x, many": {"cpu_ms": 4.0, "wall_ms": 4.1}}
+    found = {"steps": [{"rows": 8, "depth": 100, "of": of}]}
+    lines = told(tmp_path, "steps.json", found | {"prompts": [{"tokens": 32, "of": of}]})
+    assert lines[-4:] == [
+        "| | x, one | x, many |",
+        "|---|---:|---:|",
+        "| 8 rows, 100 tokens deep | 5.5 | 4.0 |",
+        "| a prompt of 32 | 5.5 | 4.0 |",
+    ]
+
+
 def test_results_of_no_kind_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="knows no such results"):
         list(document.sections([tmp_path / "other.json"]))
