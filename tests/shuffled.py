@@ -20,11 +20,13 @@ def shuffled(bundle: Bundle, tensor: str, out: Path) -> Bundle | None:
     if np.array_equal(before, after):
         return None
     draft.weights[tensor] = after
+    graph = bundle.manifest.graphs.decode
+    graphs = bundle.manifest.graphs.model_copy(update={"prefill": graph})
+    manifest = bundle.manifest.model_copy(update={"graphs": graphs, "prefill_kv_cache": None})
     with staged_bundle(out) as staging:
-        drafts = {bundle.manifest.graphs.decode: draft, STANDARD: standard_graph(draft)}
-        save_drafts(drafts, staging, WEIGHTS)
+        save_drafts({graph: draft, STANDARD: standard_graph(draft)}, staging, WEIGHTS)
         copy_companions(bundle, staging)
-        return commit_bundle(staging, out, bundle.manifest)
+        return commit_bundle(staging, out, manifest)
 
 
 def own_reference(bundle: Bundle, path: Path) -> Path:

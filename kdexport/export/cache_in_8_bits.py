@@ -25,9 +25,14 @@ MARGIN = 1.25
 SMALLEST = 1e-6  # of a scale, for channels in which nothing but zeros was seen
 
 
+def has_attention(draft: Draft) -> bool:
+    """Whether a graph has the attention whose cache can be kept in 8 bits."""
+    return any(_attentions(draft))
+
+
 def check_attention(draft: Draft) -> None:
     """Refuse a graph whose cache cannot be kept in 8 bits."""
-    if not list(_attentions(draft)):
+    if not has_attention(draft):
         raise InputError(
             "the graph has no fused attention, whose keys and values alone can be in 8 bits",
             where="kv_cache",

@@ -7,6 +7,7 @@ one token at a time, is always in blocks, and shares them with the embedding.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from kdexport.bundle import (
@@ -23,7 +24,12 @@ from kdexport.bundle import (
 )
 from kdexport.errors import InputError
 from kdexport.export.assign import HEAD, assign, check_plan, is_rounded
-from kdexport.export.cache_in_8_bits import cache_in_8_bits, cache_scales, check_attention
+from kdexport.export.cache_in_8_bits import (
+    cache_in_8_bits,
+    cache_scales,
+    check_attention,
+    has_attention,
+)
 from kdexport.export.calibrate import Observed, calibration_texts, observe, written_texts
 from kdexport.export.cpu import cpu_facts
 from kdexport.export.draft import Array, Draft, load_draft, save_drafts
@@ -144,10 +150,13 @@ def quantize_bundle(
         parity = check_quantized(bundle, staging, manifest)
         manifest = manifest.model_copy(update={"parity": parity})
         if wishes.gate is not None:
-            wishes.gate.check(
-                staging, lambda: Session(manifest, open_graph(staging / graphs.decode))
-            )
+            for name in {graphs.decode: None, graphs.prefill: None}:
+                wishes.gate.check(staging, partial(_session, manifest, staging, name))
         return commit_bundle(staging, out, manifest)
+
+
+def _session(manifest: Manifest, folder: Path, graph: str) -> Session:
+    return Session(manifest.of_graph(graph), open_graph(folder / graph), graph=graph)
 
 
 def _quantize(
@@ -165,8 +174,10 @@ def _quantize(
     with tracked("    observing", "texts") as progress:
         seen = texts[: len(texts) - len(held_out)]
         observed: Mapping[str, Observed] = observe(bundle, draft, seen, progress)
-    wanted = wishes.kv_cache or ("int8" if body == BY_COLUMN else "float32")
-    kv_scales = cache_scales(bundle, draft, seen) if wanted == "int8" else {}
+    in_8_bits = wishes.kv_cache == "int8"
+    if wishes.kv_cache is None:
+        in_8_bits = body == BY_COLUMN and has_attention(draft)
+    kv_scales = cache_scales(bundle, draft, seen) if in_8_bits else {}
     # What was trained with rounded weights computes as it was trained to only on its grid.
     if not is_rounded(draft, plan):
         observed = smooth(draft, observed, KERNELS[body].grid)

@@ -153,8 +153,14 @@ def test_its_graphs_share_every_weight(
     graphs = bundle.manifest.graphs
     for name in (graphs.decode, STANDARD, graphs.prefill):
         graph = onnx.load(bundle.file(name), load_external_data=False).graph
-        places.append({str(t.external_data[1:]) for t in graph.initializer if t.external_data})
+        weights = [t for t in graph.initializer if not is_of_cache(t.name)]
+        places.append({str(t.external_data[1:]) for t in weights if t.external_data})
     assert places[0] == places[1] == places[2] and len(places[0]) > 10
+
+
+def is_of_cache(name: str) -> bool:
+    """A scale of int8 keys or values, which the graph for many tokens alone has."""
+    return name.startswith("past_key_values.") and name.endswith(".scale")
 
 
 @every_scheme
