@@ -86,10 +86,12 @@ def main() -> None:
     given = parser.parse_args()
     bundle = open_bundle(given.bundle)
     graphs = bundle.manifest.graphs
-    name = graphs.prefill if given.rows > 1 and suits_many_tokens() else graphs.decode
+    name = (
+        graphs.prefill if given.rows > 1 and suits_many_tokens(bundle.manifest) else graphs.decode
+    )
     with tempfile.TemporaryDirectory() as folder:
         graph = profiled(bundle.file(name), Path(folder) / "profile")
-        session = Session(bundle.manifest, graph)
+        session = Session(bundle.manifest.of_graph(name), graph, graph=name)
         decode(session, given.depth, given.rows)
         found = shares(Path(graph.end_profiling()))
     result = {

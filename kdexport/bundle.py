@@ -41,7 +41,8 @@ F = TypeVar("F", bound=_Facts)
 
 class Graphs(_Facts):
     """File names; equal when one graph serves both. ``decode`` is the quicker at one token of one
-    text, ``prefill`` at many tokens at once (of a prompt, or of a batch) where the CPU has AMX.
+    text, ``prefill`` at many tokens at once (of a prompt, or of a batch) where the CPU has AMX. In
+    format 1, ``decode`` is right for one token of one text only.
 
     ``standard``: the graph for other tools, over the same weights; None in format 1.
     """

@@ -76,7 +76,7 @@ def rotated_with(draft: Draft, node: onnx.NodeProto, head_dim: int) -> Array:
     channels = np.arange(head_dim)
     if not facts.get("do_rotary"):
         return channels
-    half = _rotated_channels(draft, node.input[COS]) // 2
+    half = _rotated_channels(draft, node.input[COS], head_dim) // 2
     if facts.get("rotary_interleaved"):
         partner = channels ^ 1
     else:
@@ -84,11 +84,15 @@ def rotated_with(draft: Draft, node: onnx.NodeProto, head_dim: int) -> Array:
     return np.where(channels < 2 * half, partner, channels)
 
 
-def _rotated_channels(draft: Draft, table: str) -> int:
-    """How many channels of a head a table of cosines, [positions, channels / 2], rotates."""
+def _rotated_channels(draft: Draft, table: str, head_dim: int) -> int:
+    """How many channels of a head a table of cosines, [positions, channels / 2], rotates.
+
+    All, for a table that the graph computes.
+    """
     made = f"{table}.shape"  # of one that `small_rotations` took apart
-    width = draft.weights[made][1] if made in draft.weights else draft.weights[table].shape[1]
-    return 2 * int(width)
+    if made in draft.weights:
+        return 2 * int(draft.weights[made][1])
+    return 2 * draft.weights[table].shape[1] if table in draft.weights else head_dim
 
 
 def cache_in_8_bits(draft: Draft, scales: Mapping[str, Array]) -> None:

@@ -40,6 +40,7 @@ from kdexport.export.mix import Entry, choose_mix
 from kdexport.export.parity import check_quantized
 from kdexport.export.smooth import smooth
 from kdexport.export.standard import STANDARD, standard_graph
+from kdexport.runtime.attention_probe import probe_attention
 from kdexport.runtime.session import Session, open_graph
 from kdexport.runtime.text import load_text
 from kdexport.system.console import tracked
@@ -120,7 +121,8 @@ def quantize_bundle(
         ledger, kv_scales = _quantize(bundle, draft, SCHEMES[scheme], wishes)
         # The cache stays in float32 where other tools give it.
         drafts = {graph: draft, STANDARD: standard_graph(draft)}
-        many_tokens = many_tokens_graph(draft)
+        by_column = SCHEMES[scheme].body() == BY_COLUMN
+        many_tokens = many_tokens_graph(draft) if by_column else None
         prefill, prefill_kv_cache = graph, None
         if many_tokens is not None:
             prefill, drafts[MANY_TOKENS] = MANY_TOKENS, many_tokens
@@ -177,6 +179,7 @@ def _quantize(
     in_8_bits = wishes.kv_cache == "int8"
     if wishes.kv_cache is None:
         in_8_bits = body == BY_COLUMN and has_attention(draft)
+        in_8_bits = in_8_bits and probe_attention().verdict == "ok"
     kv_scales = cache_scales(bundle, draft, seen) if in_8_bits else {}
     # What was trained with rounded weights computes as it was trained to only on its grid.
     if not is_rounded(draft, plan):

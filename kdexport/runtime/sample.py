@@ -28,6 +28,7 @@ from kdexport.runtime.logits import (
 from kdexport.runtime.penalties import bar_repeated_ngrams, penalize_counts, penalize_repetition
 
 Array = np.ndarray[Any, Any]
+LARGEST_BIAS = float(np.finfo(np.float32).max) / 2  # a score and it are a finite float32
 
 
 @dataclass
@@ -246,7 +247,7 @@ class TokenSampler:
 def _best(scores: Array, row: Row) -> int:
     """The most likely token, the first of equal ones."""
     best = int(scores.argmax())
-    if scores[best] > -np.inf:
+    if -np.inf < scores[best] < np.inf:
         return best
     raise InputError(
         "no token is left to choose from",
@@ -283,7 +284,7 @@ def make_sampler(
     for name, value in options.items():
         _check(name, value)
     for token, value in bias.items():
-        if token < 0 or math.isnan(value) or value == math.inf:
+        if token < 0 or math.isnan(value) or value > LARGEST_BIAS:
             raise InputError(
                 f"{value} for token {token} cannot be added to a logit", where="logit_bias"
             )

@@ -232,7 +232,8 @@ def open_session(
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     manifest = opened.manifest
     name = manifest.graphs.decode
-    if many_tokens and suits_many_tokens(manifest):
+    # Of format 1, the other graph rounds a call as a whole: it is right for a single token only.
+    if manifest.format_version == 1 or (many_tokens and suits_many_tokens(manifest)):
         name = manifest.graphs.prefill
     manifest = manifest.of_graph(name)
     if verify:

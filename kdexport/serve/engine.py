@@ -309,7 +309,12 @@ class _Worker:
 
     def take(self) -> None:
         """The next token of every text of the batch."""
-        for member, step in self._batch.take():
+        try:
+            found = self._batch.take()
+        except Exception as error:  # those who wait are not concerned
+            self.lose(list(self.writing.values()), error)
+            return
+        for member, step in found:
             text = self.writing[member]
             if step is None or step.finish_reason:
                 del self.writing[member]

@@ -13,7 +13,7 @@ from kdexport.export.many_tokens import MANY_TOKENS, many_tokens_graph
 from kdexport.export.parity import mean_kl
 from kdexport.export.quantize import quantize_bundle
 from kdexport.export.rounding import Rounded, round_matrix
-from kdexport.runtime.probes import probe_kernel
+from kdexport.runtime.probes import Probe, probe_kernel
 from kdexport.runtime.session import open_session
 from tests.export.drafts import Array, integer_product, matrix, product_draft, run, some_rows
 
@@ -131,3 +131,21 @@ def test_a_text_is_near_and_the_same_alone_and_in_a_batch(
         expected = many.run(np.asarray([[token]]), alone)[0].copy()
         rows = many.run(np.asarray([[token], [5], [7]]), batch)
         np.testing.assert_allclose(rows[0], expected, atol=1e-4)
+
+
+def test_without_attention_over_8_bits_its_cache_is_float32(
+    parents: dict[str, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    none = Probe(name="attention8", value=None, unit="share", verdict="wrong", why="none")
+    monkeypatch.setattr(module, "cpu_features", lambda: AMX)
+    monkeypatch.setattr(module, "probe_attention", lambda: none)
+    manifest = quantize_bundle(parents["llama"], "int8", tmp_path / "b").manifest
+    assert manifest.graphs.prefill == MANY_TOKENS and manifest.prefill_kv_cache is None
+
+
+def test_a_bundle_of_format_1_reads_by_the_graph_that_is_right_for_many_tokens(
+    made: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = made.manifest.model_copy(update={"format_version": 1})
+    old = Bundle(made.path, manifest, made.manifest_sha256)
+    assert opened_with(["avx2", "vnni"], old, monkeypatch) == {MANY_TOKENS}

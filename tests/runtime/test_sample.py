@@ -323,3 +323,21 @@ def test_repetition_penalty_is_the_papers() -> None:
     row = new_row(0, prompt_ids=[0])
     assert make_sampler(repetition_penalty=1.2)(logits, [row])[0] == 1  # 2.0 / 1.2 < 1.9
     assert logits[0, 0] == pytest.approx(2.0)  # the caller's logits are left alone
+
+
+@pytest.mark.parametrize("temperature", [0, 1, 0.7])
+def test_a_score_without_end_is_refused_before_any_row_draws(temperature: float) -> None:
+    sampler = make_sampler(temperature=temperature)
+    logits = np.zeros((2, 300), dtype=np.float32)
+    logits[1, 7] = np.inf
+    rows = [new_row(seed) for seed in range(2)]
+    before = [row.generator.bit_generator.state for row in rows]
+    with pytest.raises(InputError, match="no token is left"):
+        sampler.choose(logits, rows)
+    assert [row.generator.bit_generator.state for row in rows] == before
+
+
+def test_a_bias_beyond_float32_is_refused() -> None:
+    with pytest.raises(InputError, match="cannot be added to a logit"):
+        make_sampler(logit_bias={5: 1e39})
+    make_sampler(logit_bias={5: -1e39})
