@@ -35,7 +35,7 @@ from kdexport.export.standard import STANDARD, standard_graph
 from kdexport.export.text import chat_template, text_facts
 from kdexport.model_folder import FP32_BYTES, check_safetensors
 from kdexport.runtime.quality import load_reference
-from kdexport.runtime.session import Session, open_graph
+from kdexport.runtime.session import session_of
 from kdexport.runtime.text import TextCodec
 from kdexport.system.machine import need_room
 
@@ -121,7 +121,7 @@ def export_bundle(
             write_companions(staging, checkpoint, config, manifest, standard, codec.template)
             shutil.copyfile(checkpoint / "tokenizer.json", staging / "tokenizer.json")
             _write_more(staging, codec.template, reference, origin)
-            session = Session(manifest, open_graph(staging / GRAPH))
+            session = session_of(manifest, staging, GRAPH)
             parity = check_parity(checkpoint, session, codec)
             if gate is not None:
                 gate.check(staging, lambda: session)

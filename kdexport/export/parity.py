@@ -11,7 +11,7 @@ from kdexport.content.prompts import ASKING, Message
 from kdexport.errors import InputError, ParityError
 from kdexport.export.layers import lengths_that_matter
 from kdexport.runtime.quality import log_softmax
-from kdexport.runtime.session import Session, open_graph, open_session
+from kdexport.runtime.session import Session, open_session, session_of
 from kdexport.runtime.text import TextCodec
 
 Array = np.ndarray[Any, Any]
@@ -68,7 +68,7 @@ def check_quantized(parent: Bundle, staging: Path, manifest: Manifest) -> Parity
     expected = whole.score(ids.tolist()).copy()
     pairs = []
     for name in {graphs.decode: None, graphs.prefill: None}:
-        session = Session(manifest.of_graph(name), open_graph(staging / name))
+        session = session_of(manifest, staging, name)
         pairs.append((f"prefill of {name}", expected, session.score(ids.tolist()).copy()))
         pairs.append((f"decode of {name}", expected, token_by_token(session, ids)))
     return _compare(pairs, np.inf, MAX_KL_QUANTIZED)

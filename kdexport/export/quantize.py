@@ -41,7 +41,7 @@ from kdexport.export.parity import check_quantized
 from kdexport.export.smooth import smooth
 from kdexport.export.standard import STANDARD, standard_graph
 from kdexport.runtime.attention_probe import probe_attention
-from kdexport.runtime.session import Session, open_graph
+from kdexport.runtime.session import session_of
 from kdexport.runtime.text import load_text
 from kdexport.system.console import tracked
 from kdexport.system.machine import cpu_features
@@ -153,12 +153,8 @@ def quantize_bundle(
         manifest = manifest.model_copy(update={"parity": parity})
         if wishes.gate is not None:
             for name in {graphs.decode: None, graphs.prefill: None}:
-                wishes.gate.check(staging, partial(_session, manifest, staging, name))
+                wishes.gate.check(staging, partial(session_of, manifest, staging, name))
         return commit_bundle(staging, out, manifest)
-
-
-def _session(manifest: Manifest, folder: Path, graph: str) -> Session:
-    return Session(manifest.of_graph(graph), open_graph(folder / graph), graph=graph)
 
 
 def _quantize(

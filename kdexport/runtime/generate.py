@@ -253,12 +253,8 @@ class Writing:
         if self.n_logprobs is None:
             return [Step(token_id) for token_id in choices.ids]
         sums = choices.log_sums or log_sums(logits)
-        return [self._scored(*one) for one in zip(choices.ids, logits, sums, strict=True)]
-
-    def _scored(self, token_id: int, logits: Array, log_sum: float) -> Step:
-        top = most_likely(logits, self.n_logprobs).tolist() if self.n_logprobs else []
-        likely = tuple((one, float(logits[one]) - log_sum) for one in top)
-        return Step(token_id, float(logits[token_id]) - log_sum, top=likely)
+        found = zip(choices.ids, logits, sums, strict=True)
+        return [scored(*one, self.n_logprobs) for one in found]
 
     def step(self, text: Text, chosen: Step) -> Step:
         """Add the token that was chosen to its text; the step with what that means for its end."""
@@ -271,6 +267,16 @@ class Writing:
         if len(text.row.ids) >= text.n_longest:
             return replace(chosen, finish_reason="length")
         return chosen
+
+
+def scored(token_id: int, logits: Array, log_sum: float, n_top: int) -> Step:
+    """A token by the logits before it, float32 [V], and their `log_sums`.
+
+    ``n_top``: how many of the likeliest tokens come with it.
+    """
+    top = most_likely(logits, n_top).tolist() if n_top else []
+    likely = tuple((one, float(logits[one]) - log_sum) for one in top)
+    return Step(token_id, float(logits[token_id]) - log_sum, top=likely)
 
 
 def room_after(session: Runs, n_prompt: int, max_new_tokens: int, min_new_tokens: int = 0) -> int:

@@ -253,6 +253,11 @@ def open_session(
     return Session(manifest, graph, exact=exact, graph=name)
 
 
+def session_of(manifest: Manifest, folder: Path, name: str) -> Session:
+    """One graph of a bundle that is still being written: nothing of it is checked."""
+    return Session(manifest.of_graph(name), open_graph(folder / name), graph=name)
+
+
 def _check_shapes(graph: Any, manifest: Manifest, where: Path) -> None:
     """Refuse a graph that does not read and make what the manifest says."""
     model = manifest.model

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from kdexport.runtime.generate import Step
+from kdexport.runtime.generate import Step, scored
 from kdexport.runtime.kv_cache import KVCache
-from kdexport.runtime.logits import log_sum_exp, most_likely
+from kdexport.runtime.logits import log_sums
 from kdexport.runtime.prompt_cache import BLOCK
-from kdexport.runtime.session import Array, Session
+from kdexport.runtime.session import Session
 
 
 def scored_parts(
@@ -24,12 +24,5 @@ def scored_parts(
         part = tokens[begin : begin + BLOCK]
         logits = session.run(part[None], cache, logit_rows=np.arange(len(part)))
         following = ids[begin + 1 : begin + BLOCK + 1]
-        yield [_scored(row, token, n_top) for row, token in zip(logits, following, strict=False)]
-
-
-def _scored(logits: Array, token_id: int, n_top: int) -> Step:
-    """A token by the logits before it, float32 [V]."""
-    total = log_sum_exp(logits)
-    top = most_likely(logits, n_top).tolist() if n_top else []
-    likely = tuple((one, float(logits[one]) - total) for one in top)
-    return Step(token_id, float(logits[token_id]) - total, top=likely)
+        found = zip(following, logits, log_sums(logits), strict=False)
+        yield [scored(*one, n_top) for one in found]

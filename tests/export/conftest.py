@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,26 @@ def parents(
     varied = {f"{name}-varied": name for name in ("gemma3", "gpt2")}
     sources = checkpoints | {k: make_family(folder / f"{k}-model", n) for k, n in varied.items()}
     return {name: export_bundle(path, folder / name, name=name) for name, path in sources.items()}
+
+
+@pytest.fixture(scope="session")
+def quantized(
+    parents: dict[str, Bundle], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Bundle]:
+    """A family in a scheme and by wishes, quantized once."""
+    from kdexport.export.quantize import Wishes, quantize_bundle
+
+    root, kept = tmp_path_factory.mktemp("quantized"), dict[tuple[str, str, Wishes], Bundle]()
+
+    none = Wishes()
+
+    def made(family: str, scheme: str, wishes: Wishes = none) -> Bundle:
+        asked = (family, scheme, wishes)
+        if asked not in kept:
+            kept[asked] = quantize_bundle(parents[family], scheme, root / str(len(kept)), wishes)
+        return kept[asked]
+
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -94,21 +94,15 @@ def steps(seed: int) -> dict[str, Array]:
     return {name: scale_for(size) for name, size in zip(names, sizes, strict=True)}
 
 
-@pytest.fixture(scope="module")
-def made(
-    parents: dict[str, Bundle], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str, str], Bundle]:
-    """A family by what it keeps keys and values in, quantized once."""
-    root, kept = tmp_path_factory.mktemp("eighth"), dict[tuple[str, str], Bundle]()
+@pytest.fixture
+def made(quantized: Callable[..., Bundle]) -> Callable[[str, str], Bundle]:
+    """A family by what it keeps keys and values in."""
 
-    def quantized(family: str, kv_cache: str) -> Bundle:
-        if (family, kv_cache) not in kept:
-            wishes = Wishes(kv_cache="int8" if kv_cache == "int8" else "float32")
-            out = root / f"{family}-{kv_cache}"
-            kept[family, kv_cache] = quantize_bundle(parents[family], "int8-portable", out, wishes)
-        return kept[family, kv_cache]
+    def by_cache(family: str, kv_cache: str) -> Bundle:
+        wishes = Wishes(kv_cache="int8" if kv_cache == "int8" else "float32")
+        return quantized(family, "int8-portable", wishes)
 
-    return quantized
+    return by_cache
 
 
 @given(seed=st.integers(0, 10**6), size=st.floats(0.01, 30))

@@ -43,19 +43,9 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
 
 
-@pytest.fixture(scope="module")
-def made(
-    parents: dict[str, Bundle], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str, str], Bundle]:
-    """A family in a scheme, quantized once."""
-    root, kept = tmp_path_factory.mktemp("quantized"), dict[tuple[str, str], Bundle]()
-
-    def quantized(family: str, scheme: str) -> Bundle:
-        if (family, scheme) not in kept:
-            out = root / f"{family}-{scheme}"
-            kept[family, scheme] = quantize_bundle(parents[family], scheme, out)
-        return kept[family, scheme]
-
+@pytest.fixture
+def made(quantized: Callable[..., Bundle]) -> Callable[[str, str], Bundle]:
+    """A family in a scheme."""
     return quantized
 
 
