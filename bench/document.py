@@ -118,7 +118,7 @@ def train_speed(found: Mapping[str, Any]) -> Lines:
             continue
         told = (f"{name} {_range(values)}" for name, values in parts.items())
         yield f"- kdexport over {other}: {'; '.join(told)}"
-    yield from (f"- {line}" for line in speed_verdicts(found["ratios"]))
+    yield from (f"- {line}" for line in speed_verdicts(found["rounds"]))
 
 
 def targets(found: Mapping[str, Any]) -> Lines:

@@ -38,6 +38,7 @@ from kdexport.train.checkpoint import list_checkpoints
 from kdexport.train.data import Encoded
 from kdexport.train.evaluate import Evaluation
 from kdexport.train.feed import Epochs
+from kdexport.train.heap import give_back, keep_few_kernels
 from kdexport.train.inside import Inside
 from kdexport.train.model import (
     check_packing,
@@ -117,6 +118,7 @@ def _write_reference(run: Run, ready: Ready, world: World) -> None:
         "split": data.measured_on,
     }
     around: Any = {"batch_size": TEACHER_BATCH, "meta": meta, "writes": world.is_first}
+    give_back()  # before the teacher comes again
     teacher = _teacher_of(run, device_of(run.recipe.train.device, world), world)
     if teacher is None:
         kept = imported_held_out(run, split, examples)
@@ -229,6 +231,7 @@ def _asked_of(run: Run, data: Splits, tokenizer: Any, student: Any) -> Sequence[
 def _train(run: Run, ready: Ready, seconds_spent: float, **around: Any) -> Position:
     """Train a student; ``around`` is what `learn` is told besides."""
     wish, data = run.recipe.train, ready.data
+    give_back()  # the teacher has done its part
     feed = feed_of(run.recipe, data)
     n_batches = batches_of(wish, feed)
     settings = train_settings(wish, n_batches, ready.precision, seconds_spent)
@@ -295,6 +298,7 @@ def train_settings(
         clip_norm=wish.clip_norm,
         checkpoint_seconds=wish.checkpoint_seconds,
         evaluate_steps=wish.evaluate_steps,
+        is_frugal=wish.activation_checkpointing,
     )
 
 
@@ -348,6 +352,8 @@ def settled(recipe: Recipe, world: World) -> str:
     """Set threads and seed as a recipe has them; the device to train on."""
     if recipe.train.n_threads:
         torch.set_num_threads(recipe.train.n_threads)
+    if recipe.train.activation_checkpointing:
+        keep_few_kernels()
     torch.manual_seed(recipe.seed)
     return device_of(recipe.train.device, world)
 

@@ -61,7 +61,9 @@ def distance(
     student = logits.float()
     if loss.standardised:
         student, targets = _standardised(student, targets, temperature)
-    student = F.log_softmax(student / temperature, dim=-1)
+    if temperature != 1.0:
+        student = student / temperature
+    student = F.log_softmax(student, dim=-1)
     if loss.ranked:
         p, q = _by_rank(targets.logprobs), _by_rank(student)
         size = max(p.shape[-1], q.shape[-1])

@@ -247,6 +247,23 @@ def read_batch(model: Any, batch: Batch) -> Reading:
     return Reading(hidden[:, :-1][where], None)
 
 
+def lookups_share_gradient(model: Any) -> None:
+    """Have lookups in a table that is the head, too, add their rows to the head's gradient.
+
+    Of all other rows their own gradient is zeros, as many as a large vocabulary's head has weights.
+    For CPUs, and losses over a plain head's chunks, whose gradient is there first. A gradient is
+    in ``.grad`` then, and cannot be asked of torch.autograd.grad.
+    """
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head_is_plain(model) and table.weight is head.weight and model.device.type == "cpu":
+        table.sparse = isinstance(table, torch.nn.Embedding)
+
+
+def lookups_add(model: Any) -> bool:
+    """Whether they do."""
+    return bool(getattr(model.get_input_embeddings(), "sparse", False))
+
+
 def recompute_activations(model: Any) -> None:
     """Keep a layer's input alone, and compute the layer again for its gradient.
 
@@ -280,9 +297,15 @@ def head_of(
 def low_precision(model: Any, precision: str) -> torch.autocast:
     """Products of a model's device in bfloat16 within the block, where ``precision`` is bfloat16.
 
-    Weights and sums stay float32 (mixed precision, Micikevicius et al. 2018).
+    Weights and sums stay float32 (mixed precision, Micikevicius et al. 2018). A weight's copy in
+    bfloat16 is not kept for a second use in the block: there is none.
     """
-    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+    return torch.autocast(
+        model.device.type,
+        dtype=torch.bfloat16,
+        enabled=precision == "bfloat16",
+        cache_enabled=False,
+    )
 
 
 @torch.no_grad()

@@ -16,9 +16,11 @@ from torch.nn import functional as F  # noqa: N812
 from kdexport.train.data import Batch
 from kdexport.train.inside import Inside, Seen
 from kdexport.train.losses import LOSSES, distance, hidden_distance
-from kdexport.train.model import Reading, head_of, low_precision, read_batch
+from kdexport.train.model import Reading, head_of, lookups_add, low_precision, read_batch
 from kdexport.train.schedule import ONE, Schedule
 from kdexport.train.targets import TargetRows, Targets, runs
+
+ROWS_ADDED = 2**12  # of the head's gradient at once: a CPU's cache has room for them
 
 RowsLoss = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
 
@@ -149,7 +151,7 @@ def summed_over_rows(
         weight, bias = weight.detach(), None if bias is None else bias.detach()
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     summed: tuple[torch.Tensor, torch.Tensor] = _Chunked.apply(  # type: ignore[no-untyped-call]
-        reading.hidden, weight, bias, of_rows, dtype, chunk_rows
+        reading.hidden, weight, bias, of_rows, dtype, chunk_rows, lookups_add(student)
     )
     return summed
 
@@ -159,7 +161,8 @@ class _Chunked(torch.autograd.Function):
 
     As in fused linear cross-entropy (Hsu et al. 2024, Liger Kernel, section 3.2): since the loss is
     a sum, its gradient is known up to the factor that ``backward`` is given, so each chunk's
-    logits are made once and dropped.
+    logits are made once and dropped. ``lookups_add``: the head's goes into ``.grad`` straight, as a
+    product's does in Megatron-LM, since a sum on the way there would be another of its size.
     """
 
     @staticmethod
@@ -171,11 +174,10 @@ class _Chunked(torch.autograd.Function):
         of_rows: RowsLoss,
         dtype: torch.dtype,
         chunk_rows: int | None,
+        lookups_add: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        head = weight.detach().to(dtype).requires_grad_(weight.requires_grad)
-        shift = None
-        if bias is not None:
-            shift = bias.detach().to(dtype).requires_grad_(bias.requires_grad)
+        head = weight.detach().to(dtype)
+        shift = None if bias is None else bias.detach().to(dtype)
         asks = list(ctx.needs_input_grad[:3])
         grads = [
             torch.zeros_like(of, dtype=torch.float32) if of is not None and needs else None
@@ -183,19 +185,21 @@ class _Chunked(torch.autograd.Function):
         ]
         total, parts = torch.zeros((), device=hidden.device), None
         for rows in runs(len(hidden), len(weight), chunk_rows):
-            leaf = hidden[rows].detach().to(dtype).requires_grad_(asks[0])
+            inputs = hidden[rows].detach().to(dtype)
+            logits = F.linear(inputs, head, shift).float().requires_grad_(any(asks))
             with torch.enable_grad():
-                loss, of_chunk = of_rows(F.linear(leaf, head, shift).float(), rows)
+                loss, of_chunk = of_rows(logits, rows)
             total = total + loss.detach()
             parts = of_chunk if parts is None else parts + of_chunk
-            leaves = [x for x in (leaf, head, shift) if x is not None and x.requires_grad]
-            if leaves and loss.requires_grad:
-                found = iter(torch.autograd.grad(loss, leaves))
+            if loss.requires_grad:
+                slope = torch.autograd.grad(loss, [logits])[0].to(dtype)
                 if grads[0] is not None:
-                    grads[0][rows] = next(found)
-                for grad in grads[1:]:
-                    if grad is not None:
-                        grad += next(found)
+                    grads[0][rows] = slope @ head
+                if grads[1] is not None:
+                    _add_product(grads[1], slope.t(), inputs)
+                if grads[2] is not None:
+                    grads[2] += slope.sum(0)
+        ctx.weight = weight if lookups_add else None
         ctx.save_for_backward(*grads)
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         assert parts is not None  # there is always a run, if an empty one
@@ -210,4 +214,14 @@ class _Chunked(torch.autograd.Function):
             None if grad is None else grad.mul_(outputs[0]).to(dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return (*scaled, None, None, None)
+        if ctx.weight is not None and scaled[1] is not None:
+            before = ctx.weight.grad
+            ctx.weight.grad = scaled[1] if before is None else before.add_(scaled[1])
+            scaled[1] = None
+        return (*scaled, None, None, None, None)
+
+
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """Add left [V, N] @ right [N, H] to a float32 total [V, H], some rows at a time."""
+    for into, rows in zip(total.split(ROWS_ADDED), left.split(ROWS_ADDED), strict=True):
+        into += rows @ right

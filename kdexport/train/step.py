@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from kdexport.train.data import Batch
+from kdexport.train.heap import give_back
 from kdexport.train.memory import Memory
 from kdexport.train.objective import Objective, batch_loss
 from kdexport.train.teacher import TargetFn
@@ -40,7 +41,8 @@ class Stepper:
     """How to step. ``memory``: how many examples of a batch at once.
 
     ``rounding``: the block in which the student computes loss and gradient; it has its own weights
-    again when they are updated.
+    again when they are updated. ``is_frugal``: what a part of a step has freed is given back to the
+    system before the next, which takes time.
     """
 
     student: Any
@@ -51,6 +53,7 @@ class Stepper:
     world: World = ALONE
     memory: Memory = field(default_factory=Memory)
     rounding: Callable[[Any], AbstractContextManager[None]] = lambda student: nullcontext()
+    is_frugal: bool = False
 
     def step(
         self, group: Sequence[Batch], targets: TargetFn | None, lr: float, progress: float
@@ -84,6 +87,7 @@ class Stepper:
                 found = batch_loss(
                     self.student, batch, asked, self.objective, progress, precision=self.precision
                 )
+                self._part_ends()
                 (found.loss / n_tokens).backward()  # type: ignore[no-untyped-call]
                 values = (float(found.loss.detach()), found.task, found.divergence)
                 sums = [s + value / n_tokens for s, value in zip(sums, values, strict=True)]
@@ -100,7 +104,12 @@ class Stepper:
         if not skipped:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self._part_ends()
         return Done(loss, task, divergence, norm, skipped, n_targets)
+
+    def _part_ends(self) -> None:
+        if self.is_frugal:
+            give_back()
 
     def _micro_batches(self, group: Sequence[Batch]) -> Iterator[Batch]:
         """The group's batches, in parts where they are larger than memory allows."""

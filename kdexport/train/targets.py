@@ -75,8 +75,8 @@ class HeadTargets:
         """The whole distributions of some of the tokens."""
         hidden = self.hidden[rows].to(self.weight)
         with torch.no_grad():
-            logits = F.linear(hidden, self.weight, self.bias)
-            return Targets(torch.log_softmax(logits / self.temperature, -1), hidden=hidden)
+            logits = F.linear(hidden, self.weight, self.bias).div_(self.temperature)
+            return Targets(torch.log_softmax(logits, -1), hidden=hidden)
 
     def to(self, device: torch.device) -> "HeadTargets":
         """The same on another device."""

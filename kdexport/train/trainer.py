@@ -24,6 +24,7 @@ from kdexport.train.checkpoint import State, list_checkpoints, load_checkpoint, 
 from kdexport.train.data import Batch, Encoded
 from kdexport.train.evaluate import Evaluation, evaluate
 from kdexport.train.feed import Feed
+from kdexport.train.model import lookups_share_gradient
 from kdexport.train.objective import Objective
 from kdexport.train.on_policy import OnPolicy
 from kdexport.train.schedule import Budget, learning_rate
@@ -38,7 +39,7 @@ DIVERGED = "diverged.json"  # that file, beside the checkpoints
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How to train."""
+    """How to train. ``is_frugal``: with less memory, and some of the time."""
 
     budget: Budget
     objective: Objective = field(default_factory=Objective)
@@ -52,6 +53,7 @@ class TrainSettings:
     clip_norm: float = 1.0
     checkpoint_seconds: float = 60.0
     evaluate_steps: int = 100
+    is_frugal: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,10 +149,17 @@ def distill(
     Raises Interrupted where `Hooks.interrupted` says so in any of them, also within an evaluation,
     with all saved; the evaluation is made up for when it goes on. Raises DivergedError.
     """
+    lookups_share_gradient(student)
     learner = settings.objective.learner(student)
     optimizer = make_optimizer(learner, settings)
     stepper = Stepper(
-        student, optimizer, settings.objective, settings.clip_norm, settings.precision, world
+        student,
+        optimizer,
+        settings.objective,
+        settings.clip_norm,
+        settings.precision,
+        world,
+        is_frugal=settings.is_frugal,
     )
     seed = torch.initial_seed()
     load = partial(load_checkpoint, checkpoints, learner, optimizer, fingerprint)

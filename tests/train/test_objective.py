@@ -14,11 +14,12 @@ from kdexport.train import objective as module
 from kdexport.train import targets as targets_module
 from kdexport.train.columns import hidden_form
 from kdexport.train.data import Encoded, collate
-from kdexport.train.model import load_model, read_batch
+from kdexport.train.model import load_model, lookups_share_gradient, read_batch
 from kdexport.train.objective import Objective, Term, batch_loss
 from kdexport.train.schedule import Schedule
 from kdexport.train.targets import runs
 from kdexport.train.teacher import live_targets, top_k_targets
+from tests.models import make_llama
 
 ALL = slice(None)
 
@@ -141,6 +142,64 @@ def test_chunks_give_the_gradient_of_the_plain_loss(
     torch.testing.assert_close(chunked.loss, plain, rtol=1e-5, atol=0)
     expected = gradient(student, plain)
     assert float((found - expected).norm() / expected.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_lookups_add_to_the_gradient_of_the_head(
+    examples: list[Encoded], llama: Path, tmp_path: Path, tied: bool
+) -> None:
+    """Where both are one table; and a second batch's gradient to the first one's."""
+    teacher = live_targets(load_model(llama), None, 1.0)
+    folder = make_llama(tmp_path / "model", n_layers=2, tied=tied)
+
+    def gradients(shared: bool) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = load_model(folder)
+        if shared:
+            lookups_share_gradient(model)
+            assert model.get_input_embeddings().sparse == tied
+        for texts in (examples[:6], examples[6:9]):
+            batch = collate(texts)
+            batch_loss(model, batch, teacher(batch), Objective(), 0.5).loss.backward()
+        return {name: p.grad for name, p in model.named_parameters()}
+
+    found, expected = gradients(True), gradients(False)
+    assert found.keys() == expected.keys()
+    for name, grad in found.items():
+        assert not grad.is_sparse
+        torch.testing.assert_close(grad, expected[name], rtol=1e-5, atol=1e-5)
+
+
+def test_a_tied_table_has_one_gradient_in_memory(
+    examples: list[Encoded], llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the table's size, all along the backward pass."""
+    monkeypatch.setattr(module, "ROWS_ADDED", 100)
+    model = load_model(llama)
+    batch, size = collate(examples[:6]), model.get_input_embeddings().weight.shape
+    targets = live_targets(load_model(llama), None, 1.0)(batch)
+
+    class Tables(TorchDispatchMode):
+        n_made = 0
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.shape == size and not out.is_sparse:
+                given = [x for x in args if isinstance(x, torch.Tensor)]
+                self.n_made += all(out.data_ptr() != x.data_ptr() for x in given if not x.is_sparse)
+            return out
+
+    def n_made() -> int:
+        model.zero_grad(set_to_none=True)
+        with Tables() as tables:
+            batch_loss(model, batch, targets, Objective(), 0.5).loss.backward()
+        return tables.n_made
+
+    plain = n_made()
+    lookups_share_gradient(model)
+    assert n_made() == 1 < plain
 
 
 class Largest(TorchDispatchMode):

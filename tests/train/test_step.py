@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kdexport.errors import KdexportError
+from kdexport.train import step as module
 from kdexport.train.data import Encoded, collate
 from kdexport.train.model import load_model
 from kdexport.train.objective import Objective
@@ -41,6 +42,19 @@ def test_how_a_group_is_cut_into_batches_changes_nothing(
     other, others = step(load_model(llama), examples, cut)
     assert other == pytest.approx(loss, rel=1e-5)
     torch.testing.assert_close(others, weights, rtol=1e-4, atol=1e-6)
+
+
+def test_what_a_frugal_step_gives_back_changes_nothing(
+    llama: Path, examples: list[Encoded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back: list[bool] = []
+    monkeypatch.setattr(module, "give_back", lambda: given_back.append(True))
+    loss, weights = step(load_model(llama), examples, [4, 4])
+    assert not given_back
+    other, others = step(load_model(llama), examples, [4, 4], is_frugal=True)
+    assert len(given_back) == 3  # before each backward pass, and after the update
+    assert other == loss
+    assert torch.equal(others, weights)
 
 
 def test_a_step_without_finite_numbers_leaves_the_weights(

@@ -132,14 +132,13 @@ def head_without_temperature(patch: Patch, case: Case) -> None:
 
 def gradient_of_the_last_chunk(patch: Patch, case: Case) -> None:
     """The loss is that of all chunks, the head learns from one."""
-    right = torch.autograd.grad
+    right = objective._add_product
 
-    def last(loss: Any, leaves: Any, **more: Any) -> Any:
-        found = right(loss, leaves, **more)
-        whole = len(leaves) > 3 or len(leaves[0]) != proofs.CHUNK_ROWS
-        return found if whole else (found[0], *(torch.zeros_like(g) for g in found[1:]))
+    def last(total: Any, slope: Any, inputs: Any) -> None:
+        if len(inputs) != proofs.CHUNK_ROWS:
+            right(total, slope, inputs)
 
-    patch.setattr(objective.torch.autograd, "grad", last)
+    patch.setattr(objective, "_add_product", last)
 
 
 def prompts_in_full(patch: Patch, case: Case) -> Case:
