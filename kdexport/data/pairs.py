@@ -42,6 +42,7 @@ class Pair:
     """Chat messages and their completion; without messages, the completion is plain text.
 
     A last message of the assistant's is the completion's opening, which is not learnt but given.
+    ``completion``: "" where the teacher is to answer.
     ``weight``: what a token of it counts in the loss, beside 1 for one of any other pair.
     ``language``: its code; "" where nobody has said.
     ``spans``: characters of the completion that count more or less than that, in their order.
@@ -84,9 +85,11 @@ class PairFile:
     validation_fraction: float = 0.05
     test_fraction: float = 0.05
     seed: int = 0
+    unanswered: bool = False
 
     def __iter__(self) -> Iterator[Pair]:
-        return read_pairs(self.path, self.validation_fraction, self.test_fraction, self.seed)
+        shares = self.validation_fraction, self.test_fraction
+        return read_pairs(self.path, *shares, self.seed, unanswered=self.unanswered)
 
 
 def load_pairs(path: Path) -> list[Pair]:
@@ -109,24 +112,36 @@ def with_own_ids(pairs: Iterable[Pair]) -> list[Pair]:
 
 
 def read_pairs(
-    path: Path, validation_fraction: float = 0.05, test_fraction: float = 0.05, seed: int = 0
+    path: Path,
+    validation_fraction: float = 0.05,
+    test_fraction: float = 0.05,
+    seed: int = 0,
+    *,
+    unanswered: bool = False,
 ) -> Iterator[Pair]:
     """Read rows that hold ``messages``, ``prompt`` + ``completion``, or ``text``, one by one.
 
     The file is one that `read_rows` reads. A row may carry ``id``, ``split``, ``weight``,
     ``weights`` and ``language``; where it has no split, one is drawn from a hash of its prompt and
-    the seed, so that equal prompts never stand in two splits. Raises InputError that names file,
-    line and column.
+    the seed, so that equal prompts never stand in two splits. ``unanswered``: a prompt may stand
+    alone, and so may messages whose last is the user's. Raises InputError that names file, line and
+    column.
     """
     for row in read_rows(path, COLUMNS):
-        yield pair_of(row, validation_fraction, test_fraction, seed)
+        yield pair_of(row, validation_fraction, test_fraction, seed, unanswered=unanswered)
 
 
 def pair_of(
-    row: Row, validation_fraction: float = 0.05, test_fraction: float = 0.05, seed: int = 0
+    row: Row,
+    validation_fraction: float = 0.05,
+    test_fraction: float = 0.05,
+    seed: int = 0,
+    *,
+    unanswered: bool = False,
 ) -> Pair:
     """The pair that a row holds; see `read_pairs`."""
-    messages, completion = _contents(row.cells, row.where)
+    asked = _question(row.cells, row.where) if unanswered else []
+    messages, completion = (asked, "") if asked else _contents(row.cells, row.where)
     own_name = row.cells.get("id")
     name = f"{row.unit}-{row.number}" if own_name is None else str(own_name)
     split = row.cells.get("split")
@@ -160,6 +175,18 @@ def _weight(row: Row) -> float:
             remedy=f"use a number above 0, at most {MOST_WEIGHT:.0f}; leave the row out for 0",
         )
     return weight
+
+
+def _question(row: dict[str, Any], where: str) -> list[Message]:
+    """The prompt's messages of a row that has no answer to them; none where it has one."""
+    if row.get("completion") not in (None, ""):
+        return []
+    if row.get("messages") is not None:
+        messages = _messages(row["messages"], where)
+        return messages if messages[-1]["role"] == "user" else []
+    if row.get("prompt") is None:
+        return []
+    return [{"role": "user", "content": _text(row, "prompt", where)}]
 
 
 def _contents(row: dict[str, Any], where: str) -> tuple[list[Message], str]:

@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Protocol
 
 from kdexport.content.brands import Brand
 from kdexport.content.briefs import Brief
@@ -36,14 +37,44 @@ class Draft:
     logprob: float | None = None
 
 
+class Asked(Protocol):
+    """What the teacher is to write, under an id. ``key``: a fingerprint of all that it depends on.
+
+    That has the messages in place of the rendered prompt: the template is the teacher's, and may
+    write today's date into the prompt.
+    """
+
+    @property
+    def id(self) -> str:
+        """Of the draft."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """Of the draft, too."""
+        ...
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """What it is asked."""
+        ...
+
+    @property
+    def max_new_tokens(self) -> int:
+        """How long the answer may be."""
+        ...
+
+    @property
+    def one_line(self) -> bool:
+        """Whether it ends with its first line."""
+        ...
+
+
 @dataclass(frozen=True)
 class Job:
     """One candidate for one variant of a brief, and what is asked of the teacher for it.
 
-    ``copy_id``: of the copy that it is a candidate for.
-
-    ``key`` is a fingerprint of all that the copy depends on. It has the messages in place of the
-    rendered prompt: the template is the teacher's, and may write today's date into the prompt.
+    ``copy_id``: of the copy that it is a candidate for. One of `Asked`.
     """
 
     id: str
@@ -52,6 +83,16 @@ class Job:
     channel: Channel
     messages: tuple[Message, ...]
     key: str
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The channel's."""
+        return self.channel.max_new_tokens
+
+    @property
+    def one_line(self) -> bool:
+        """The channel's."""
+        return self.channel.one_line
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 Knows where pairs come from and why they are dropped; not what is learnt from them.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kdexport.data.card import DataCard, Drops, amend_card, language_identifier
 from kdexport.data.contamination import HeldOut, Overlap
-from kdexport.data.pairs import SPLITS, Pair, write_pairs
+from kdexport.data.pairs import SPLITS, Pair, within_limits, write_pairs
 from kdexport.errors import InputError
 from kdexport.pipeline.choosing import Written
 from kdexport.pipeline.preflight import (
@@ -34,6 +34,8 @@ def make_pairs(run: Run) -> None:
         source: Iterable[Pair] = [*pairs_beside(run), *written]
     else:
         source, channels = own_pairs(run), {}
+        if data.answer_prompts:
+            source = _answered_pairs(run, drops)
     count = token_counter(run)
 
     def counted() -> Iterator[Pair]:
@@ -41,7 +43,7 @@ def make_pairs(run: Run) -> None:
             card.add(pair, *count(pair), channels.get(pair.id))
             yield pair
         if not card.n_pairs("train"):
-            raise _nothing_left(data, overlap)
+            raise _nothing_left(data, drops, overlap)
 
     write_pairs(run.pairs, counted())
     content = {"splits": card.as_json(), "dropped": drops.as_json()}
@@ -60,10 +62,11 @@ def _became(data: DataSection, overlap: Overlap, n_left: int) -> str:
     return "dropped, more than are left" if overlap.count > n_left else "dropped"
 
 
-def _nothing_left(data: DataSection, overlap: Overlap) -> InputError:
+def _nothing_left(data: DataSection, drops: Drops, overlap: Overlap) -> InputError:
     where = str(data.pairs or data.briefs)
     if not overlap.count:
-        return InputError("no pair is left to train on", where=where)
+        why = f"; dropped: {drops}" if drops.counts else ""
+        return InputError(f"no pair is left to train on{why}", where=where)
     return InputError(
         f"no pair is left to train on: {overlap.count} equal or nearly equal a held-out text; "
         f"{overlap.example}",
@@ -113,9 +116,50 @@ def _keep(pair: Pair, pairs: list[Pair], limit: int | None, drops: Drops) -> Non
         pairs.append(pair)
 
 
+def _answered_pairs(run: Run, drops: Drops) -> Iterable[Pair]:
+    """The user's own pairs, with the teacher's answers to prompts that stand alone."""
+    from kdexport.pipeline.answering import answer
+
+    data = run.recipe.data
+    pairs = within_limits(list(own_pairs(run)), limits_of(data))
+    with tracked("teacher answers", "prompts") as progress:
+        answered = answer(
+            pairs,
+            *_writer(run),
+            max_new_tokens=data.generate.max_new_tokens,
+            progress=progress,
+            **_drafts(run),
+        )
+    _add_drops(answered.dropped, drops)
+    return answered.pairs
+
+
 def _synthesized_pairs(run: Run, drops: Drops) -> tuple[Iterable[Pair], dict[str, str]]:
     """What the teacher writes that is of use, and the channel of each pair."""
-    from kdexport.pipeline.synthesize import Sampling, synthesize, variant_ids
+    from kdexport.pipeline.synthesize import synthesize, variant_ids
+
+    wishes = run.recipe.data.generate
+    briefs = load_asked_briefs(run)
+    with tracked("teacher writes", "copies") as progress:
+        written = synthesize(
+            briefs,
+            *_writer(run),
+            progress=progress,
+            channels=channels_of(run),
+            brand=brand_of(run),
+            **_drafts(run),
+        )
+    _add_drops(written.dropped, drops)
+    channels = {
+        name: brief.channel for brief in briefs for name in variant_ids(brief, wishes.variants)
+    }
+    amend_card(run.folder, _told(written, wishes))
+    return written.pairs, channels
+
+
+def _writer(run: Run) -> tuple[Any, Any, Any]:
+    """The teacher as one that writes: its session and codec, and how it samples."""
+    from kdexport.pipeline.synthesize import Sampling
     from kdexport.runtime.session import open_session
     from kdexport.runtime.text import load_text
 
@@ -131,29 +175,20 @@ def _synthesized_pairs(run: Run, drops: Drops) -> tuple[Iterable[Pair], dict[str
         batch_size=wishes.batch_size,
         seed=run.recipe.seed,
     )
-    briefs = load_asked_briefs(run)
-    with tracked("teacher writes", "copies") as progress:
-        written = synthesize(
-            briefs,
-            open_session(
-                run.teacher_bundle, n_threads=run.recipe.train.n_threads, many_tokens=True
-            ),
-            load_text(run.teacher_bundle),
-            sampling,
-            drafts_path=run.folder / "drafts.jsonl",
-            teacher=run.teacher.fingerprint,
-            progress=progress,
-            channels=channels_of(run),
-            brand=brand_of(run),
-        )
-    for reason, names in written.dropped.items():
+    n_threads = run.recipe.train.n_threads
+    session = open_session(run.teacher_bundle, n_threads=n_threads, many_tokens=True)
+    return session, load_text(run.teacher_bundle), sampling
+
+
+def _drafts(run: Run) -> dict[str, Any]:
+    """Where what it writes is kept, and by whom it is."""
+    return {"drafts_path": run.folder / "drafts.jsonl", "teacher": run.teacher.fingerprint}
+
+
+def _add_drops(dropped: Mapping[str, Sequence[str]], drops: Drops) -> None:
+    for reason, names in dropped.items():
         for name in names:
             drops.add(reason, name)
-    channels = {
-        name: brief.channel for brief in briefs for name in variant_ids(brief, wishes.variants)
-    }
-    amend_card(run.folder, _told(written, wishes))
-    return written.pairs, channels
 
 
 def _told(written: Written, wishes: GenerateSection) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from kdexport.data.card import Drops
 from kdexport.data.contamination import Overlap
 from kdexport.data.pairs import SPLITS, Pair, by_split, read_pairs, write_pairs
 from kdexport.errors import InputError
-from kdexport.measuring.asking import spread
+from kdexport.measuring.asking import request_of, spread
 from kdexport.pipeline.dataset import sieved
 from kdexport.pipeline.preflight import (
     brand_of,
@@ -75,7 +75,11 @@ def _texts(run: Run) -> list[Pair]:
         say(f"texts of {run.pairs}")
         return list(_some(read_pairs(run.pairs)))
     if run.recipe.data.briefs is None:
-        return list(_some(sieved(own_pairs(run), run.recipe.data, Drops(), Overlap())))
+        pairs = own_pairs(run)
+        if run.recipe.data.answer_prompts:
+            say("the teacher has answered nothing yet: prompts stand in for their own answers")
+            pairs = [replace(p, completion=p.completion or request_of(p)) for p in pairs]
+        return list(_some(sieved(pairs, run.recipe.data, Drops(), Overlap())))
     say("the teacher has written nothing yet: the briefs' own facts stand in for its copy")
     channels, brand = channels_of(run), brand_of(run)
     return [*pairs_beside(run)] + [

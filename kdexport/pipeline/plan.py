@@ -36,13 +36,17 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sizes:
-    """What estimates follow from: parameters of both models, and the data within its limits."""
+    """What estimates follow from: parameters of both models, and the data within its limits.
+
+    ``n_written``: of the examples those that the teacher writes.
+    """
 
     n_teacher: int
     n_student: int
     n_examples: int
     prompt_tokens: int
     copy_tokens: int
+    n_written: int = 0
 
     @property
     def n_tokens(self) -> int:
@@ -140,23 +144,24 @@ def sizes_of(run: Run) -> Sizes:
     n_student = _n_student(run, n_teacher)
     data = run.recipe.data
     n_of, limits = dict.fromkeys(limits_of(data), 0), limits_of(data)
-    asked = given = 0
+    asked = given = n_alone = 0
     for pair in pairs_beside(run) if data.pairs is None else own_pairs(run):
         if n_of[pair.split] != limits[pair.split]:
             n_of[pair.split] += 1
             asked += sum(len(message["content"]) for message in pair.messages)
-            given += len(pair.completion)
+            given += len(pair.completion) or TOKENS_PER_COPY * CHARACTERS_PER_TOKEN
+            n_alone += not pair.completion
     n_prompt, n_copy = asked // CHARACTERS_PER_TOKEN, given // CHARACTERS_PER_TOKEN
     n_given = sum(n_of.values())
     if data.pairs is not None:
-        return Sizes(n_teacher, n_student, n_given, n_prompt, n_copy)
+        return Sizes(n_teacher, n_student, n_given, n_prompt, n_copy, n_alone)
     briefs = load_asked_briefs(run)
     n = 0
     for split, limit in limits.items():
         n_copies = data.generate.variants * sum(brief.split == split for brief in briefs)
         n += n_copies if limit is None else min(n_copies, limit - n_of[split])
     n_prompt, n_copy = n_prompt + n * TOKENS_PER_PROMPT, n_copy + n * TOKENS_PER_COPY
-    return Sizes(n_teacher, n_student, n_given + n, n_prompt, n_copy)
+    return Sizes(n_teacher, n_student, n_given + n, n_prompt, n_copy, n)
 
 
 def _n_teacher(run: Run) -> int:
@@ -250,8 +255,8 @@ def _seconds(stage: str, run: Run, sizes: Sizes, speed: float) -> float:
     a_token = 2 * sizes.n_teacher / speed  # that the teacher reads
     if stage == "pairs":
         written = sizes.prompt_tokens / INT8_READS + sizes.copy_tokens
-        n_candidates = run.recipe.data.generate.best_of
-        return 0.0 if run.recipe.data.pairs else n_candidates * a_token * written
+        share = sizes.n_written / max(sizes.n_examples, 1)
+        return run.recipe.data.generate.best_of * a_token * written * share
     if stage == "distill":
         asks = run.recipe.opens_teacher and not run.recipe.train.texts_alone
         asking = a_token * sizes.n_tokens if asks else 0.0

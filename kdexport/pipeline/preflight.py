@@ -12,7 +12,7 @@ from kdexport.content.audiences import load_personal
 from kdexport.content.brands import Brand, load_brand
 from kdexport.content.briefs import Brief
 from kdexport.content.channels import Channels, load_channels
-from kdexport.content.prompts import brief_messages
+from kdexport.content.prompts import Message, brief_messages
 from kdexport.data.pairs import Pair, PairFile, by_split, with_own_ids, within_limits
 from kdexport.errors import InputError, require_extras
 from kdexport.pipeline.run import Run
@@ -38,7 +38,11 @@ def own_pairs(run: Run) -> Iterable[Pair]:
     """
     data = run.recipe.data
     file = PairFile(
-        Path(data.pairs or ""), data.validation_fraction, data.test_fraction, run.recipe.seed
+        Path(data.pairs or ""),
+        data.validation_fraction,
+        data.test_fraction,
+        run.recipe.seed,
+        unanswered=data.answer_prompts,
     )
     return file if data.stream else with_own_ids(file)
 
@@ -98,10 +102,14 @@ def check_data(run: Run) -> None:
     data = run.recipe.data
     if data.briefs is None:
         n_train = _check_pairs(run, own_pairs(run))
+        if data.answer_prompts:
+            alone = [pair for pair in own_pairs(run) if not pair.completion]
+            _check_prompts(run, ((pair.where, pair.messages) for pair in alone))
     else:
-        briefs = load_asked_briefs(run)
+        briefs, channels, brand = load_asked_briefs(run), channels_of(run), brand_of(run)
         n_train = len(by_split(briefs, "train")) + _check_pairs(run, pairs_beside(run))
-        _check_prompts(run, briefs)
+        asked = ((one, brief_messages(one, channels[one.channel], brand)) for one in briefs)
+        _check_prompts(run, ((f"{data.briefs}, brief {one.id}", words) for one, words in asked))
     if not n_train:
         raise InputError("nothing in it is to train on", where=str(data.pairs or data.briefs))
 
@@ -112,7 +120,7 @@ def _check_pairs(run: Run, pairs: Iterable[Pair]) -> int:
     n_train = 0
     for pair in pairs:
         n_train += pair.split == "train"
-        if len(pair.completion) <= SHORT:
+        if pair.completion and len(pair.completion) <= SHORT:
             count = count or token_counter(run)
             count(pair)
     return n_train
@@ -138,8 +146,8 @@ def token_counter(run: Run) -> Callable[[Pair], tuple[int, int]]:
     return count
 
 
-def _check_prompts(run: Run, briefs: Sequence[Brief]) -> None:
-    """Refuse a brief that the teacher cannot read and answer."""
+def _check_prompts(run: Run, prompts: Iterable[tuple[str, Sequence[Message]]]) -> None:
+    """Refuse a prompt, named by its place, that the teacher cannot read and answer."""
     from kdexport.export.text import chat_template, text_facts
     from kdexport.runtime.text import TextCodec
     from kdexport.train.model import load_config
@@ -147,12 +155,10 @@ def _check_prompts(run: Run, briefs: Sequence[Brief]) -> None:
     folder = run.teacher.path
     config = load_config(folder)
     codec = TextCodec(folder / "tokenizer.json", text_facts(folder, config), chat_template(folder))
-    channels, brand = channels_of(run), brand_of(run)
     longest = longest_text(config)
-    for brief in briefs:
-        where = f"{run.recipe.data.briefs}, brief {brief.id}"
+    for where, messages in prompts:
         try:
-            prompt = codec.render_chat(brief_messages(brief, channels[brief.channel], brand))
+            prompt = codec.render_chat(messages)
         except InputError as error:
             raise InputError(error.message, where=where, remedy=error.remedy) from None
         n_tokens = len(codec.encode(prompt))
@@ -160,7 +166,7 @@ def _check_prompts(run: Run, briefs: Sequence[Brief]) -> None:
             raise InputError(
                 f"the prompt has {n_tokens} tokens; the teacher reads {longest}, answer included",
                 where=where,
-                remedy="shorten the brief",
+                remedy="shorten it",
             )
 
 

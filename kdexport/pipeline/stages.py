@@ -265,15 +265,19 @@ def reading_asked(run: Run) -> object:
 def _data_asked(run: Run) -> object:
     """What the recipe says of the data, but for the file's place and what does not concern it."""
     data = run.recipe.data
-    unused: Any = {"validation_fraction": True, "test_fraction": True, "generate": {"batch_size"}}
+    unused: Any = {"validation_fraction": True, "test_fraction": True}
+    unused["generate"] = {"batch_size", "max_new_tokens"}
     if data.pairs is not None:
-        unused = {"generate": True}
+        of_briefs = {"batch_size", "variants", "scorer", "review"}
+        unused = {"generate": of_briefs if data.answer_prompts else True}
+    if not data.answer_prompts:
+        unused["answer_prompts"] = True  # pairs of before there was any are as good
     for name in (*DATA_PATHS, "stream", "shuffle_buffer"):
         unused[name] = True
     kind = "briefs" if data.pairs is None else "pairs"
     asked = data.model_dump(mode="json", exclude=unused)
     if data.pairs is None and data.generate.review is None:
-        del asked["generate"]["review"]  # pairs of before there was any are as good
+        del asked["generate"]["review"]  # likewise
     return [run.recipe.seed, kind, asked]
 
 

@@ -6,7 +6,7 @@ are of use is told in `choosing`.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from kdexport.content.channels import Channel, Channels, load_channels
 from kdexport.content.prompts import brief_messages
 from kdexport.copywriting.checking import Checks
 from kdexport.data.card import language_identifier
-from kdexport.pipeline.choosing import Draft, Job, Review, Written, choose_drafts
+from kdexport.pipeline.choosing import Asked, Draft, Job, Review, Written, choose_drafts
 from kdexport.runtime.generate import Completion, generate_batch
 from kdexport.runtime.sample import make_sampler
 from kdexport.runtime.text import first_line
@@ -72,9 +72,26 @@ def synthesize(
         for variant in range(sampling.variants)
         for candidate in range(sampling.best_of)
     ]
+    drafts = write_drafts(jobs, session, codec, sampling, drafts_path, progress)
+    review = None
+    if sampling.review is not None:
+        checks = Checks(channels, brand, language_identifier())
+        review = Review(checks, keeps=sampling.review == "keep")
+    return choose_drafts(jobs, drafts, scorer=sampling.scorer, brand=brand, review=review)
+
+
+def write_drafts(
+    jobs: Sequence[Asked],
+    session: Any,
+    codec: Any,
+    sampling: Sampling,
+    drafts_path: Path,
+    progress: Callable[[int, int], None],
+) -> Mapping[str, Draft]:
+    """A draft for each job, by its id, and whatever else the file holds; see `synthesize`."""
     drafts = _load_drafts(drafts_path)
     waiting = [job for job in jobs if job.id not in drafts or drafts[job.id].key != job.key]
-    waiting.sort(key=lambda job: (job.channel.max_new_tokens, len(codec.render_chat(job.messages))))
+    waiting.sort(key=lambda job: (job.max_new_tokens, len(codec.render_chat(job.messages))))
     n_done = len(jobs) - len(waiting)
     progress(n_done, len(jobs))
     with drafts_path.open("a", encoding="utf-8") as file:
@@ -86,11 +103,7 @@ def synthesize(
             file.flush()
             n_done += len(chunk)
             progress(n_done, len(jobs))
-    review = None
-    if sampling.review is not None:
-        checks = Checks(channels, brand, language_identifier())
-        review = Review(checks, keeps=sampling.review == "keep")
-    return choose_drafts(jobs, drafts, scorer=sampling.scorer, brand=brand, review=review)
+    return drafts
 
 
 def variant_ids(brief: Brief, variants: int) -> list[str]:
@@ -116,20 +129,22 @@ def _job(
     return Job(name, copy_id, brief, channel, messages, fingerprint(teacher, asked, how))
 
 
-def _write_chunk(jobs: Sequence[Job], session: Any, codec: Any, sampling: Sampling) -> list[Draft]:
+def _write_chunk(
+    jobs: Sequence[Asked], session: Any, codec: Any, sampling: Sampling
+) -> list[Draft]:
     """One chunk of drafts; a draft's seed is its id, so chunks and batches change nothing."""
     sampler = make_sampler(
         temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k
     )
     drafts: list[Draft] = []
     for one_line in (True, False):
-        group = [job for job in jobs if job.channel.one_line is one_line]
+        group = [job for job in jobs if job.one_line is one_line]
         cut = first_line if one_line else str
         completions = generate_batch(
             session,
             [codec.encode(codec.render_chat(job.messages)) for job in group],
             sampler,
-            max_new_tokens=[job.channel.max_new_tokens for job in group],
+            max_new_tokens=[job.max_new_tokens for job in group],
             seed=sampling.seed,
             stop_ids=codec.line_end_ids if one_line else (),
             batch_size=sampling.batch_size,

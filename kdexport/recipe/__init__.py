@@ -80,7 +80,8 @@ class Recipe(Section):
         of them.
         """
         asked = self.train.targets != "imported" or self.train.on_policy is not None
-        return asked or self.data.pairs is None or self.student.init not in OF_NO_TEACHER
+        writes = self.data.pairs is None or self.data.answer_prompts
+        return asked or writes or self.student.init not in OF_NO_TEACHER
 
     @model_validator(mode="after")
     def _rounds_to_something(self) -> "Recipe":

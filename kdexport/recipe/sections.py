@@ -93,6 +93,9 @@ class GenerateSection(Section):
         "together: the best that pass are taken; where too few do, the nearest is dropped or kept",
     )
     batch_size: Count = 16
+    max_new_tokens: Count = Field(
+        256, description="Of an answer to a prompt of pairs; a brief's is as long as its channel's"
+    )
 
     @model_validator(mode="after")
     def _candidates_differ(self) -> "GenerateSection":
@@ -112,6 +115,9 @@ class DataSection(Section):
     audiences: Path | None = Field(None, description="A table of segments that briefs may name")
     pairs: Path | None = Field(
         None, description="JSONL, CSV, TSV, YAML or Parquet of prompt+completion, messages, or text"
+    )
+    answer_prompts: bool = Field(
+        False, description="The teacher answers the rows of pairs that hold a prompt alone"
     )
     own: Path | None = Field(
         None,
@@ -150,6 +156,13 @@ class DataSection(Section):
             raise ValueError("channels, brand and audiences are for briefs; pairs have their words")
         if self.briefs is None and self.own:
             raise ValueError("own goes beside briefs; your texts alone are pairs")
+        if self.answer_prompts and (self.pairs is None or self.stream):
+            raise ValueError("answer_prompts is for pairs that are not streamed")
+        generate = self.generate
+        if self.answer_prompts and (generate.variants > 1 or generate.review is not None):
+            raise ValueError("generate.variants and generate.review are for briefs")
+        if self.answer_prompts and generate.scorer != "likelihood":
+            raise ValueError("generate.scorer: checks is for briefs")
         if self.stream and self.pairs is None:
             raise ValueError("stream is for pairs; the teacher's answers to briefs are in memory")
         return self

@@ -184,7 +184,7 @@ class TrainSection(Section):
         0.0, description="Share of training, at its end, that computes as the quantized bundle will"
     )
     activation_checkpointing: bool = Field(
-        False, description="Compute layers again for their gradient: less memory, a third more time"
+        False, description="Compute layers again for their gradient: less memory, a fifth more time"
     )
     max_length: Count = Field(256, description="Longer examples are left out, and counted")
     checkpoint_seconds: Positive = 60.0

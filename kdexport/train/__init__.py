@@ -2,5 +2,6 @@
 
 import os
 
-# PyTorch has large tensors in huge pages then, if it has made none yet: a step takes a fifth less.
+# Has PyTorch ask for large tensors in huge pages, which are quicker to get.
+# It looks before it makes its first one.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

@@ -10,8 +10,8 @@ KERNELS = "64"  # more than a step's products of one length
 def keep_few_kernels() -> None:
     """Have oneDNN keep 64 products' kernels instead of 1024, if it has made none yet.
 
-    It makes one for every length of batch, of 0.4 MB with AMX: 300 MB in the first hundred steps,
-    against a few milliseconds for each that is made again.
+    It makes one for every product and length of batch, which with AMX takes some hundred kilobytes
+    as long as it is kept, and a few milliseconds where it is made again.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS)
 
@@ -19,9 +19,8 @@ def keep_few_kernels() -> None:
 def give_back() -> None:
     """Have the C library return what was freed to the system, which it does not by itself.
 
-    Tensors of less than 32 MB lie in its heap, between what stays; without this the most that a
-    process ever holds is half as much again as it needs (`bench/train_speed.py`). For glibc; it
-    does nothing elsewhere.
+    Tensors of less than 32 MB lie in its heap, between others that stay. For glibc; it does nothing
+    elsewhere. `bench/train_speed.py` has the memory of a run with it and without.
     """
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

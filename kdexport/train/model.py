@@ -255,8 +255,9 @@ def lookups_share_gradient(model: Any) -> None:
     in ``.grad`` then, and cannot be asked of torch.autograd.grad.
     """
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if head_is_plain(model) and table.weight is head.weight and model.device.type == "cpu":
-        table.sparse = isinstance(table, torch.nn.Embedding)
+    is_table = isinstance(table, torch.nn.Embedding) and head_is_plain(model)
+    if is_table and table.weight is head.weight and model.device.type == "cpu":
+        table.sparse = True
 
 
 def lookups_add(model: Any) -> bool:

@@ -223,5 +223,6 @@ class _Chunked(torch.autograd.Function):
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
     """Add left [V, N] @ right [N, H] to a float32 total [V, H], some rows at a time."""
-    for into, rows in zip(total.split(ROWS_ADDED), left.split(ROWS_ADDED), strict=True):
-        into += rows @ right
+    for begin in range(0, len(total), ROWS_ADDED):
+        rows = slice(begin, begin + ROWS_ADDED)
+        total[rows] += left[rows] @ right

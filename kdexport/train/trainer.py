@@ -39,7 +39,7 @@ DIVERGED = "diverged.json"  # that file, beside the checkpoints
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How to train. ``is_frugal``: with less memory, and some of the time."""
+    """How to train. ``is_frugal``: freed memory goes back to the system within each step."""
 
     budget: Budget
     objective: Objective = field(default_factory=Objective)
