@@ -152,15 +152,7 @@ def distill(
     lookups_share_gradient(student)
     learner = settings.objective.learner(student)
     optimizer = make_optimizer(learner, settings)
-    stepper = Stepper(
-        student,
-        optimizer,
-        settings.objective,
-        settings.clip_norm,
-        settings.precision,
-        world,
-        is_frugal=settings.is_frugal,
-    )
+    stepper = _stepper(student, optimizer, settings, world)
     seed = torch.initial_seed()
     load = partial(load_checkpoint, checkpoints, learner, optimizer, fingerprint)
     at = _place(_loaded(load, world), material.feed)
@@ -199,6 +191,20 @@ def distill(
         hooks.report(_event(at, done, settings.budget, lr))
     student.eval()
     return at
+
+
+def _stepper(
+    student: Any, optimizer: torch.optim.Optimizer, settings: TrainSettings, world: World
+) -> Stepper:
+    return Stepper(
+        student,
+        optimizer,
+        settings.objective,
+        settings.clip_norm,
+        settings.precision,
+        world,
+        is_frugal=settings.is_frugal,
+    )
 
 
 def _look(
