@@ -49,7 +49,9 @@ def make_teacher_bundle(run: Run) -> None:
         say("    its weights are not needed: texts are given and targets imported")
         return
     from kdexport.export.teacher import export_teacher
+    from kdexport.train.heap import have_huge_pages
 
+    have_huge_pages()  # for the training that follows in this process
     name, scratch = f"{run.recipe.name}-teacher", run.folder / "teacher-fp32"
     export_teacher(run.teacher, run.teacher_bundle, name=name, scratch=scratch)
 

@@ -38,7 +38,7 @@ from kdexport.train.checkpoint import list_checkpoints
 from kdexport.train.data import Encoded
 from kdexport.train.evaluate import Evaluation
 from kdexport.train.feed import Epochs
-from kdexport.train.heap import give_back, keep_few_kernels
+from kdexport.train.heap import give_back, have_huge_pages, keep_few_kernels
 from kdexport.train.inside import Inside
 from kdexport.train.model import (
     check_packing,
@@ -350,6 +350,7 @@ def check_device(wish: TrainSection) -> None:
 
 def settled(recipe: Recipe, world: World) -> str:
     """Set threads and seed as a recipe has them; the device to train on."""
+    have_huge_pages()
     if recipe.train.n_threads:
         torch.set_num_threads(recipe.train.n_threads)
     if recipe.train.activation_checkpointing:

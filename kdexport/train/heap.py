@@ -1,10 +1,25 @@
-"""The memory that a process keeps although nothing in it needs it any more."""
+"""How a process that trains asks for memory, and gives back what nothing in it needs any more."""
 
 import ctypes
 import os
 import sys
 
+import torch
+
+HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 KERNELS = "64"  # more than a step's products of one length
+
+
+def have_huge_pages() -> None:
+    """Have PyTorch ask for large tensors in huge pages, if it has made no tensor yet.
+
+    They are quicker to get where many are large, as in training. A model that reads one text is
+    slower by them: processes that this one starts are not told.
+    """
+    if HUGE_PAGES not in os.environ:
+        os.environ[HUGE_PAGES] = "1"
+        torch.empty(1)  # it looks when it makes its first one
+        del os.environ[HUGE_PAGES]
 
 
 def keep_few_kernels() -> None:

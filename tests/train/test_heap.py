@@ -40,7 +40,11 @@ def run(words: str, **environment: str) -> str:
 
 
 HUGE = """
-import kdexport.train, torch
+import os, torch
+from kdexport.train.heap import have_huge_pages
+before = dict(os.environ)
+have_huge_pages()
+assert dict(os.environ) == before  # other processes have their own wishes
 kept = torch.ones(2**24)
 print(*[line.split()[1] for line in open("/proc/self/smaps_rollup") if "AnonHugePages" in line])
 """
