@@ -14,11 +14,10 @@ from kdexport.errors import InputError
 from kdexport.export.calibrate import Observed
 from kdexport.export.draft import Draft
 from kdexport.export.kernels import FLOAT32, KERNELS, MICROSOFT, table_in_blocks
-from kdexport.export.rounding import Grid, Rounded, round_matrix
+from kdexport.export.rounding import Grid, Rounded, found_again, round_matrix
 
 Array = np.ndarray[Any, Any]
 HEAD = "logits"
-OFF_GRID = 1e-4  # of the largest weight; half a step of 8 bits is 40 times as much
 Plan = Mapping[str, str]
 """What a product makes -> the name of its kernel."""
 
@@ -48,17 +47,9 @@ def check_plan(draft: Draft, plan: Plan) -> None:
 
 
 def is_rounded(draft: Draft, plan: Plan) -> bool:
-    """Whether the plan's kernels hold every weight as it is: training with rounded weights does it.
-
-    To a share of a step: scales are found again from the weights.
-    """
-    for node in draft.products():
-        weights = draft.weights[node.input[1]]
-        grid = KERNELS[plan[node.output[0]]].grid
-        found = round_matrix(weights, grid).matrix()
-        if not np.allclose(found, weights, atol=OFF_GRID * float(np.abs(weights).max()), rtol=0):
-            return False
-    return True
+    """Whether the plan's kernels hold every weight as it is, as rounded training leaves it."""
+    grids = {node.input[1]: KERNELS[plan[node.output[0]]].grid for node in draft.products()}
+    return all(found_again(draft.weights[name], grid) is not None for name, grid in grids.items())
 
 
 def _round(
@@ -68,7 +59,8 @@ def _round(
     grid = KERNELS[plan[node.output[0]]].grid
     weights = draft.weights[name]
     check_weights(weights, name, grid)
-    return round_matrix(weights, grid, observed[value].gram if observed else None)
+    kept = found_again(weights, grid)
+    return kept or round_matrix(weights, grid, observed[value].gram if observed else None)
 
 
 def check_weights(weights: Array, name: str, grid: Grid) -> None:
@@ -102,5 +94,6 @@ def _look_up(draft: Draft, plan: Plan, rounded: Mapping[str, Rounded]) -> None:
     else:
         columns = draft.weights[name] if by_column else draft.weights[name].T
         check_weights(columns, name, kernel.grid)
-        table = round_matrix(np.ascontiguousarray(columns), kernel.grid)
+        columns = np.ascontiguousarray(columns)
+        table = found_again(columns, kernel.grid) or round_matrix(columns, kernel.grid)
     table_in_blocks(draft, nodes, name, table)

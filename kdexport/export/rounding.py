@@ -15,6 +15,8 @@ BLOCK_CLIPS = (1.1, 1.0, 0.9, 0.8, 0.7)  # of a block's
 DAMPING = 0.01  # of the mean of the Gram matrix's diagonal
 LARGEST_SCALE = float(np.finfo(np.float16).max)
 PANEL = 128  # rows that `compensated` rounds before it updates those below
+OFF_GRID = 1e-2  # of a step, up to which a number is a whole multiple of it
+N_TRIED = 64  # blocks by which most matrices are known to lie on no grid
 N_REFITS = 2  # times that scales are fitted to the whole numbers, and these found anew
 
 
@@ -54,6 +56,14 @@ class Grid:
     def block(self, n_rows: int) -> int | None:
         """Rows that share a scale in a matrix of ``n_rows``; None where no block divides them."""
         return next((b for b in self.blocks or (n_rows,) if n_rows % b == 0), None)
+
+    def sharing(self, n_rows: int) -> tuple[int, int]:
+        """Rows that share a scale, and for how many blocks one after another that is so."""
+        block = self.block(n_rows)
+        if block is None:
+            raise ValueError(f"no block divides {n_rows} rows")
+        n_alike = n_rows // block if self.by_column else 1
+        return block * n_alike, n_alike
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,57 @@ def round_matrix(weights: Array, grid: Grid, gram: Array | None = None) -> Round
     if not grid.blocks or grid.by_column:
         return found
     return _refined(weights, found, grid, gram, factors)
+
+
+def found_again(weights: Array, grid: Grid) -> Rounded | None:
+    """The whole numbers and scales that a float32 matrix [K, N] was made of; None where it was not.
+
+    Of each block or column a step of which all its numbers are whole multiples, to OFF_GRID of it,
+    and which the grid has room for.
+    """
+    n_rows, n_alike = grid.sharing(len(weights))
+    blocks = _blocks(weights, n_rows)
+    columns = blocks.transpose(0, 2, 1).reshape(-1, blocks.shape[1])
+    steps = None if _steps(columns[:N_TRIED], grid) is None else _steps(columns, grid)
+    if steps is None:
+        return None
+    scale = steps.reshape(len(blocks), -1)
+    values = np.rint(blocks / scale[:, None])
+    zero_point = np.zeros_like(scale)
+    if grid.whole_range:
+        zero_point = grid.low - np.minimum(values.min(1), 0)
+        values += zero_point[:, None]
+    if grid.blocks:
+        scale = _no_zeros(scale.astype(np.float16))  # as they are kept on disk
+    each = np.repeat(scale, n_alike, axis=0), np.repeat(zero_point, n_alike, axis=0)
+    return Rounded(values.reshape(weights.shape), *each)
+
+
+def _steps(columns: Array, grid: Grid) -> Array | None:
+    """The step of each of [B, rows], [B]; None where one has none.
+
+    Many a column reaches the end of the grid, so the finest steps are tried first. Where the grid
+    has one number more on one side, that side is the largest number's.
+    """
+    places = np.abs(columns).argmax(1)
+    top = np.take_along_axis(columns, places[:, None], 1)[:, 0]
+    steps = np.ones(len(columns), dtype=np.float32)
+    left = np.flatnonzero(top)
+    most = grid.high - grid.low if grid.whole_range else -grid.low
+    for n_steps in range(most, 0, -1):
+        step = top[left] / np.float32(-n_steps)
+        multiples = columns[left] / step[:, None]
+        whole = np.rint(multiples)
+        fits = np.abs(multiples - whole).max(1) < OFF_GRID
+        low, high = whole.min(1), whole.max(1)
+        if grid.whole_range:
+            fits &= np.maximum(high, 0) - np.minimum(low, 0) <= grid.high - grid.low
+        else:
+            fits &= (low >= grid.low) & (high <= grid.high)
+        steps[left[fits]] = step[fits]
+        left = left[~fits]
+    steps = np.abs(steps) if grid.whole_range else steps
+    return None if len(left) else steps
 
 
 def _refined(weights: Array, first: Rounded, grid: Grid, gram: Array, factors: Factors) -> Rounded:
@@ -186,9 +247,7 @@ def _to_grid(weights: Array, scale: Array, zero_point: Array, grid: Grid) -> Arr
 
 def _scales(weights: Array, grid: Grid, importance: Array | None) -> tuple[Array, Array]:
     """Scale and zero point of each column or block: of some ranges the one that errs least."""
-    n_rows = grid.block(len(weights))
-    n_alike = len(weights) // n_rows if n_rows and grid.by_column else 1  # blocks of one scale
-    n_rows = n_rows and n_rows * n_alike
+    n_rows, n_alike = grid.sharing(len(weights))
     blocks = _blocks(weights, n_rows)
     weight = np.ones(len(weights), dtype=np.float32) if importance is None else importance
     weight = _blocks(weight[:, None], n_rows)
@@ -237,10 +296,8 @@ def _no_zeros(scale: Array) -> Array:
     return np.where(scale == 0, 1, scale).astype(np.float32)
 
 
-def _blocks(weights: Array, block: int | None) -> Array:
+def _blocks(weights: Array, block: int) -> Array:
     """[K, N] -> [K / block, block, N]."""
-    if block is None:
-        raise ValueError(f"no block divides {len(weights)} rows")
     return weights.reshape(-1, block, weights.shape[1])
 
 

@@ -13,6 +13,7 @@ from kdexport.export.rounding import (
     compensated,
     factored,
     fitted_scales,
+    found_again,
     round_matrix,
 )
 from tests.export.drafts import Array, correlated, matrix
@@ -239,3 +240,34 @@ def test_channels_that_are_never_read_do_no_harm() -> None:
     assert np.isfinite(found.matrix()).all()
     silent = round_matrix(matrix(64, 5), GRIDS["block4"], np.zeros((64, 64), dtype=np.float32))
     assert np.isfinite(silent.matrix()).all()
+
+
+@every_grid
+@given(seed=seeds)
+def test_whole_numbers_are_found_again_whatever_their_scales(name: str, seed: int) -> None:
+    weights, grid = matrix(128, 6, seed), GRIDS[name]
+    rng = np.random.default_rng(seed)
+    x = correlated(200, 128, seed)
+    first = round_matrix(weights, grid, x.T @ x if seed % 2 else None)
+    n_alike = len(first.scale) if grid.by_column else 1
+    changed = rng.uniform(0.7, 1.4, (len(first.scale) // n_alike, 6)).astype(np.float32)
+    scale = first.scale * np.repeat(changed, n_alike, axis=0)
+    trained = Rounded(first.values, scale, first.zero_point).matrix()
+    trained[:, 0] = 0  # a column that nothing needs
+    found = found_again(trained, grid)
+    assert found is not None
+    # Scales of blocks are kept in half precision.
+    np.testing.assert_allclose(found.matrix(), trained, rtol=2e-3, atol=1e-6)
+    assert found.values.min() >= grid.low and found.values.max() <= grid.high
+    assert found.scale.shape == found.zero_point.shape == first.scale.shape
+
+
+@every_grid
+@given(seed=seeds)
+def test_what_lies_on_no_grid_is_not_found(name: str, seed: int) -> None:
+    weights, grid = matrix(128, 6, seed), GRIDS[name]
+    assert found_again(weights, grid) is None
+    rounded = round_matrix(weights, grid)
+    moved, row = rounded.matrix(), seed % 128
+    moved[row, 3] += 0.4 * rounded.scale[row * len(rounded.scale) // 128, 3]
+    assert found_again(moved, grid) is None
