@@ -4,7 +4,6 @@ Used for students and for teachers; knows no recipe.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from kdexport.train.data import Encoded
 from kdexport.train.evaluate import Evaluation
 from kdexport.train.greedy import write_greedily
 from kdexport.train.model import load_tokenizer, recover_folder, save_model
+from kdexport.train.rounding import Rounding
 from kdexport.train.trainer import Hooks, Material, Position, TrainSettings, distill
 from kdexport.train.world import ALONE, World
 
@@ -57,8 +57,7 @@ def learn(
     keeps_best: bool = True,
     evaluated: Callable[[Position, Evaluation], None] = lambda at, found: None,
     interrupted: Callable[[], bool] = lambda: False,
-    rounding: Callable[[Any], AbstractContextManager[None]] = lambda model: nullcontext(),
-    round_from: float | None = None,
+    rounding: Rounding | None = None,
     world: World = ALONE,
 ) -> Position:
     """Train a model in place, from its newest checkpoint if any; the best one is in `Places.best`.
@@ -68,7 +67,7 @@ def learn(
     Called in all processes of ``world``; the first shows and writes.
     """
     where: Any = {"checkpoints": places.checkpoints, "fingerprint": fingerprint, "world": world}
-    always = Hooks(rounding=rounding, round_from=round_from)
+    always = Hooks(rounding=rounding)
     if not world.is_first:
         with noted() as asked:
             hooks = replace(always, interrupted=lambda: asked() or interrupted())

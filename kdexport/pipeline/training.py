@@ -17,6 +17,7 @@ from kdexport.errors import InputError
 from kdexport.pipeline.importing import asks_teacher, imported_fingerprint, imported_held_out
 from kdexport.pipeline.learning import BEST, Places, learn
 from kdexport.pipeline.other_tokens import ask_across_tokens
+from kdexport.pipeline.rounding import rounding_of
 from kdexport.pipeline.run import Run
 from kdexport.pipeline.service import (
     COMPARED,
@@ -52,7 +53,6 @@ from kdexport.train.model import (
 from kdexport.train.objective import Objective, Term
 from kdexport.train.on_policy import OnPolicy, end_ids_of
 from kdexport.train.reference import told_by, write_reference, write_told
-from kdexport.train.rounding import GRIDS, Rounding
 from kdexport.train.schedule import Budget, Schedule
 from kdexport.train.stream import Stream
 from kdexport.train.teacher import check_vocabularies
@@ -253,7 +253,7 @@ def _train(run: Run, ready: Ready, seconds_spent: float, **around: Any) -> Posit
         Places(run.checkpoints, run.metrics, run.student_init, board),
         title="    distilling",
         fingerprint=ready.key,
-        **rounding_of(run.recipe, ready.student),
+        rounding=rounding_of(run.recipe, ready.student, data, ready.precision),
         **around,
     )
 
@@ -299,6 +299,8 @@ def train_settings(
         checkpoint_seconds=wish.checkpoint_seconds,
         evaluate_steps=wish.evaluate_steps,
         is_frugal=wish.activation_checkpointing,
+        rounded_from=1.0 - wish.quantize_aware,
+        rounded_lr=wish.rounded_lr,
     )
 
 
@@ -316,15 +318,6 @@ def own_samples_of(run: Run, student: Any, end_id: int | None, precision: str) -
         seed=run.recipe.seed,
         precision=precision,
     )
-
-
-def rounding_of(recipe: Recipe, student: Any) -> dict[str, Any]:
-    """What `learn` is told of the share of training that computes as the quantized bundle will."""
-    share = recipe.train.quantize_aware
-    if not share:
-        return {}
-    grids = GRIDS[recipe.export.scheme]()
-    return {"rounding": Rounding(student, grids), "round_from": 1.0 - share}
 
 
 def objective_of(wish: TrainSection) -> Objective:

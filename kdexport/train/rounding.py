@@ -1,148 +1,223 @@
-"""A student that computes as its quantized bundle will: with rounded weights and activations.
+"""A student that computes as its quantized bundle will: whole numbers that stay, scales that learn.
 
-Forward and backward pass see the rounded values, and the gradient is applied to the float32 weights
-as if nothing had been rounded (straight-through: Bengio et al. 2013; Jacob et al. 2018, section 3).
-A range is never clipped: then what is rounded already is left by export as it is, whatever export
-calibrates on. Knows linear layers and embeddings; no kernels and no graphs.
+It begins with export's own rounding, which makes up for its errors. From there on the whole numbers
+are fixed, and their scales are trained, with the vectors beside them (Chen et al. 2024,
+EfficientQAT, section 3.3): a change of a scale is small, where a weight that changes would leap by
+a whole step, with nothing to make up for it. Activations are rounded, too; the gradient passes as
+if they were not (straight-through: Bengio et al. 2013; Jacob et al. 2018, section 3).
+
+Knows linear layers and embeddings; no kernels and no graphs.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from kdexport.errors import InputError
-from kdexport.system.machine import cpu_features
+from kdexport.system.console import tracked
+from kdexport.system.interrupts import Interrupted
 from kdexport.train.anatomy import named_products
+from kdexport.train.data import Encoded, collate
+from kdexport.train.model import low_precision
 
-LARGEST_SCALE = torch.finfo(torch.float16).max
-CHUNK = 1 << 18  # numbers that are rounded at once on a CPU: they fit into its cache
+Array = np.ndarray[Any, Any]
 STEPS = 127  # of an activation on either side of zero
+TEXTS_AT_ONCE = 8
+MOST_AT_ONCE = 2**26  # numbers of Gram matrices that are kept at a time: 256 MB
 
 
 @dataclass(frozen=True)
-class Grid:
-    """The whole numbers that a weight may take, ``low`` to ``high``, and what shares a scale.
+class Kernel:
+    """How export keeps a product's weights.
 
-    ``blocks``: how many inputs of a product may share one, of which the first that divides them is
-    taken, its scale in half precision and its zero point 0. Without: all inputs do, and the zero
-    point is chosen with the scale. Activations are rounded in the same blocks. ``by_column``: the
-    blocks of an output have the same scale.
+    ``rounded``: float32 [K, N], and the Gram matrix [K, K] of what is multiplied with it or None,
+    to the weights that are kept. ``block``: inputs K -> how many share a scale of activations, and
+    of weights; None where no block divides them. ``by_column``: a whole column of weights shares
+    one.
     """
 
-    low: int
-    high: int
-    blocks: tuple[int, ...] = ()
+    rounded: Callable[[Array, Array | None], Array]
+    block: Callable[[int], int | None]
     by_column: bool = False
-
-    def block(self, n_inputs: int) -> int | None:
-        """Inputs that share a scale; None where no block divides them."""
-        return next((b for b in self.blocks or (n_inputs,) if n_inputs % b == 0), None)
-
-
-ROWS = Grid(0, 255)
-WIDE = Grid(-128, 127, (128, 64, 32))
-COLUMN = Grid(-128, 127, (128, 64, 32), by_column=True)
-NARROW = Grid(-128, 127, (32,))
-FOUR_BITS = Grid(-8, 7, (32,))
-
-
-@dataclass(frozen=True)
-class Grids:
-    """Of every product but the head, and of the head and the embedding."""
-
-    body: Grid
-    head: Grid = WIDE
-
-
-def _eight_bits_of_choice() -> Grids:
-    features = cpu_features()
-    if "amx" in features:
-        return Grids(COLUMN)
-    return Grids(WIDE if "vnni" in features else ROWS)
-
-
-GRIDS: Mapping[str, Callable[[], Grids]] = {
-    "int8": _eight_bits_of_choice,
-    "int8-portable": lambda: Grids(ROWS),
-    "int8-block": lambda: Grids(NARROW, NARROW),
-    "int4": lambda: Grids(FOUR_BITS),
-}
-"""What each scheme of `kdexport.export.quantize` rounds to on this CPU."""
 
 
 @dataclass
-class Matrix:
-    """A weight, the blocks that it is rounded in, and room for the outcome.
+class Product:
+    """A module's weight, and what its scales are multiplied with, in the weight's blocks.
 
-    ``inputs``: its axis of inputs, 1 for a linear layer and 0 for transformers' Conv1D.
+    ``inputs``: its axis of inputs, 1 for a linear layer and 0 for transformers' Conv1D. ``block``:
+    of activations. ``factors``: 1 + factor for every scale, [out, blocks, 1] or [blocks, 1, out].
     """
 
-    weight: torch.nn.Parameter
-    grid: Grid
+    name: str
+    module: Any
     inputs: int
-    rounded: torch.Tensor | None = None
+    block: int
+    factors: torch.nn.Parameter
+    made: torch.Tensor | None = None
 
-    def settle(self) -> torch.Tensor:
-        """The rounded weight; of a frozen one it is made once."""
-        if self.rounded is None or self.weight.requires_grad:
-            if self.rounded is None:
-                self.rounded = torch.empty_like(self.weight.data)
-            round_weight(self.weight.data, self.grid, inputs=self.inputs, out=self.rounded)
-        return self.rounded
+    @property
+    def weight(self) -> torch.nn.Parameter:
+        """Whole numbers times the scales that rounding chose."""
+        weight: torch.nn.Parameter = self.module.weight
+        return weight
+
+    def in_blocks(self, matrix: torch.Tensor) -> torch.Tensor:
+        """The weight's numbers, or its gradient's, so that factors fit them."""
+        if self.inputs:
+            return matrix.view(len(matrix), self.factors.shape[1], -1)
+        return matrix.view(len(self.factors), -1, matrix.shape[1])
+
+    def scaled(self) -> torch.Tensor:
+        """The weight as its scales are now."""
+        if self.made is None:
+            self.made = torch.empty_like(self.weight.data)
+        torch.mul(
+            self.in_blocks(self.weight.data), 1 + self.factors.data, out=self.in_blocks(self.made)
+        )
+        return self.made
+
+    def take_gradient(self) -> None:
+        """The weight's gradient becomes its factors'."""
+        gradient, self.weight.grad = self.weight.grad, None
+        if gradient is not None:
+            own = self.in_blocks((gradient * self.weight.data).contiguous())
+            summed = own.sum(2 if self.inputs else 1, keepdim=True)
+            before = self.factors.grad
+            self.factors.grad = summed if before is None else before + summed
 
 
 class Rounding:
-    """Blocks in which a student computes with rounded weights and activations.
+    """Blocks in which a student computes with rounded weights and activations, once it has begun.
 
-    Within one, the parameters themselves hold the rounded values; the float32 weights come back at
-    its end. Raises InputError for a product whose inputs no block divides.
+    Within one, the parameters themselves hold the weights that export will keep. At its end the
+    gradients of rounded weights are those of ``factors``, which are to be trained; the others' are
+    as they were. Raises InputError for a product whose inputs no block divides.
     """
 
-    def __init__(self, student: Any, grids: Grids) -> None:
-        self.grids = grids
-        head = student.get_output_embeddings()
-        tables = [student.get_input_embeddings(), head]
-        self._body = [(m, axis) for _, m, axis in named_products(student) if m not in tables]
-        found = [(module.weight, grids.head, 1) for module in tables if module is not None]
-        found += [(module.weight, grids.body, axis) for module, axis in self._body]
-        self._matrices = {id(weight): Matrix(weight, grid, axis) for weight, grid, axis in found}
-        for matrix in self._matrices.values():
-            n_inputs = matrix.weight.shape[matrix.inputs]
-            if matrix.grid.block(n_inputs) is None:
-                raise InputError(
-                    f"a product of {n_inputs} inputs is not divided by blocks of "
-                    f"{matrix.grid.blocks[-1]}",
-                    where="train.quantize_aware",
-                    remedy="set it to 0, or make a student of a width that they divide",
-                )
+    def __init__(
+        self,
+        student: Any,
+        body: Kernel,
+        head: Kernel,
+        texts: Sequence[Encoded],
+        *,
+        precision: str = "float32",
+    ) -> None:
+        self._body, self._head = body, head
+        self._texts, self._precision = texts, precision
+        tables = [student.get_input_embeddings(), student.get_output_embeddings()]
+        self._tables = {id(one.weight): one for one in tables if one is not None}
+        for one in self._tables.values():
+            _block(head, one.weight.shape[1])
+        self._products = [
+            _product(name, module, axis, body)
+            for name, module, axis in named_products(student)
+            if all(module is not one for one in tables)
+        ]
+
+    @property
+    def factors(self) -> torch.nn.ParameterList:
+        """What is trained of the scales: 0 where they are as rounding chose them."""
+        return torch.nn.ParameterList([one.factors for one in self._products])
+
+    @torch.no_grad()
+    def begin(self, student: Any, interrupted: Callable[[], bool] = lambda: False) -> None:
+        """Round the student's weights in place, as export does, on the texts that it learns from.
+
+        Some products after others: what the later read has been made by rounded ones. Raises
+        Interrupted where ``interrupted`` says so; the student is to be thrown away then.
+        """
+        for table in self._tables.values():
+            table.weight.copy_(_rounded(table.weight.data, 1, self._head, None))
+        left = list(self._products)
+        with tracked("    rounding", "products") as progress:
+            while left:
+                part = _first(left)
+                grams = self._grams(student, part)
+                for product in part:
+                    if interrupted():
+                        raise Interrupted("while the weights were rounded")
+                    gram = grams[product.name].cpu().numpy()
+                    weight = product.weight
+                    weight.copy_(_rounded(weight.data, product.inputs, self._body, gram))
+                    progress(len(self._products) - len(left) + 1, len(self._products))
+                    left.remove(product)
 
     @contextmanager
     def __call__(self, student: Any) -> Iterator[None]:
         """One such block for the student that this was made for."""
-        exact = {name: matrix.weight.data for name, matrix in self._matrices.items()}
+        kept = [product.weight.data for product in self._products]
         seen = _Seen()
         with ExitStack() as stack:
-            for module, axis in self._body:
-                block = self.grids.body.block(module.weight.shape[axis])
-                stack.callback(module.register_forward_pre_hook(seen.hook(block)).remove)
+            for product in self._products:
+                hook = seen.hook(product.block)
+                stack.callback(product.module.register_forward_pre_hook(hook).remove)
             stack.callback(student.base_model.register_forward_hook(self._last_states).remove)
             try:
-                for matrix in self._matrices.values():
-                    matrix.weight.data = matrix.settle()
+                for product in self._products:
+                    product.weight.data = product.scaled()
                 yield
             finally:
-                for name, matrix in self._matrices.items():
-                    matrix.weight.data = exact[name]
+                for product, weight in zip(self._products, kept, strict=True):
+                    product.weight.data = weight
+                    product.take_gradient()
+                for table in self._tables.values():
+                    table.weight.grad = None
 
     def _last_states(self, _module: Any, _args: Any, output: Any) -> Any:
         """What the head reads: it is multiplied elsewhere, some tokens at a time."""
         hidden = getattr(output, "last_hidden_state", None)
         if hidden is not None:
-            output.last_hidden_state = straight(hidden, self.grids.head.block(hidden.shape[-1]))
+            output.last_hidden_state = straight(hidden, _block(self._head, hidden.shape[-1]))
         return output
+
+    def _grams(self, student: Any, products: Sequence[Product]) -> Mapping[str, torch.Tensor]:
+        """Xᵀ X of what each product reads over the texts, float32 [K, K], by its name."""
+        grams = _Grams()
+        was_training = student.training
+        student.eval()
+        with ExitStack() as stack:
+            for product in products:
+                hook = grams.hook(product.name)
+                stack.callback(product.module.register_forward_pre_hook(hook).remove)
+            for begin in range(0, len(self._texts), TEXTS_AT_ONCE):
+                batch = collate(self._texts[begin : begin + TEXTS_AT_ONCE])
+                lengths = torch.tensor([len(example.ids) for example in batch.examples])
+                places = torch.arange(batch.ids.shape[1])
+                grams.is_text = (places < lengths[:, None]).to(student.device)
+                with low_precision(student, self._precision):
+                    student.base_model(**batch.inputs(student.device))
+        student.train(was_training)
+        return grams.by_name
+
+
+class _Grams:
+    """Gram matrices, one where several products read the same; ``is_text``: bool [B, L]."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, torch.Tensor] = {}
+        self.is_text = torch.empty(0)
+        self._last: tuple[Any, str] = (None, "")
+
+    def hook(self, name: str) -> Callable[[Any, Any], None]:
+        def add(_module: Any, args: Any) -> None:
+            x, *_ = args
+            before, same = self._last
+            if x is before:
+                self.by_name[name] = self.by_name[same]
+                return
+            self._last = (x, name)
+            rows = x[self.is_text].float()
+            if name not in self.by_name:
+                self.by_name[name] = torch.zeros(2 * rows.shape[-1:], device=rows.device)
+            self.by_name[name].addmm_(rows.t(), rows)
+
+        return add
 
 
 class _Seen:
@@ -151,7 +226,7 @@ class _Seen:
     def __init__(self) -> None:
         self._last: tuple[Any, int | None, Any] = (None, None, None)
 
-    def hook(self, block: int | None) -> Callable[[Any, Any], Any]:
+    def hook(self, block: int) -> Callable[[Any, Any], Any]:
         def rounded(_module: Any, args: Any) -> Any:
             x, *others = args
             before, of_block, made = self._last
@@ -163,48 +238,37 @@ class _Seen:
         return rounded
 
 
-def round_weight(
-    weight: torch.Tensor, grid: Grid, *, inputs: int = 1, out: torch.Tensor | None = None
-) -> torch.Tensor:
-    """A float32 matrix to the nearest values of a grid; ``inputs``: the axis that is divided.
-
-    The largest of a block, whichever sign it has, meets the end of the grid that has one number
-    more.
-    """
-    made = torch.empty_like(weight) if out is None else out
-    n_rows = grid.block(weight.shape[inputs])
-    if n_rows is None:
-        raise ValueError(f"no block divides {weight.shape[inputs]} inputs")
-    n_rows = weight.shape[inputs] if grid.by_column else n_rows
-    shape = (-1, n_rows) if inputs == 1 else (-1, n_rows, weight.shape[1])
-    blocks, results = weight.view(shape), made.view(shape)
-    at_once = len(blocks)
-    if weight.device.type == "cpu":
-        at_once = max(1, CHUNK // blocks[0].numel())
-    rule = _in_blocks if grid.blocks else _in_rows
-    for begin in range(0, len(blocks), at_once):
-        rows = slice(begin, begin + at_once)
-        rule(blocks[rows], grid, results[rows])
-    return made
+def _product(name: str, module: Any, axis: int, kernel: Kernel) -> Product:
+    n_inputs, n_outputs = module.weight.shape[axis], module.weight.shape[1 - axis]
+    block = _block(kernel, n_inputs)
+    n_blocks = 1 if kernel.by_column else n_inputs // block
+    shape = (n_outputs, n_blocks, 1) if axis else (n_blocks, 1, n_outputs)
+    factors = torch.nn.Parameter(torch.zeros(shape, device=module.weight.device))
+    return Product(name, module, axis, block, factors)
 
 
-def _in_blocks(w: torch.Tensor, grid: Grid, out: torch.Tensor) -> None:
-    low, high = w.amin(1, keepdim=True), w.amax(1, keepdim=True)
-    largest = torch.where(high > -low, high, low)
-    scale = (largest / grid.low).clamp_(-LARGEST_SCALE, LARGEST_SCALE).half().float()
-    scale.masked_fill_(scale == 0, 1)
-    torch.div(w, scale, out=out)
-    out.round_().clamp_(grid.low, grid.high).mul_(scale)
+def _block(kernel: Kernel, n_inputs: int) -> int:
+    block = kernel.block(n_inputs)
+    if block is None:
+        raise InputError(
+            f"a product of {n_inputs} inputs is not divided by the scheme's blocks",
+            where="train.quantize_aware",
+            remedy="set it to 0, or make a student of a width that they divide",
+        )
+    return block
 
 
-def _in_rows(w: torch.Tensor, grid: Grid, out: torch.Tensor) -> None:
-    low = w.amin(1, keepdim=True).clamp_(max=0)
-    high = w.amax(1, keepdim=True).clamp_(min=0)
-    scale = (high - low) / (grid.high - grid.low)
-    scale.masked_fill_(scale == 0, 1)
-    zero_point = (grid.low - low / scale).round_().clamp_(grid.low, grid.high)
-    torch.div(w, scale, out=out)
-    out.round_().add_(zero_point).clamp_(grid.low, grid.high).sub_(zero_point).mul_(scale)
+def _first(products: Sequence[Product]) -> list[Product]:
+    """The first ones, whose Gram matrices are not too large together; one at least."""
+    sizes = np.cumsum([int(one.weight.shape[one.inputs]) ** 2 for one in products])
+    return list(products[: max(1, int((sizes <= MOST_AT_ONCE).sum()))])
+
+
+def _rounded(weight: torch.Tensor, inputs: int, kernel: Kernel, gram: Array | None) -> torch.Tensor:
+    """A weight as export keeps it."""
+    matrix = weight.t() if inputs else weight
+    kept = torch.from_numpy(kernel.rounded(matrix.cpu().contiguous().numpy(), gram))
+    return kept.t() if inputs else kept
 
 
 def straight(x: torch.Tensor, block: int | None) -> torch.Tensor:

@@ -8,7 +8,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,8 +26,9 @@ from kdexport.train.feed import Feed
 from kdexport.train.model import lookups_share_gradient
 from kdexport.train.objective import Objective
 from kdexport.train.on_policy import OnPolicy
+from kdexport.train.rounding import Rounding
 from kdexport.train.schedule import Budget, learning_rate
-from kdexport.train.step import Done, Stepper
+from kdexport.train.step import Done, Stepper, exact
 from kdexport.train.teacher import TargetFn
 from kdexport.train.world import ALONE, World
 
@@ -39,7 +39,11 @@ DIVERGED = "diverged.json"  # that file, beside the checkpoints
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How to train. ``is_frugal``: freed memory goes back to the system within each step."""
+    """How to train. ``is_frugal``: freed memory goes back to the system within each step.
+
+    ``rounded_from``: the progress at which the student's weights are rounded; ``rounded_lr``: the
+    peak from there on, where a second schedule begins.
+    """
 
     budget: Budget
     objective: Objective = field(default_factory=Objective)
@@ -54,6 +58,8 @@ class TrainSettings:
     checkpoint_seconds: float = 60.0
     evaluate_steps: int = 100
     is_frugal: bool = False
+    rounded_from: float = 1.0
+    rounded_lr: float = 5e-4
 
 
 @dataclass(frozen=True)
@@ -116,8 +122,8 @@ class Hooks:
     """What the loop calls: where it begins; for the best student yet, every step, every evaluation;
     to be stopped.
 
-    ``rounding``: the block in which a student computes with rounded weights, from a progress of
-    ``round_from`` on; None: never. Students are then judged, and kept, as they are within it.
+    ``rounding``: how the student's weights are rounded from `TrainSettings.rounded_from` on; None:
+    never. Students are then judged, and kept, as they are within its blocks.
     """
 
     keep_best: Callable[[Any], None] = lambda student: None
@@ -125,8 +131,7 @@ class Hooks:
     evaluated: Callable[[Position, Evaluation], None] = lambda at, evaluation: None
     interrupted: Callable[[], bool] = lambda: False
     begins: Callable[[Position], None] = lambda at: None
-    rounding: Callable[[Any], AbstractContextManager[None]] = lambda student: nullcontext()
-    round_from: float | None = None
+    rounding: Rounding | None = None
 
 
 class DivergedError(KdexportError):
@@ -149,8 +154,7 @@ def distill(
     Raises Interrupted where `Hooks.interrupted` says so in any of them, also within an evaluation,
     with all saved; the evaluation is made up for when it goes on. Raises DivergedError.
     """
-    lookups_share_gradient(student)
-    learner = settings.objective.learner(student)
+    learner = _learner(student, settings.objective, hooks.rounding)
     optimizer = make_optimizer(learner, settings)
     stepper = _stepper(student, optimizer, settings, world)
     seed = torch.initial_seed()
@@ -170,7 +174,10 @@ def distill(
     student.train()
     while True:
         progress = settings.budget.progress(at.step, at.elapsed_s)
-        stepper.rounding = _rounding(at, progress, hooks)
+        if _rounds_now(at, progress, settings, hooks):
+            save()  # what is interrupted here begins here again
+            _round(at, student, hooks, world)
+        stepper.rounding = hooks.rounding if at.is_rounded and hooks.rounding else exact
         if _is_due(at, progress, settings.evaluate_steps):
             _look(at, student, stepper, material, settings, hooks)
         if world.any(hooks.interrupted()):
@@ -181,10 +188,10 @@ def distill(
             last_saved = time.monotonic()
         if progress >= 1.0:
             break
-        lr = learning_rate(progress, settings.lr, settings.warmup_fraction)
         group = material.feed.group(settings.accumulate)
         world.reseed(seed, at.step)
         own = _own_part(group, material, stepper, at.step, progress)
+        lr = _rate(at, progress, settings)
         done = stepper.step(own, _targets_of(own, group, material), lr, progress)
         _advance(at, done, stepper, started)
         _count_skips(at, done, group, checkpoints, world)
@@ -266,18 +273,40 @@ def _targets_of(
     return ahead(material.targets, own, group)
 
 
-def _rounding(
-    at: Position, progress: float, hooks: Hooks
-) -> Callable[[Any], AbstractContextManager[None]]:
-    """How the student computes; once it is rounded, it is judged against rounded ones only."""
-    if not at.is_rounded and hooks.round_from is not None and progress >= hooks.round_from:
-        at.is_rounded = True
-        at.best_score = float("inf")
-    return hooks.rounding if at.is_rounded else lambda student: nullcontext()
+def _learner(student: Any, objective: Objective, rounding: Rounding | None) -> torch.nn.Module:
+    """All that is trained, some of it at times only."""
+    lookups_share_gradient(student)
+    learner = objective.learner(student)
+    if rounding is None:
+        return learner
+    return torch.nn.ModuleDict({"learner": learner, "factors": rounding.factors})
+
+
+def _rounds_now(at: Position, progress: float, settings: TrainSettings, hooks: Hooks) -> bool:
+    return hooks.rounding is not None and not at.is_rounded and progress >= settings.rounded_from
+
+
+def _round(at: Position, student: Any, hooks: Hooks, world: World) -> None:
+    """Round the student's weights; from here on it is judged against rounded ones only."""
+    assert hooks.rounding is not None
+    hooks.rounding.begin(student, lambda: world.any(hooks.interrupted()))
+    at.is_rounded = True
+    at.best_score = float("inf")
+
+
+def _rate(at: Position, progress: float, settings: TrainSettings) -> float:
+    """The learning rate: of one schedule, or of two where weights are rounded in between."""
+    begin, end, peak = 0.0, settings.rounded_from, settings.lr
+    if at.is_rounded:
+        begin, end, peak = end, 1.0, settings.rounded_lr
+    part = (progress - begin) / (end - begin) if end > begin else 1.0
+    return learning_rate(part, peak, settings.warmup_fraction)
 
 
 def _is_due(at: Position, progress: float, evaluate_steps: int) -> bool:
     """Whether the student of this step is to be evaluated, and was not yet."""
+    if at.is_rounded and at.best_score == float("inf"):
+        return True  # what rounding left is the first to be bettered
     ends = at.step % evaluate_steps == 0 or progress >= 1.0
     return at.step > at.evaluated and ends
 

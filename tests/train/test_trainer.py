@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from kdexport.errors import KdexportError
+from kdexport.pipeline.rounding import kernel_of
+from kdexport.system.interrupts import Interrupted
 from kdexport.train.checkpoint import list_checkpoints
 from kdexport.train.data import Batch, Encoded, collate
 from kdexport.train.evaluate import Evaluation, evaluate
@@ -21,6 +23,7 @@ from kdexport.train.inside import InnerTerm, Inside
 from kdexport.train.memory import Memory
 from kdexport.train.model import load_model
 from kdexport.train.objective import Objective
+from kdexport.train.rounding import Rounding
 from kdexport.train.schedule import Budget, Schedule
 from kdexport.train.sizes import StudentSpec
 from kdexport.train.step import Stepper
@@ -79,6 +82,7 @@ def train(
         report,
         evaluated,
         interrupted=lambda: bool(events) and events[-1].step == options.get("ask_at"),
+        rounding=options.get("rounding"),
     )
     try:
         distill(
@@ -144,6 +148,60 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(
     assert [e.loss for e in rest] == [e.loss for e in events[7:]]
     for one, other in zip(whole.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def rounding_of(student: Any, examples: list[Encoded]) -> Rounding:
+    return Rounding(student, kernel_of("block4"), kernel_of("wide8"), examples[:6])
+
+
+@pytest.mark.parametrize("stop_at", [6, 7, 9])  # before its last checkpoint, its first step, later
+def test_a_run_goes_on_within_its_rounded_part(
+    student: Any, examples: list[Encoded], llama: Path, tmp_path: Path, stop_at: int
+) -> None:
+    """Bit for bit, with factors, their moments, and whole numbers that are made once."""
+    always = {"checkpoint_seconds": 0.0, "rounded_from": 0.5, "rounded_lr": 1e-2}
+    whole, broken = copy.deepcopy(student), copy.deepcopy(student)
+    rounding, first = rounding_of(whole, examples), rounding_of(broken, examples)
+    judged: list[int] = []
+    events = train(
+        whole,
+        examples,
+        llama,
+        tmp_path / "a",
+        changes=always,
+        rounding=rounding,
+        evaluations=judged,
+    )
+    assert judged == [4, 6, 8, 12]  # 6: what rounding left
+    # A schedule each: the second begins anew, and both end at a fiftieth of their peaks.
+    rates = [event.lr for event in events]
+    assert max(rates[:6]) == pytest.approx(1e-3, rel=0.1) and rates[5] < 2e-4
+    assert max(rates[6:]) == pytest.approx(1e-2, rel=0.1) and rates[11] < 2e-3
+    train(broken, examples, llama, tmp_path / "b", changes=always, rounding=first, stop_at=stop_at)
+    resumed = copy.deepcopy(student)
+    again = rounding_of(resumed, examples)
+    train(resumed, examples, llama, tmp_path / "b", changes=always, rounding=again)
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(rounding.factors, again.factors, strict=True):
+        assert torch.equal(one, other) and one.abs().max() > 0
+
+
+def test_a_wish_to_stop_is_heard_while_weights_are_rounded(
+    student: Any, examples: list[Encoded], llama: Path, tmp_path: Path
+) -> None:
+    before = {name: p.detach().clone() for name, p in student.named_parameters()}
+    rounding = rounding_of(student, examples)
+    hooks = Hooks(interrupted=lambda: True, rounding=rounding)
+    targets = live_targets(load_model(llama), None, 1.0)
+    material = Material(Epochs(examples[:20], 4, 0), targets, examples[20:], targets)
+    loop = settings(rounded_from=0.0)
+    with pytest.raises(Interrupted):
+        distill(student, material, loop, hooks, checkpoints=tmp_path, fingerprint="f")
+    state = json.loads((list_checkpoints(tmp_path)[0] / "state.json").read_text())
+    assert not state["position"]["is_rounded"]  # and the weights are the exact ones
+    kept = load_file(list_checkpoints(tmp_path)[0] / "model.safetensors")
+    assert all(torch.equal(kept[f"learner.{name}"], value) for name, value in before.items())
 
 
 def test_projections_are_trained_and_come_back_with_a_run(
