@@ -237,10 +237,12 @@ def _advance(at: Position, done: Done, stepper: Stepper, started: float) -> None
 
 
 def _loaded(load: Callable[[], State | None], world: World) -> State | None:
-    """What every process reads of the newest checkpoint; the first alone mends what a kill left."""
+    """What all read of the newest checkpoint; the first mends what a kill left, and writes later."""
     first = load() if world.is_first else None
     world.wait()
-    return first if world.is_first else load()
+    found = first if world.is_first else load()
+    world.wait()
+    return found
 
 
 def _place(saved: State | None, feed: Feed) -> Position:

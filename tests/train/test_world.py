@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from kdexport.errors import KdexportError
+from kdexport.pipeline.rounding import kernel_of
 from kdexport.system.interrupts import Interrupted
 from kdexport.train.data import Batch, Encoded, collate
 from kdexport.train.feed import Epochs
 from kdexport.train.model import load_model
 from kdexport.train.on_policy import OnPolicy
+from kdexport.train.rounding import Rounding
 from kdexport.train.schedule import Budget, Schedule
 from kdexport.train.teacher import TargetFn, live_targets
 from kdexport.train.trainer import Hooks, Material, TrainSettings, distill
@@ -64,6 +66,10 @@ def train(model: Path, folder: Path, world: World, **changes: Any) -> dict[str, 
     settings = TrainSettings(
         Budget(max_steps=STEPS), lr=1e-3, batch_size=4, accumulate=2, evaluate_steps=4
     )
+    if "kernel" in changes:
+        kernel = kernel_of(changes["kernel"])
+        hooks = replace(hooks, rounding=Rounding(student, kernel, kernel, texts[:8]))
+        settings = replace(settings, rounded_from=0.0)
     feed = Epochs(texts[:21], 4, 0)
     material = Material(feed, targets, texts[21:], held_out, changes.get("own"))
     try:
@@ -131,6 +137,7 @@ def scenarios(rank: int, folder: Path) -> None:
         seen["strays"] = train(llama, folder, world, name="strays", ask=strays_at("e7"))
         short = only_in(world, 1, short_of_memory(1))
         seen["short"] = train(llama, folder, world, name="short", ask=short)
+        seen["rounded"] = train(llama, folder, world, name="rounded", kernel="block4")
         seen["whole"] = train(gpt2, folder, world, name="whole")
         for name, model in (("stopped", gpt2), ("handed", llama)):
             # The fifth call is inside of the evaluation after step 4.
@@ -179,6 +186,14 @@ def test_two_processes_have_the_losses_of_one(
     assert alone["loss"][-1] < alone["loss"][0] - 0.1
     assert_close(seen[0]["plain"], alone)
     assert seen[0]["plain"]["sha256"] == seen[1]["plain"]["sha256"]
+
+
+def test_two_processes_round_alike_and_train_one_s_scales(
+    seen: list[dict[str, Any]], folder: Path
+) -> None:
+    alone = train(folder / "llama", folder, ALONE, name="alone-rounded", kernel="block4")
+    assert_close(seen[0]["rounded"], alone)
+    assert seen[0]["rounded"]["sha256"] == seen[1]["rounded"]["sha256"]
 
 
 def test_two_processes_write_the_samples_of_one(
