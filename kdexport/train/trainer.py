@@ -237,7 +237,7 @@ def _advance(at: Position, done: Done, stepper: Stepper, started: float) -> None
 
 
 def _loaded(load: Callable[[], State | None], world: World) -> State | None:
-    """What all read of the newest checkpoint; the first mends what a kill left, and writes later."""
+    """What all read of the newest checkpoint; the first mends what a kill left before."""
     first = load() if world.is_first else None
     world.wait()
     found = first if world.is_first else load()
