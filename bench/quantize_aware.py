@@ -81,7 +81,9 @@ def main(words: list[str]) -> None:
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     parser.add_argument("--scheme", default="int4")
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--lr", type=float, help="peak [default: a fifth of the recipe's]")
+    parser.add_argument(
+        "--lr", type=float, help="of the control [default: a fifth of the recipe's]"
+    )
     parser.add_argument("--work", type=Path, default=cache_folder() / "quantize-aware")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args(words)
@@ -103,7 +105,12 @@ def main(words: list[str]) -> None:
     print(f"won back: {shown(won)}, bar ≥ {BAR:g}: {'met' if met else 'NOT met'}")
     result = {
         **record(__file__, words),
-        "settings": {"scheme": given.scheme, "steps": given.steps, "lr": lr},
+        "settings": {
+            "scheme": given.scheme,
+            "steps": given.steps,
+            "lr": lr,
+            "rounded_lr": run.recipe.train.rounded_lr,
+        },
         "kl": {way: {s: one.mean for s, one in of.items()} for way, of in found.items()},
         "won_back": vars(won),
         "bar": BAR,

@@ -134,19 +134,18 @@ class Rounding:
         """
         for table in self._tables.values():
             table.weight.copy_(_rounded(table.weight.data, 1, self._head, None))
-        left = list(self._products)
-        with tracked("    rounding", "products") as progress:
-            while left:
-                part = _first(left)
-                grams = self._grams(student, part)
+        n_done, n_products = 0, len(self._products)
+        while n_done < n_products:
+            part = _first(self._products[n_done:])
+            grams = self._grams(student, part, interrupted)
+            with tracked("    rounding", "products") as progress:
                 for product in part:
-                    if interrupted():
-                        raise Interrupted("while the weights were rounded")
+                    _go_on(interrupted)
                     gram = grams[product.name].cpu().numpy()
                     weight = product.weight
                     weight.copy_(_rounded(weight.data, product.inputs, self._body, gram))
-                    progress(len(self._products) - len(left) + 1, len(self._products))
-                    left.remove(product)
+                    n_done += 1
+                    progress(n_done, n_products)
 
     @contextmanager
     def __call__(self, student: Any) -> Iterator[None]:
@@ -176,7 +175,9 @@ class Rounding:
             output.last_hidden_state = straight(hidden, _block(self._head, hidden.shape[-1]))
         return output
 
-    def _grams(self, student: Any, products: Sequence[Product]) -> Mapping[str, torch.Tensor]:
+    def _grams(
+        self, student: Any, products: Sequence[Product], interrupted: Callable[[], bool]
+    ) -> Mapping[str, torch.Tensor]:
         """Xᵀ X of what each product reads over the texts, float32 [K, K], by its name."""
         grams = _Grams()
         was_training = student.training
@@ -185,13 +186,16 @@ class Rounding:
             for product in products:
                 hook = grams.hook(product.name)
                 stack.callback(product.module.register_forward_pre_hook(hook).remove)
+            progress = stack.enter_context(tracked("    observing", "texts"))
             for begin in range(0, len(self._texts), TEXTS_AT_ONCE):
+                _go_on(interrupted)
                 batch = collate(self._texts[begin : begin + TEXTS_AT_ONCE])
                 lengths = torch.tensor([len(example.ids) for example in batch.examples])
                 places = torch.arange(batch.ids.shape[1])
                 grams.is_text = (places < lengths[:, None]).to(student.device)
                 with low_precision(student, self._precision):
                     student.base_model(**batch.inputs(student.device))
+                progress(begin + len(batch.examples), len(self._texts))
         student.train(was_training)
         return grams.by_name
 
@@ -236,6 +240,11 @@ class _Seen:
             return (made, *others)
 
         return rounded
+
+
+def _go_on(interrupted: Callable[[], bool]) -> None:
+    if interrupted():
+        raise Interrupted("while the weights were rounded")
 
 
 def _product(name: str, module: Any, axis: int, kernel: Kernel) -> Product:
