@@ -2,7 +2,7 @@
 
 It begins with export's own rounding, which makes up for its errors. From there on the whole numbers
 are fixed, and their scales are trained, with the vectors beside them (Chen et al. 2024,
-EfficientQAT, section 3.3): a change of a scale is small, where a weight that changes would leap by
+EfficientQAT, E2E-QP): a change of a scale is small, where a weight that changes would leap by
 a whole step, with nothing to make up for it. Activations are rounded, too; the gradient passes as
 if they were not (straight-through: Bengio et al. 2013; Jacob et al. 2018, section 3).
 
