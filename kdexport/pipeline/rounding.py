@@ -37,7 +37,7 @@ def kernel_of(name: str) -> Kernel:
 
 
 def _texts(data: Splits) -> Sequence[Encoded]:
-    """Of the training texts some from all over; of those that are streamed the first."""
+    """Training texts, evenly apart; of those that are streamed the first."""
     if data.lines:
         with data.lines.path.open("rb") as lines:
             first = islice(lines, data.lines.n)
