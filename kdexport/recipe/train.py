@@ -184,7 +184,7 @@ class TrainSection(Section):
         0.0, description="Share of training, at its end, that computes as the quantized bundle will"
     )
     rounded_lr: Positive = Field(
-        5e-4, description="Peak of that share: of scales, in shares of each, and of vectors"
+        1e-4, description="Peak of that share: of scales, in shares of each, and of vectors"
     )
     activation_checkpointing: bool = Field(
         False, description="Compute layers again for their gradient: less memory, a fifth more time"

@@ -59,7 +59,7 @@ class TrainSettings:
     evaluate_steps: int = 100
     is_frugal: bool = False
     rounded_from: float = 1.0
-    rounded_lr: float = 5e-4
+    rounded_lr: float = 1e-4
 
 
 @dataclass(frozen=True)
