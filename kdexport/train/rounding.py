@@ -228,7 +228,7 @@ class _Seen:
     """Rounds what products read, once where several read the same."""
 
     def __init__(self) -> None:
-        self._last: tuple[Any, int | None, Any] = (None, None, None)
+        self._last: tuple[Any, int, Any] = (None, 0, None)
 
     def hook(self, block: int) -> Callable[[Any, Any], Any]:
         def rounded(_module: Any, args: Any) -> Any:
@@ -280,7 +280,7 @@ def _rounded(weight: torch.Tensor, inputs: int, kernel: Kernel, gram: Array | No
     return kept.t() if inputs else kept
 
 
-def straight(x: torch.Tensor, block: int | None) -> torch.Tensor:
+def straight(x: torch.Tensor, block: int) -> torch.Tensor:
     """Activations [..., K] in 8 bits, a scale a block of each row; the gradient passes as it is."""
     made: torch.Tensor = _Straight.apply(x, block)  # type: ignore[no-untyped-call]
     return made
@@ -288,8 +288,8 @@ def straight(x: torch.Tensor, block: int | None) -> torch.Tensor:
 
 class _Straight(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, block: int | None) -> torch.Tensor:
-        blocks = x.detach().float().reshape(-1, block or x.shape[-1])
+    def forward(ctx: Any, x: torch.Tensor, block: int) -> torch.Tensor:
+        blocks = x.detach().float().reshape(-1, block)
         low, high = torch.aminmax(blocks, dim=1, keepdim=True)
         step = torch.maximum(-low, high).clamp_(min=1e-12).div_(STEPS)
         rounded = torch.div(blocks, step).round_().mul_(step)
